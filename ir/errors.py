@@ -1,0 +1,21 @@
+"""The errors that users meet. Each message names the node, what was found and what to do."""
+
+
+class OnnxcError(Exception):
+    """Base of all errors that onnxc raises on purpose."""
+
+
+class ModelError(OnnxcError):
+    """The model is broken: not ONNX, truncated, inconsistent, or it points outside its folder."""
+
+
+class UnsupportedError(OnnxcError):
+    """The model is valid but asks for what this compiler (or this target) cannot do."""
+
+
+class ShapeError(OnnxcError):
+    """An input or a dimension contradicts what the model declares or another dimension."""
+
+
+class TargetError(OnnxcError):
+    """The target is unknown, or what it needs is not installed."""

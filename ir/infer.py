@@ -1,0 +1,190 @@
+"""Types and symbolic values of a graph, node by node, from the operators' declarations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .dims import Dim, Sum, symbol
+from .dtypes import I64
+from .errors import OnnxcError, ShapeError, UnsupportedError
+from .graph import Attribute, Constant, Graph, Node, TensorType, Type, Value
+from .ops import REGISTRY
+from .ops.declare import Context
+from .symbolic import SymbolicValue, evaluate_scalar
+from .tensors import Tensor, buffer_tensor, collecting_assumptions, opaque_tensor, unflatten
+
+# Shape arithmetic handles a few numbers per tensor; larger ones are data.
+SYMBOLIC_LIMIT = 64
+
+
+class Inference:
+    """Walks a graph in order and holds what is known of each value.
+
+    `values` maps a value's name to the tuple of its elements (row-major) where they are known; `assumptions` are pairs of
+    dims taken for equal; `bindings` tell for each symbol that only the run knows which element of which value it is.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, tuple[SymbolicValue, ...]] = {}
+        self.arrays: dict[str, np.ndarray] = {}
+        self.assumptions: list[tuple[Dim, Dim]] = []
+        self.bindings: dict[str, tuple[str, int]] = {}
+
+    def define(self, value: Value, array: np.ndarray) -> None:
+        """Makes the content of a constant known."""
+        self.arrays[value.name] = array
+        if array.size <= SYMBOLIC_LIMIT and array.dtype.kind in "iufb":
+            self.values[value.name] = tuple(array.reshape(-1).tolist())
+
+    def outputs(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Attribute],
+        regions: Mapping[str, Graph] | None = None,
+        output_names: Sequence[str] = ("out",),
+        origin: Sequence[str] = (),
+    ) -> tuple[Type, ...]:
+        """The types of a node's outputs; remembers the outputs' values where they are known.
+
+        Raises UnsupportedError for an unknown operator, ShapeError for operands that do not fit.
+        """
+        if op == "Constant":
+            handle = attributes["value"]
+            assert isinstance(handle, Constant)
+            return (_array_type(handle.array),)
+        tensors = self.definition(op, inputs, attributes, regions, output_names, origin)
+        for name, tensor in zip(output_names, tensors, strict=False):
+            if isinstance(tensor, Tensor) and name:
+                self._evaluate(name, tensor)
+        return tuple(TensorType(t.dtype, t.shape) if isinstance(t, Tensor) else t for t in tensors)
+
+    def definition(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Attribute],
+        regions: Mapping[str, Graph] | None = None,
+        output_names: Sequence[str] = ("out",),
+        origin: Sequence[str] = (),
+        operands: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor | Type, ...]:
+        """The node's outputs as tensors over its inputs; `operands` gives definitions to use in place of buffers."""
+        operator = REGISTRY.get(op)
+        where = f'{op} ({", ".join(origin)})' if origin else op
+        if operator is None:
+            raise UnsupportedError(f"{where}: no declaration of this operator; `onnxc ops` lists those there are")
+        static = operator.static_positions(len(inputs))
+        arguments: list[Any] = []
+        for position, value in enumerate(inputs):
+            if value is None:
+                arguments.append(None)
+            elif position in static:
+                arguments.append(self.static(value))
+            elif operands is not None and value.name in operands:
+                arguments.append(operands[value.name])
+            elif isinstance(value.type, TensorType):
+                arguments.append(buffer_tensor(value.name, value.dtype, value.shape))
+            else:
+                arguments.append(value.type)
+        types = tuple(None if value is None else value.type for value in inputs)
+        try:
+            with collecting_assumptions() as assumed:
+                result = operator(arguments, attributes, Context(tuple(output_names), regions or {}, types))
+        except OnnxcError as error:
+            shapes = ", ".join(str(value.type) if value is not None else "absent" for value in inputs)
+            raise type(error)(f"{where} on ({shapes}): {error}") from error
+        except (TypeError, AssertionError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
+            shapes = ", ".join(str(value.type) if value is not None else "absent" for value in inputs)
+            raise ShapeError(f"{where} on ({shapes}): operands or attributes do not fit the operator: {error}") from error
+        self.assumptions += [pair for pair in assumed if pair not in self.assumptions]
+        return result
+
+    def static(self, value: Value) -> tuple[Any, ...]:
+        """The elements of an operand that decides shapes; run-time symbols where they are not known."""
+        known = self.values.get(value.name)
+        if known is not None:
+            return tuple(known)
+        array = self.arrays.get(value.name)
+        if array is not None:
+            return tuple(array.reshape(-1).tolist())
+        count = math.prod(d for d in value.shape if isinstance(d, int)) if value.tensor.static else None
+        if count is None or not value.dtype.is_integer:
+            raise UnsupportedError(f"%{value.name} decides a shape but is computed from data as {value.type}")
+        elements: list[Dim] = []
+        for element in range(count):
+            name = "".join(c if c.isalnum() else "_" for c in value.name) + f"_{element}"
+            self.bindings[name] = (value.name, element)
+            elements.append(symbol(name, None))
+        return tuple(elements)
+
+    def _evaluate(self, name: str, tensor: Tensor) -> None:
+        if tensor.kind == "opaque" or tensor.dtype.kind in ("complex", "string"):
+            return
+        size = tensor.size
+        if not isinstance(size, int) or size > SYMBOLIC_LIMIT or (tensor.sources and not self._sources_known(tensor)):
+            return
+        elements: list[SymbolicValue] = []
+        for flat in range(size):
+            value = evaluate_scalar(tensor.at(unflatten(flat, tensor.shape)), self._lookup)
+            if value is None:
+                return
+            elements.append(value)
+        self.values[name] = tuple(elements)
+
+    def _sources_known(self, tensor: Tensor) -> bool:
+        """A cheap test that spares building elements of data tensors: some source is known or small."""
+        return all(
+            self._sources_known(source) if source.buffer is None else self._is_known(source.buffer.name)
+            for source in tensor.sources
+        )
+
+    def _is_known(self, name: str) -> bool:
+        return name in self.values or name in self.arrays
+
+    def _lookup(self, name: str, offset: int) -> SymbolicValue | None:
+        known = self.values.get(name)
+        if known is not None:
+            return known[offset] if 0 <= offset < len(known) else None
+        array = self.arrays.get(name)
+        if array is not None and array.dtype.kind in "iufb" and 0 <= offset < array.size:
+            value: int | float | bool = array.reshape(-1)[offset].item()
+            return value
+        return None
+
+    def graph(self, graph: Graph) -> None:
+        """Learns all that the nodes of a typed graph tell, regions included."""
+        for node in graph.nodes:
+            self.node(node)
+
+    def node(self, node: Node) -> tuple[Type, ...]:
+        """The inferred types of one node of a typed graph; its regions are walked too."""
+        if node.op == "Constant":
+            handle = node.attributes["value"]
+            assert isinstance(handle, Constant)
+            self.define(node.output, handle.array)
+            return (node.output.type,)
+        for region in node.regions.values():
+            self.graph(region)
+        names = [value.name for value in node.outputs]
+        return self.outputs(node.op, node.inputs, node.attributes, node.regions, names, node.origin)
+
+
+def _array_type(array: np.ndarray) -> TensorType:
+    from .dtypes import of_numpy
+
+    return TensorType(of_numpy(array.dtype), tuple(int(d) for d in array.shape))
+
+
+def known_dims(values: Sequence[SymbolicValue] | None) -> tuple[Dim, ...] | None:
+    """Values that are all ints or dims, as dims; else None."""
+    if values is None or not all(isinstance(v, int | Sum) and not isinstance(v, bool) for v in values):
+        return None
+    return tuple(v for v in values if isinstance(v, int | Sum))
+
+
+__all__ = ["I64", "Inference", "known_dims", "opaque_tensor"]

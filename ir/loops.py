@@ -1,0 +1,248 @@
+"""The kernel language: one fused loop nest as explicit statements over scalar and vector expressions.
+
+A kernel is rendered to LLVM IR and to CUDA C from this form alone. Every decision of a schedule (tiles, vectors,
+registers, threads) is visible here and in its printed text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, Union
+
+from . import scalars as s
+from .dims import Dim, Symbol, symbol
+from .scalars import Buffer, Scalar
+
+KINDS = ("serial", "unrolled", "vector", "parallel", "grid", "block")
+
+
+@dataclass(frozen=True)
+class For:
+    """The body for index = 0, step, 2*step, ... < extent.
+
+    `kind`: serial; unrolled (constant extent); vector (becomes explicit lanes by `passes.vectorize`, a tail included);
+    parallel (iterations are independent, threads share them); grid and block (GPU).
+    """
+
+    index: str
+    extent: Dim
+    body: Block
+    kind: str = "serial"
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class Let:
+    """Names an i64 for the rest of the enclosing block; dims then use it as a symbol."""
+
+    name: str
+    value: Dim | Scalar
+
+
+@dataclass(frozen=True)
+class Define:
+    """A register variable: `buffer` (space "register") starts with the value; loads of it read the variable."""
+
+    buffer: Buffer
+    value: Scalar
+
+
+@dataclass(frozen=True)
+class Alloc:
+    """Private memory for the enclosing block: stack or registers or shared, undefined at first."""
+
+    buffer: Buffer
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Names an address within another buffer: `name[i]` is `source[offset + i]`, or `otherwise[i]` where the condition is false.
+
+    Row pointers of tiled kernels; `otherwise` is where a row outside the image points to (a row of zeros)."""
+
+    buffer: Buffer
+    source: Buffer
+    offset: Dim
+    condition: Scalar | None = None
+    otherwise: Buffer | None = None
+
+
+@dataclass(frozen=True)
+class Store:
+    """Writes `value` (all its lanes, `stride` apart) from a flat element offset on; lanes with a false predicate are left alone."""
+
+    buffer: Buffer
+    offset: Dim
+    value: Scalar
+    predicate: Scalar | None = None
+    stride: Dim = 1
+
+
+@dataclass(frozen=True)
+class If:
+    """One of two blocks, by a scalar condition."""
+
+    condition: Scalar
+    then: Block
+    otherwise: Block = ()
+
+
+@dataclass(frozen=True)
+class While:
+    """The body as long as the condition (which reads registers) holds."""
+
+    condition: Scalar
+    body: Block
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """All threads of a GPU block wait for each other here."""
+
+
+Statement: TypeAlias = Union[For, Let, Define, Alloc, Alias, Store, If, While, Barrier]
+Block: TypeAlias = tuple[Statement, ...]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function of buffers and sizes.
+
+    `parameters` are the buffers in order, `outputs` the names of those that are written; parameters never overlap unless
+    `aliases` says so. `sizes` are the symbols whose values are passed (all i64).
+    """
+
+    name: str
+    parameters: tuple[Buffer, ...]
+    outputs: tuple[str, ...]
+    sizes: tuple[str, ...]
+    body: Block
+    origin: tuple[str, ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return print_kernel(self)
+
+
+def children(statement: Statement) -> tuple[Block, ...]:
+    """The blocks inside a statement."""
+    if isinstance(statement, For | While):
+        return (statement.body,)
+    if isinstance(statement, If):
+        return statement.then, statement.otherwise
+    return ()
+
+
+def walk(block: Block) -> Iterator[Statement]:
+    """Every statement of a block, outer before inner."""
+    for statement in block:
+        yield statement
+        for inner in children(statement):
+            yield from walk(inner)
+
+
+def loop(index: str, extent: Dim, body: Sequence[Statement], kind: str = "serial", step: int = 1) -> Statement:
+    return For(index, extent, tuple(body), kind, step)
+
+
+def index_symbol(name: str, extent: Dim) -> Dim:
+    """The dim of a loop index in [0, extent)."""
+    return symbol(name, 0, extent - 1)
+
+
+_INFIX = {
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "rem": "%", "lt": "<", "le": "<=", "eq": "==", "ne": "!=", "and": "&",
+    "or": "|", "xor": "^", "shl": "<<", "shr": ">>",
+}  # fmt: skip
+
+
+def print_scalar(scalar: Scalar) -> str:
+    """The expression on one line."""
+    kind = f"{scalar.dtype}x{scalar.lanes}" if scalar.lanes > 1 else str(scalar.dtype)
+    if isinstance(scalar, s.Const):
+        return str(scalar.value).lower() if isinstance(scalar.value, bool) else repr(scalar.value)
+    if isinstance(scalar, s.Index):
+        return str(scalar.dim)
+    if isinstance(scalar, s.Lanes):
+        return f"lanes({scalar.lanes})"
+    if isinstance(scalar, s.Load):
+        span = f" : {scalar.lanes}" if scalar.lanes > 1 else ""
+        span += f" : {scalar.stride}" if scalar.stride != 1 else ""
+        guard = f" if {scalar.predicate}" if scalar.predicate is not None else ""
+        return f"{scalar.buffer.name}[{scalar.offset}{span}{guard}]"
+    if isinstance(scalar, s.Unary):
+        return f"{scalar.op}({scalar.operand})"
+    if isinstance(scalar, s.Binary):
+        if scalar.op in _INFIX:
+            return f"({scalar.left} {_INFIX[scalar.op]} {scalar.right})"
+        return f"{scalar.op}({scalar.left}, {scalar.right})"
+    if isinstance(scalar, s.Select):
+        return f"select({scalar.condition}, {scalar.yes}, {scalar.no})"
+    if isinstance(scalar, s.Cast | s.Bitcast):
+        return f"{'bits_as ' if isinstance(scalar, s.Bitcast) else ''}{kind}({scalar.operand})"
+    if isinstance(scalar, s.Fma):
+        return f"fma({scalar.a}, {scalar.b}, {scalar.c})"
+    if isinstance(scalar, s.Broadcast):
+        return f"{kind}({scalar.operand})"
+    if isinstance(scalar, s.Horizontal):
+        return f"horizontal_{scalar.op}({scalar.operand})"
+    if isinstance(scalar, s.Reduce):
+        ranges = ", ".join(f"{name} < {extent}" for name, extent in scalar.ranges)
+        return f"reduce_{scalar.op}({ranges}: {scalar.body})"
+    if isinstance(scalar, s.Element):
+        return f"{scalar.tensor}[{', '.join(map(str, scalar.indices))}]"
+    name = scalar.name if isinstance(scalar, s.Call) else type(scalar).__name__.lower()
+    tail = f", {list(scalar.pick)}" if isinstance(scalar, s.Shuffle) else ""
+    return f"{name}({', '.join(map(str, scalar.children))}{tail})"
+
+
+def _print_block(block: Block, indent: str) -> Iterator[str]:
+    for statement in block:
+        if isinstance(statement, For):
+            step = f" step {statement.step}" if statement.step != 1 else ""
+            yield f"{indent}{statement.kind} for {statement.index} < {statement.extent}{step}:"
+            yield from _print_block(statement.body, indent + "  ")
+        elif isinstance(statement, While):
+            yield f"{indent}while {statement.condition}:"
+            yield from _print_block(statement.body, indent + "  ")
+        elif isinstance(statement, If):
+            yield f"{indent}if {statement.condition}:"
+            yield from _print_block(statement.then, indent + "  ")
+            if statement.otherwise:
+                yield f"{indent}else:"
+                yield from _print_block(statement.otherwise, indent + "  ")
+        elif isinstance(statement, Let):
+            yield f"{indent}let {statement.name} = {statement.value}"
+        elif isinstance(statement, Define):
+            yield f"{indent}var {statement.buffer.name} = {statement.value}"
+        elif isinstance(statement, Alloc):
+            b = statement.buffer
+            width = f"x{b.lanes}" if b.lanes > 1 else ""
+            yield f"{indent}{b.space} {b.name}: {b.dtype}{width}[{b.size}]"
+        elif isinstance(statement, Alias):
+            guard = f" if {statement.condition} else {statement.otherwise}" if statement.condition is not None else ""
+            yield f"{indent}pointer {statement.buffer.name} = {statement.source.name} + {statement.offset}{guard}"
+        elif isinstance(statement, Store):
+            span = f" : {statement.value.lanes}" if statement.value.lanes > 1 else ""
+            span += f" : {statement.stride}" if statement.stride != 1 else ""
+            guard = f" if {statement.predicate}" if statement.predicate is not None else ""
+            yield f"{indent}{statement.buffer.name}[{statement.offset}{span}{guard}] = {statement.value}"
+        else:
+            yield f"{indent}barrier"
+
+
+def print_kernel(kernel: Kernel) -> str:
+    """The text of a kernel, as `onnxc dump --stage kernels` shows it."""
+    parameters = ", ".join(
+        f"{'out ' if buffer.name in kernel.outputs else ''}{buffer.name}: {buffer.dtype}[{buffer.size}]"
+        for buffer in kernel.parameters
+    )
+    sizes = f"; {', '.join(kernel.sizes)}" if kernel.sizes else ""
+    origin = f"  // from {', '.join(kernel.origin)}\n" if kernel.origin else ""
+    return f"{origin}kernel {kernel.name}({parameters}{sizes}):\n" + "\n".join(_print_block(kernel.body, "  ")) + "\n"
+
+
+def size_symbols(names: Sequence[str]) -> tuple[Symbol, ...]:
+    """The sizes of a kernel as symbols."""
+    return tuple(Symbol(name) for name in names)

@@ -1,0 +1,13 @@
+"""The operators: one file per family, joined here into one registry."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from . import elementwise
+from .declare import Operator
+
+_FAMILIES = (elementwise,)
+
+REGISTRY: Mapping[str, Operator] = MappingProxyType(
+    {name: operator for family in _FAMILIES for name, operator in family.declare.operators.items()}
+)

@@ -1,0 +1,175 @@
+"""How an operator is declared: one function that defines its outputs as tensors over its inputs.
+
+The definition gives the type rule (shape and element type of what it returns), the meaning for fusion and generic code
+(its elements), and with symbolic operands the values that shape arithmetic yields. Heavy operators get better code from
+a schedule of a backend; the definition stays what they mean.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from ..dims import Dim, symbol
+from ..errors import UnsupportedError
+from ..graph import Type
+from ..scalars import Scalar
+from ..tensors import Tensor, elementwise
+
+Static: TypeAlias = tuple[Any, ...]
+"""The elements of an operand that decides the shape of the result: dims, or numbers of a float operand."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a definition may ask for beyond operands and attributes (its parameter named `context`).
+
+    `outputs` holds the names of the outputs, "" for one that nobody wants; `regions` the graphs of control flow;
+    `types` the types of all inputs, None for absent ones.
+    """
+
+    outputs: tuple[str, ...] = ("out",)
+    regions: Mapping[str, Any] = field(default_factory=dict)
+    types: tuple[Type | None, ...] = ()
+
+    def wanted(self, position: int) -> bool:
+        """Whether output number `position` is used."""
+        return position < len(self.outputs) and self.outputs[position] != ""
+
+    def fresh(self, stem: str, upper: Dim | None = None) -> Dim:
+        """A symbol for a size that only the run tells, named after the first output."""
+        return symbol(f"{_identifier(self.outputs[0])}_{stem}", 0, upper)
+
+
+def _identifier(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A declared operator.
+
+    `static` names the operands whose values decide shapes: the definition gets them as a tuple of dims (or numbers),
+    None where absent. `heavy` marks contractions that have schedules and anchor a fused group. `movement` says that every
+    output element is one input element. `pointwise` that output element i depends on operand elements i alone.
+    """
+
+    name: str
+    define: Callable[..., Any]
+    static: tuple[str, ...] = ()
+    heavy: bool = False
+    movement: bool = False
+    pointwise: bool = False
+
+    @property
+    def parameters(self) -> list[inspect.Parameter]:
+        """The operands, in ONNX's order."""
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        return [p for p in inspect.signature(self.define).parameters.values() if p.kind in kinds]
+
+    @property
+    def attributes(self) -> dict[str, inspect.Parameter]:
+        """The attributes with their defaults."""
+        kind = inspect.Parameter.KEYWORD_ONLY
+        return {n: p for n, p in inspect.signature(self.define).parameters.items() if p.kind == kind}
+
+    def static_positions(self, count: int) -> dict[int, str]:
+        """Which of `count` inputs are static, by position."""
+        names = [p.name for p in self.parameters]
+        return {i: n for i, n in enumerate(names[:count]) if n in self.static}
+
+    def __call__(
+        self, operands: Sequence[Any], attributes: Mapping[str, Any], context: Context | None = None
+    ) -> tuple[Tensor | Type, ...]:
+        """The outputs for the given operands (tensors; tuples for static ones; None where absent)."""
+        declared = self.attributes
+        keywords = {}
+        static_names = set(self.static)
+        for name, value in attributes.items():
+            if name in declared:
+                keywords[name] = value
+            elif name not in static_names:
+                raise UnsupportedError(f"{self.name} has an attribute {name!r} that is not supported")
+        if "context" in declared:
+            keywords["context"] = context or Context()
+        parameters = self.parameters
+        variadic = bool(parameters) and parameters[-1].kind == inspect.Parameter.VAR_POSITIONAL
+        named: dict[str, Any] = {}
+        arguments = list(operands)
+        if not variadic:
+            for position, parameter in enumerate(parameters):
+                value = arguments[position] if position < len(arguments) else None
+                if value is None and parameter.name in attributes and parameter.name in static_names:
+                    value = attributes[parameter.name]
+                if value is None and parameter.default is not inspect.Parameter.empty:
+                    value = parameter.default
+                elif value is None:
+                    raise UnsupportedError(f"{self.name} lacks its operand {parameter.name!r}")
+                named[parameter.name] = value
+            if len(arguments) > len(parameters) and any(a is not None for a in arguments[len(parameters) :]):
+                raise UnsupportedError(f"{self.name} takes at most {len(parameters)} operands, found {len(arguments)}")
+            result = self.define(**named, **keywords)
+        else:
+            result = self.define(*arguments, **keywords)
+        return result if isinstance(result, tuple) else (result,)
+
+
+class Registry:
+    """Collects the declarations of one file (`declare = Registry()`); `ir.ops` joins all files' registries."""
+
+    def __init__(self) -> None:
+        self._operators: dict[str, Operator] = {}
+
+    @property
+    def operators(self) -> Mapping[str, Operator]:
+        return MappingProxyType(self._operators)
+
+    def op(
+        self, *names: str, static: Sequence[str] = (), heavy: bool = False, movement: bool = False
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Declares operators by a function of tensors; positional parameters are operands, keyword-only ones attributes."""
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            for name in names:
+                self._operators[name] = Operator(name, function, tuple(static), heavy, movement)
+            return function
+
+        return register
+
+    def pointwise(self, *names: str) -> Callable[[Callable[..., Scalar]], Callable[..., Scalar]]:
+        """Declares operators by a function of scalars, applied to broadcast operands."""
+
+        def register(function: Callable[..., Scalar]) -> Callable[..., Scalar]:
+            signature = inspect.signature(function)
+            for name in names:
+
+                def define(*operands: Any, **attributes: Any) -> Tensor:
+                    present = [operand for operand in operands if operand is not None]
+
+                    def element(*scalars: Scalar) -> Scalar:
+                        remaining = iter(scalars)
+                        return function(*(None if o is None else next(remaining) for o in operands), **attributes)
+
+                    return elementwise(element, *present)
+
+                define.__signature__ = signature  # type: ignore[attr-defined]
+                define.__doc__ = function.__doc__
+                # Operands arrive by name (see Operator.__call__): put them back in order.
+                names_in_order = [p.name for p in signature.parameters.values() if p.kind == p.POSITIONAL_OR_KEYWORD]
+                self._operators[name] = Operator(name, _positional(define, names_in_order, signature), pointwise=True)
+            return function
+
+        return register
+
+
+def _positional(define: Callable[..., Any], names: list[str], signature: inspect.Signature) -> Callable[..., Any]:
+    def call(*operands: Any, **keywords: Any) -> Any:
+        given = [keywords.pop(name) for name in names if name in keywords]
+        return define(*operands, *given, **keywords)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    call.__doc__ = define.__doc__
+    return call
