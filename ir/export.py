@@ -13,9 +13,11 @@ from .dtypes import DType
 from .errors import UnsupportedError
 from .graph import Attribute, Constant, Graph, Node, OptionalType, SequenceType, TensorType, Type, Value
 
-STANDARD_DOMAINS = ("ai.onnx.ml", "ai.onnx.preview.training", "ai.onnx.preview", "ai.onnx.training")
 IR_VERSION = 10
 """The IR version written at least; opsets above 22 ask for a later one."""
+
+LEAST_OPSET = 21
+"""The oldest opset written: no operator changed its meaning since."""
 
 
 def split_operator(op: str) -> tuple[str, str]:
@@ -63,7 +65,7 @@ def _attribute_to_onnx(node: Node, name: str, value: Attribute) -> AttributeProt
     kinds = AttributeProto
     schema = schema_of(node.op)
     declared = schema.attributes.get(name) if schema is not None else None
-    kind = kinds.AttributeType.Value(declared.type.name) if declared is not None else None
+    kind = int(declared.type.value) if declared is not None else None  # type: ignore[attr-defined]
     if isinstance(value, Constant):
         return onnx.helper.make_attribute(name, constant_to_onnx(value))
     if isinstance(value, TensorType | SequenceType | OptionalType):
@@ -133,11 +135,46 @@ def graph_to_onnx(graph: Graph) -> GraphProto:
     return proto
 
 
-def _used_opsets(graph: Graph, found: dict[str, int]) -> None:
-    for node in graph.walk():
-        schema = schema_of(node.op)
-        domain = split_operator(node.op)[0]
-        found[domain] = max(found.get(domain, 1), schema.since_version if schema is not None else 1)
+def type_name(type: Type) -> str:
+    """The type as ONNX's schemas spell it, without the shape."""
+    if isinstance(type, TensorType):
+        return f"tensor({onnx.TensorProto.DataType.Name(type.dtype.onnx).lower()})"
+    return f"{'seq' if isinstance(type, SequenceType) else 'optional'}({type_name(type.element)})"
+
+
+def _serves(older: onnx.defs.OpSchema, newest: onnx.defs.OpSchema, node: Node) -> bool:
+    """Whether the node is written alike in an older version of its operator."""
+    if older.deprecated or len(node.inputs) > older.max_input or len(node.outputs) > older.max_output:
+        return False
+    if not set(node.attributes) <= set(older.attributes) <= set(newest.attributes):
+        return False
+    if any(a.default_value != newest.attributes[name].default_value for name, a in older.attributes.items()):
+        return False
+    for values, parts in ((node.inputs, older.inputs), (node.outputs, older.outputs)):
+        for position, value in enumerate(values):
+            part = parts[min(position, len(parts) - 1)]
+            if value is not None and type_name(value.type) not in part.types:
+                return False
+    return [part.name for part in older.inputs] == [part.name for part in newest.inputs[: len(older.inputs)]]
+
+
+def _opset_of(node: Node) -> int:
+    """The least opset in which the node has its newest meaning.
+
+    From LEAST_OPSET on operators were only extended, by element types, inputs and attributes, so that an older version
+    serves where it has what the node uses.
+    """
+    newest = schema_of(node.op)
+    if newest is None:
+        return 1
+    domain, name = split_operator(node.op)
+    schema = newest
+    while not domain and schema.since_version > LEAST_OPSET and onnx.defs.has(name, schema.since_version - 1):
+        older = onnx.defs.get_schema(name, schema.since_version - 1)
+        if not _serves(older, newest, node):
+            break
+        schema = older
+    return schema.since_version
 
 
 def to_onnx(graph: Graph) -> ModelProto:
@@ -146,13 +183,15 @@ def to_onnx(graph: Graph) -> ModelProto:
     Its opset is the least in which every operator used has its newest meaning, so that engines behind the newest opset
     can run it. Raises UnsupportedError as `node_to_onnx` does.
     """
-    opsets = {"": 21}
-    _used_opsets(graph, opsets)
+    opsets = {"": LEAST_OPSET}
+    for node in graph.walk():
+        domain = split_operator(node.op)[0]
+        opsets[domain] = max(opsets.get(domain, 1), _opset_of(node))
     proto = onnx.helper.make_model(graph_to_onnx(graph), producer_name="onnxc")
     del proto.opset_import[:]
     for domain, version in opsets.items():
         if domain != "onnxc":
             proto.opset_import.add(domain=domain, version=version)
-    known = [onnx.helper.make_opsetid(d, v) for d, v in opsets.items() if d in ("", *STANDARD_DOMAINS)]
+    known = [opset for opset in proto.opset_import if opset.domain in ("", "ai.onnx.ml")]
     proto.ir_version = max(IR_VERSION, onnx.helper.find_min_ir_version_for(known))
     return proto
