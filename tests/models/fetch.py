@@ -137,8 +137,10 @@ def fetch(package: str, member: str) -> Path:
     """Path of one file of a package in ARCHIVES; its siblings (external data) lie beside it.
 
     Skips the calling test where the package cannot be downloaded, or fails it under ONNXC_REQUIRE_MODELS=1.
-    Raises ModelCorrupt where a file is not the pinned one.
+    Raises ModelCorrupt where a file is not the pinned one, KeyError for a member without a pin.
     """
+    if member not in ARCHIVES[package].members:
+        raise KeyError(f"{package} has no pinned member {member}")
     found = _archive_folder(package, cache_folder())
     if isinstance(found, ModelUnavailable):
         if os.environ.get("ONNXC_REQUIRE_MODELS", "0") not in ("", "0"):

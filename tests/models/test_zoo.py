@@ -112,9 +112,9 @@ def test_a_damaged_file_in_the_cache_is_refused(tmp_path: Path, monkeypatch: pyt
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"weight")
     with pytest.raises(fetch.ModelCorrupt, match="delete it and run again"):
-        fetch.fetch("damaged", "model.onnx")
+        fetch.fetch("damaged", "sample/model.onnx")
     cached.write_bytes(b"weights")
-    assert fetch.fetch("damaged", "model.onnx") == cached
+    assert fetch.fetch("damaged", "sample/model.onnx") == cached
 
 
 @pytest.mark.parametrize(("required", "outcome"), [("0", pytest.skip.Exception), ("1", pytest.fail.Exception)])
