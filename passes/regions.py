@@ -1,0 +1,100 @@
+"""What lowering hands to a schedule, and what it gets back.
+
+A region is one fused group of nodes. Its outputs are defined over its input buffers, and, where the group has an anchor
+(a contraction with schedules of its own), over `Element("anchor", indices)`, which the schedule provides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from ..ir.dims import Dim
+from ..ir.graph import Node
+from ..ir.loops import Kernel
+from ..ir.scalars import Buffer, Element
+from ..ir.target import Target
+from ..ir.tensors import Indices, Tensor
+
+ANCHOR = "anchor"
+
+
+@dataclass(frozen=True)
+class Region:
+    """One fused group.
+
+    `inputs` are buffer tensors x0, x1, ... and `outputs` pairs of a buffer y0, y1, ... with its definition. `operands`
+    define what the anchor reads, over the inputs: a transpose, slice or pad before it is already composed in. `constants`
+    holds the arrays of inputs that the model fixes. `static` are the anchor's shape operands by name.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[tuple[Buffer, Tensor], ...]
+    anchor: Node | None = None
+    operands: tuple[Tensor | None, ...] = ()
+    anchor_output: Tensor | None = None
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+    origin: tuple[str, ...] = ()
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """All buffers, inputs first."""
+        found = [tensor.buffer for tensor in self.inputs if tensor.buffer is not None]
+        return (*found, *(buffer for buffer, _ in self.outputs))
+
+    def constant(self, tensor: Tensor | None) -> np.ndarray | None:
+        """The array of an operand that is a constant buffer as it is, else None."""
+        if tensor is None or tensor.buffer is None:
+            return None
+        array = self.constants.get(tensor.buffer.name)
+        return None if array is None else array.reshape([int(str(d)) for d in tensor.shape])
+
+
+@dataclass(frozen=True)
+class Call:
+    """A kernel applied to buffers, by name: the region's own, or workspaces and packed constants of the same result.
+
+    `arguments` are in the order of the kernel's parameters; `sizes` give the kernel's size symbols.
+    """
+
+    kernel: Kernel
+    arguments: tuple[str, ...]
+    sizes: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class BindSymbol:
+    """From here on the size `symbol` is the integer that a kernel before this wrote to a buffer (a data-dependent size)."""
+
+    symbol: str
+    buffer: str
+    element: int = 0
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The kernels of a region in order, the scratch memory between them, and constants in the form they want.
+
+    `packed` maps a new buffer's name to a function that makes its array (run once, at compile time).
+    """
+
+    calls: tuple[Call | BindSymbol, ...]
+    workspaces: tuple[Buffer, ...] = ()
+    packed: Mapping[str, Callable[[], np.ndarray]] = field(default_factory=dict)
+
+
+Schedule: TypeAlias = Callable[[Region, Target], Lowered | None]
+"""Makes the kernels of a region, or None where it does not apply and another schedule must."""
+
+
+def anchor_tensor(shape: Sequence[Dim], like: Tensor) -> Tensor:
+    """The anchor's result as an operand of its epilogue: its elements come from the schedule."""
+
+    def element(indices: Indices) -> Element:
+        return Element(like.dtype, 1, ANCHOR, indices)
+
+    return Tensor(tuple(shape), like.dtype, element, "anchor", like.sources)
