@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, TypeVar, overload
 
 from . import scalars as s
 from .dtypes import BOOL, DType
-from .tensors import Tensor, elementwise, lifted
+from .tensors import Tensor, TensorLike, elementwise, lifted
+
+Operand = TypeVar("Operand", Tensor, s.Scalar)
 
 
-def _unary(op: str) -> Any:
-    return lifted(lambda x: s.unary(op, x))
+class UnaryFunction(Protocol):
+    """A function of one scalar, or of each element of a tensor."""
+
+    def __call__(self, x: Operand, /) -> Operand: ...
 
 
-def _binary(op: str) -> Any:
-    return lifted(lambda x, y: s.binary(op, *_pair(x, y)))
+class BinaryFunction(Protocol):
+    """A function of two scalars, or of broadcast tensors; Python numbers take the first operand's type."""
+
+    def __call__(self, x: Operand, y: Operand | float, /) -> Operand: ...
+
+
+def _unary(op: str) -> UnaryFunction:
+    return lifted(lambda x: s.unary(op, x))  # type: ignore[return-value]
+
+
+def _binary(op: str) -> BinaryFunction:
+    return lifted(lambda x, y: s.binary(op, *_pair(x, y)))  # type: ignore[return-value]
 
 
 def _pair(x: s.ScalarLike, y: s.ScalarLike) -> tuple[s.Scalar, s.Scalar]:
@@ -35,26 +49,23 @@ minimum, maximum, power, remainder = (_binary(op) for op in ("min", "max", "pow"
 shift_left, shift_right = _binary("shl"), _binary("shr")
 
 
-def where(condition: Any, yes: Any, no: Any) -> Any:
+@overload
+def where(condition: s.Scalar, yes: s.ScalarLike, no: s.ScalarLike) -> s.Scalar: ...
+@overload
+def where(condition: Tensor, yes: TensorLike, no: TensorLike) -> Tensor: ...
+def where(condition: Any, yes: Any, no: Any) -> Tensor | s.Scalar:
     """`yes` where the condition holds, else `no`; Python numbers take the other branch's type."""
+    dtype = next(o.dtype for o in (yes, no) if isinstance(o, Tensor | s.Scalar))
 
-    def pick(c: s.Scalar, a: s.Scalar, b: s.Scalar) -> s.Scalar:
-        return s.select(c, a, b)
+    def element(*found: s.Scalar) -> s.Scalar:
+        rest = iter(found)
+        c, a, b = (next(rest) if isinstance(o, Tensor) else o for o in (condition, yes, no))
+        return s.select(s.as_scalar(c, BOOL), s.as_scalar(a, dtype), s.as_scalar(b, dtype))
 
-    if any(isinstance(operand, Tensor) for operand in (condition, yes, no)):
-        dtype = next(o.dtype for o in (yes, no) if isinstance(o, Tensor | s.Scalar))
-        present = [o for o in (condition, yes, no) if isinstance(o, Tensor)]
-
-        def element(*found: s.Scalar) -> s.Scalar:
-            rest = iter(found)
-            operands = [next(rest) if isinstance(o, Tensor) else o for o in (condition, yes, no)]
-            return pick(s.as_scalar(operands[0], BOOL), s.as_scalar(operands[1], dtype), s.as_scalar(operands[2], dtype))
-
-        return elementwise(element, *present)
-    dtype = next(o.dtype for o in (yes, no) if isinstance(o, s.Scalar))
-    return pick(condition, s.as_scalar(yes, dtype), s.as_scalar(no, dtype))
+    present = [operand for operand in (condition, yes, no) if isinstance(operand, Tensor)]
+    return elementwise(element, *present) if present else element()
 
 
-def cast(x: Any, dtype: DType) -> Any:
+def cast(x: Operand, dtype: DType) -> Operand:
     """`x` converted as ONNX's Cast does."""
     return elementwise(lambda v: s.cast(v, dtype), x) if isinstance(x, Tensor) else s.cast(x, dtype)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .dims import Dim, Sum, symbol
-from .dtypes import I64
+from .dims import Dim, Sum, bounds, dim_max, symbol
+from .dtypes import I32, I64
 from .errors import OnnxcError, ShapeError, UnsupportedError
 from .graph import Attribute, Constant, Graph, Node, TensorType, Type, Value
 from .ops import REGISTRY
@@ -24,13 +24,15 @@ SYMBOLIC_LIMIT = 64
 class Inference:
     """Walks a graph in order and holds what is known of each value.
 
-    `values` maps a value's name to the tuple of its elements (row-major) where they are known; `assumptions` are pairs of
-    dims taken for equal; `bindings` tell for each symbol that only the run knows which element of which value it is.
+    `values` maps a value's name to the tuple of its elements (row-major) where they are known, `ranges` to bounds of
+    all elements; `assumptions` are pairs of dims taken for equal; `bindings` tell for each symbol that only the run
+    knows which element of which value it is.
     """
 
     def __init__(self) -> None:
         self.values: dict[str, tuple[SymbolicValue, ...]] = {}
         self.arrays: dict[str, np.ndarray] = {}
+        self.ranges: dict[str, tuple[int | None, Dim | None]] = {}
         self.assumptions: list[tuple[Dim, Dim]] = []
         self.bindings: dict[str, tuple[str, int]] = {}
 
@@ -61,6 +63,8 @@ class Inference:
         for name, tensor in zip(output_names, tensors, strict=False):
             if isinstance(tensor, Tensor) and name:
                 self._evaluate(name, tensor)
+                if tensor.lower is not None or tensor.upper is not None:
+                    self.ranges[name] = tensor.lower, tensor.upper
         return tuple(TensorType(t.dtype, t.shape) if isinstance(t, Tensor) else t for t in tensors)
 
     def definition(
@@ -75,7 +79,7 @@ class Inference:
     ) -> tuple[Tensor | Type, ...]:
         """The node's outputs as tensors over its inputs; `operands` gives definitions to use in place of buffers."""
         operator = REGISTRY.get(op)
-        where = f'{op} ({", ".join(origin)})' if origin else op
+        where = f"{op} ({', '.join(origin)})" if origin else op
         if operator is None:
             raise UnsupportedError(f"{where}: no declaration of this operator; `onnxc ops` lists those there are")
         static = operator.static_positions(len(inputs))
@@ -88,7 +92,7 @@ class Inference:
             elif operands is not None and value.name in operands:
                 arguments.append(operands[value.name])
             elif isinstance(value.type, TensorType):
-                arguments.append(buffer_tensor(value.name, value.dtype, value.shape))
+                arguments.append(self._operand(value))
             else:
                 arguments.append(value.type)
         types = tuple(None if value is None else value.type for value in inputs)
@@ -98,11 +102,40 @@ class Inference:
         except OnnxcError as error:
             shapes = ", ".join(str(value.type) if value is not None else "absent" for value in inputs)
             raise type(error)(f"{where} on ({shapes}): {error}") from error
-        except (TypeError, AssertionError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
+        except (
+            TypeError,
+            AssertionError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            ZeroDivisionError,
+        ) as error:
             shapes = ", ".join(str(value.type) if value is not None else "absent" for value in inputs)
-            raise ShapeError(f"{where} on ({shapes}): operands or attributes do not fit the operator: {error}") from error
+            raise ShapeError(
+                f"{where} on ({shapes}): operands or attributes do not fit the operator: {error}"
+            ) from error
         self.assumptions += [pair for pair in assumed if pair not in self.assumptions]
         return result
+
+    def _operand(self, value: Value) -> Tensor:
+        """An input as a buffer, with what is known of the range of its elements where it may hold indices."""
+        tensor = buffer_tensor(value.name, value.dtype, value.shape)
+        if value.dtype in (I32, I64):
+            if value.name not in self.ranges:
+                self.ranges[value.name] = self._range(value.name)
+            tensor.lower, tensor.upper = self.ranges[value.name]
+        return tensor
+
+    def _range(self, name: str) -> tuple[int | None, Dim | None]:
+        array, known = self.arrays.get(name), self.values.get(name)
+        if array is not None:
+            return (int(array.min()), int(array.max())) if array.size else (0, 0)
+        dims = known_dims(known)
+        if not dims:
+            return None, None
+        lows = [bounds(dim)[0] for dim in dims]
+        return (None if None in lows else min(low for low in lows if low is not None)), dim_max(*dims)
 
     def static(self, value: Value) -> tuple[Any, ...]:
         """The elements of an operand that decides shapes; run-time symbols where they are not known."""

@@ -15,10 +15,10 @@ from functools import wraps
 from typing import TypeAlias, Union
 
 from . import scalars
-from .dims import Dim, Symbol, product, symbol
+from .dims import Dim, Symbol, known_le, product, symbol
 from .dtypes import BOOL, I64, DType
 from .errors import ShapeError
-from .scalars import Buffer, Reduce, Scalar, free_symbols
+from .scalars import Buffer, Const, Reduce, Scalar, free_symbols
 
 Indices: TypeAlias = tuple[Dim, ...]
 _assumptions: ContextVar[list[tuple[Dim, Dim]] | None] = ContextVar("assumptions", default=None)
@@ -52,7 +52,8 @@ class Tensor:
     """A tensor by definition.
 
     `element(indices)` gives the scalar at an index tuple of `len(shape)` dims; `at` is the same with a memo. `sources`
-    are the tensors it is defined over, `buffer` the memory of one that exists.
+    are the tensors it is defined over, `buffer` the memory of one that exists. `lower` and `upper` bound every element
+    of an integer tensor, as far as that is known.
     """
 
     shape: tuple[Dim, ...]
@@ -61,6 +62,8 @@ class Tensor:
     kind: str = "map"
     sources: tuple[Tensor, ...] = ()
     buffer: Buffer | None = None
+    lower: int | None = None
+    upper: Dim | None = None
     _memo: dict[Indices, Scalar] = field(default_factory=dict, repr=False)
 
     @property
@@ -122,14 +125,15 @@ class Tensor:
         return self._with("eq", other)
 
 
-TensorLike: TypeAlias = Union[Tensor, int, float, bool]
+TensorLike: TypeAlias = Tensor | int | float | bool
 
 
 def flat_offset(indices: Sequence[Dim], shape: Sequence[Dim]) -> Dim:
     """The row-major offset of an index tuple."""
     offset: Dim = 0
     for position, extent in zip(indices, shape, strict=True):
-        offset = offset * extent + position
+        if extent != 1:
+            offset = offset * extent + position
     return offset
 
 
@@ -163,13 +167,13 @@ def opaque_tensor(shape: Sequence[Dim], dtype: DType, *sources: Tensor) -> Tenso
     return Tensor(tuple(shape), dtype, refuse, "opaque", sources)
 
 
-def reduction(
-    op: str, at: Sequence[Dim], extents: Sequence[Dim], body: Callable[..., Scalar]
-) -> Scalar:
-    """body(r0, r1, ...) combined over ranges, as one element at the indices `at`.
+def reduction(op: str, at: Sequence[Dim], extents: Sequence[Dim], body: Callable[..., Scalar]) -> Scalar:
+    """body(r0, r1, ...) combined over ranges, as one element at the indices `at`; just the body over no range.
 
     The names of the new indices avoid those that occur in `at`, so definitions nest.
     """
+    if not extents:
+        return body()
     taken = set().union(*map(free_symbols, at)) if at else set()
     level = 0
     while any(name.startswith(f"r{level}_") for name in taken):
@@ -188,9 +192,7 @@ def reduce_tensor(
     *sources: Tensor,
 ) -> Tensor:
     """The tensor whose element at i combines body(i, r) over all r within `extents`."""
-    return Tensor(
-        tuple(shape), dtype, lambda i: reduction(op, i, extents, lambda *r: body(i, r)), "reduce", sources
-    )
+    return Tensor(tuple(shape), dtype, lambda i: reduction(op, i, extents, lambda *r: body(i, r)), "reduce", sources)
 
 
 def normalize_axis(axis: int, rank: int) -> int:
@@ -254,7 +256,7 @@ def broadcast_index(indices: Indices, shape: Sequence[Dim], x: Tensor) -> Indice
 
 
 def elementwise(function: Callable[..., Scalar], *operands: TensorLike) -> Tensor:
-    """function(a, b, ...) of the elements of broadcast operands; Python numbers become literals of the first tensor's type."""
+    """function(a, b, ...) of the elements of broadcast operands; numbers become literals of the first tensor's type."""
     first = next(operand for operand in operands if isinstance(operand, Tensor))
     tensors = tuple(operand for operand in operands if isinstance(operand, Tensor))
     shape = broadcast_shapes(*(t.shape for t in tensors))
@@ -282,7 +284,16 @@ def reshaped(x: Tensor, shape: Sequence[Dim]) -> Tensor:
         return x
     if x.buffer is not None:
         buffer = x.buffer
-        return Tensor(shape, x.dtype, lambda i: scalars.load(buffer, flat_offset(i, shape)), "buffer", x.sources, buffer)
+        return Tensor(
+            shape,
+            x.dtype,
+            lambda i: scalars.load(buffer, flat_offset(i, shape)),
+            "buffer",
+            x.sources,
+            buffer,
+            x.lower,
+            x.upper,
+        )
     groups = matching_groups(x.shape, shape)
 
     def element(i: Indices) -> Scalar:
@@ -291,7 +302,7 @@ def reshaped(x: Tensor, shape: Sequence[Dim]) -> Tensor:
             where += unflatten(flat_offset(i[c:d], shape[c:d]), x.shape[a:b]) if b > a else ()
         return x.at(where)
 
-    return Tensor(shape, x.dtype, element, "map", (x,))
+    return Tensor(shape, x.dtype, element, "map", (x,), lower=x.lower, upper=x.upper)
 
 
 def matching_groups(old: Sequence[Dim], new: Sequence[Dim]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -335,6 +346,53 @@ def lifted(function: Callable[..., Scalar]) -> Callable[..., Union[Tensor, Scala
         return function(*operands)
 
     return call
+
+
+def select_axis(i: Dim, choices: Sequence[Scalar]) -> Scalar:
+    """choices[i], by comparing where the index is no number."""
+    if isinstance(i, int):
+        return choices[i]
+    result = choices[-1]
+    for position in range(len(choices) - 2, -1, -1):
+        result = scalars.select(
+            scalars.binary("eq", scalars.index(i), scalars.index(position)), choices[position], result
+        )
+    return result
+
+
+def position_of(source: Tensor, indices: Sequence[Dim], extent: Dim) -> Dim:
+    """An element of the integer tensor `source` as an index into an axis: negative counts from the end.
+
+    What is known of the elements spares the adjustment; what lies outside the axis is taken to its border, so that no
+    content of a tensor makes a kernel read outside its memory.
+    """
+    value = scalars.cast(source.at(indices), I64)
+    if isinstance(value, Const) and isinstance(extent, int):
+        position = int(value.value)
+        return max(0, min(position + extent if position < 0 else position, extent - 1))
+    zero, last = scalars.const(0, I64), scalars.index(extent - 1)
+    negative = source.lower is None or source.lower < 0
+    if negative:
+        value = scalars.select(
+            scalars.binary("lt", value, zero), scalars.binary("add", value, scalars.index(extent)), value
+        )
+    if source.lower is None or not known_le(0, source.lower + extent if negative else source.lower):
+        value = scalars.binary("max", value, zero)
+    if source.upper is None or not known_le(source.upper + 1, extent):
+        value = scalars.binary("min", value, last)
+    return scalars.as_dim(value, 0, extent - 1)
+
+
+def dims_tensor(dims: Sequence[Dim], shape: Sequence[Dim] | None = None) -> Tensor:
+    """An i64 tensor of the given sizes: a vector unless `shape` says otherwise."""
+    values = [scalars.index(dim) for dim in dims]
+    form = (len(dims),) if shape is None else tuple(shape)
+    return Tensor(form, I64, lambda i: select_axis(flat_offset(i, form), values))
+
+
+def view(x: Tensor, shape: Sequence[Dim], where: Callable[..., Sequence[Dim]]) -> Tensor:
+    """The tensor whose element at (i, j, ...) is the element of `x` at where(i, j, ...)."""
+    return Tensor(tuple(shape), x.dtype, lambda i: x.at(where(*i)), "map", (x,), lower=x.lower, upper=x.upper)
 
 
 def inside(value: Dim, extent: Dim) -> Scalar:

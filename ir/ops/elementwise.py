@@ -131,8 +131,10 @@ def bitwise_not(a: Scalar) -> Scalar:
 
 @declare.pointwise("BitShift")
 def bit_shift(a: Scalar, b: Scalar, *, direction: str) -> Scalar:
-    result: Scalar = shift_left(a, b) if direction == "LEFT" else shift_right(a, b)
-    return result
+    """a shifted by b bits; to the right, signed numbers keep their sign however far."""
+    if direction == "LEFT":
+        return shift_left(a, b)
+    return shift_right(a, minimum(b, a.dtype.bits - 1) if a.dtype.kind == "int" else b)
 
 
 @declare.pointwise("Equal")
