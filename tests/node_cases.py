@@ -1,4 +1,4 @@
-"""ONNX's own cases run by definition: single operators and small graphs, node by node, with fixed or symbolic shapes."""
+"""ONNX's own cases run by definition: single operators and small graphs, node by node, fixed or symbolic shapes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+from evaluate import evaluate_tensor
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
-from evaluate import evaluate_tensor
-
 from onnxc.ir.dims import Dim, evaluate, symbol
 from onnxc.ir.dtypes import BY_ONNX, of_numpy
 from onnxc.ir.graph import Constant, TensorType, Value

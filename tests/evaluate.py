@@ -6,11 +6,10 @@ Reads outside a buffer poison the element: a result that depends on one is an er
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-
 from onnxc.ir import scalars as s
 from onnxc.ir.dims import Dim, Extremum, Opaque, Quotient, Symbol, evaluate, symbol
 from onnxc.ir.dtypes import BOOL, DType, of_numpy
