@@ -19,3 +19,7 @@ class ShapeError(OnnxcError):
 
 class TargetError(OnnxcError):
     """The target is unknown, or what it needs is not installed."""
+
+
+class VerifierError(OnnxcError):
+    """A graph breaks a rule of the graph language: a pass is at fault, or an edited text."""

@@ -120,6 +120,14 @@ Attribute: TypeAlias = Union[
 ]
 
 
+def _handles(attribute: Attribute) -> Iterator[Constant]:
+    if isinstance(attribute, Constant):
+        yield attribute
+    elif isinstance(attribute, tuple):
+        for item in attribute:
+            yield from _handles(item)
+
+
 @dataclass(frozen=True)
 class Node:
     """One operator applied to values; absent optional inputs are None.
@@ -235,8 +243,7 @@ class Graph:
         found: dict[str, Constant] = {}
         for node in self.walk():
             for attribute in node.attributes.values():
-                if isinstance(attribute, Constant):
-                    found[attribute.name] = attribute
+                found.update((handle.name, handle) for handle in _handles(attribute))
         return found
 
     def constant(self, value: Value | None) -> np.ndarray | None:
