@@ -1,0 +1,674 @@
+"""Scalar expressions, index dims and addresses as LLVM IR text.
+
+Values in registers: bool is i1; f16 and bf16 are kept as f32, rounded where a Cast or a Store makes them f16 or bf16;
+all other types are their own. In memory bool is a byte 0 or 1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ...ir import scalars as s
+from ...ir.dims import Atom, Dim, Opaque, Quotient, Symbol, bounds
+from ...ir.dtypes import BOOL, F16, F32, F64, I8, I64, U16, DType
+from ...ir.errors import UnsupportedError
+from ...ir.scalars import Buffer, Scalar
+from ...ir.target import Target
+from .dot_products import find
+from .legalize import (
+    HALF,
+    Given,
+    expand,
+    guard_loads,
+    has_half_conversions,
+    known_constant,
+    narrow_bits,
+    odd_f32,
+    widened_bits,
+)
+
+Value: TypeAlias = int | str
+"""An i64: known, or the name of an SSA value."""
+
+_INTEGERS = ("i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64")
+_REGISTER = {"f32": "float", "f64": "double", "f16": "float", "bf16": "float", "bool": "i1"} | {
+    name: f"i{name[1:]}" for name in _INTEGERS
+}
+_MEMORY = _REGISTER | {"f16": "i16", "bf16": "i16", "bool": "i8"}
+
+_FLOAT_OPS = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
+_INTEGER_OPS = {name: name for name in ("add", "sub", "mul", "and", "or", "xor")} | {"bare_shl": "shl"}
+_SIGNED_OPS = _INTEGER_OPS | {"bare_div": "sdiv", "bare_rem": "srem", "bare_shr": "ashr"}
+_UNSIGNED_OPS = _INTEGER_OPS | {"bare_div": "udiv", "bare_rem": "urem", "bare_shr": "lshr"}
+_BOOL_OPS = {"and": "and", "or": "or", "xor": "xor", "mul": "and", "min": "and", "add": "or", "max": "or"}
+_FLOAT_COMPARE = {"lt": "olt", "le": "ole", "eq": "oeq", "ne": "une"}
+_FLOAT_INTRINSICS = {
+    "abs": "fabs",
+    "sqrt": "sqrt",
+    "floor": "floor",
+    "ceil": "ceil",
+    "trunc": "trunc",
+    "round": "roundeven",
+}
+
+
+def register_type(dtype: DType, lanes: int = 1) -> str:
+    """LLVM's type of a value in a register."""
+    return _vector(_table(_REGISTER, dtype), lanes)
+
+
+def memory_type(dtype: DType, lanes: int = 1) -> str:
+    """LLVM's type of elements in memory."""
+    return _vector(_table(_MEMORY, dtype), lanes)
+
+
+def _table(table: Mapping[str, str], dtype: DType) -> str:
+    found = table.get(dtype.name)
+    if found is None:
+        raise UnsupportedError(f"the CPU backend has no arithmetic on {dtype}")
+    return found
+
+
+def _vector(element: str, lanes: int) -> str:
+    return element if lanes == 1 else f"<{lanes} x {element}>"
+
+
+def quoted(name: str) -> str:
+    """A name as LLVM spells it after % or @."""
+    if re.fullmatch(r"[A-Za-z_][\w.$-]*", name, re.ASCII):
+        return name
+    return (
+        '"'
+        + "".join(c if " " <= c <= "~" and c not in '"\\' else "".join(f"\\{b:02X}" for b in c.encode()) for c in name)
+        + '"'
+    )
+
+
+def literal(dtype: DType, value: s.Number) -> str:
+    """A number as LLVM spells it."""
+    if dtype == BOOL:
+        return "true" if value else "false"
+    if not dtype.is_float:
+        return str(int(value))
+    with np.errstate(over="ignore"):
+        number = float(value) if dtype == F64 else float(np.asarray(value, dtype.numpy))
+    if math.isfinite(number) and number == int(number) and abs(number) < 1e6:
+        return f"{number:.1f}"
+    return f"0x{struct.unpack('>Q', struct.pack('>d', number))[0]:016X}"
+
+
+def splat(dtype: DType, lanes: int, value: s.Number) -> str:
+    text = literal(dtype, value)
+    return text if lanes == 1 else f"splat ({register_type(dtype)} {text})"
+
+
+def constant_lanes(values: Sequence[int], element: str = "i64") -> str:
+    return "<" + ", ".join(f"{element} {value}" for value in values) + ">"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Where a buffer in scope begins; `roots` are the buffers it may point into, if it is an alias."""
+
+    pointer: str
+    attributes: str = ""
+    roots: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Registers:
+    """The variables of a register buffer, each a stack slot that LLVM promotes."""
+
+    slots: tuple[str, ...]
+    type: str
+
+
+@dataclass
+class Frame:
+    """What a block of statements has defined: names, and values that need no second computation."""
+
+    depth: int
+    symbols: dict[str, tuple[Value, int]] = field(default_factory=dict)
+    buffers: dict[str, Memory | Registers] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class ModuleText:
+    """What the functions of one module share."""
+
+    target: Target
+    threaded: bool
+    functions: list[str] = field(default_factory=list)
+    zeros: int = 0
+    guarded: dict[int, tuple[Scalar, Scalar]] = field(default_factory=dict)
+
+
+class ExpressionRenderer:
+    """Appends the instructions of expressions to a function; knows what its names mean by the frames of its blocks."""
+
+    def __init__(self, module: ModuleText):
+        self.module = module
+        self.target = module.target
+        self.lines: list[str] = []
+        self.frames = [Frame(0)]
+        self._count = 0
+        self._values: dict[int, tuple[Scalar, str]] = {}
+        self._half_bits: dict[str, str] = {}
+
+    # Instructions
+
+    def fresh(self) -> str:
+        self._count += 1
+        return f"%.{self._count}"
+
+    def emit(self, instruction: str) -> str:
+        """The value of an instruction that depends on its operands alone, computed before if it was."""
+        for frame in reversed(self.frames):
+            found = frame.values.get(instruction)
+            if found is not None:
+                return found
+        name = self.emit_effect(instruction)
+        self.frames[-1].values[instruction] = name
+        return name
+
+    def emit_effect(self, instruction: str) -> str:
+        """The value of an instruction that depends on memory or place."""
+        name = self.fresh()
+        self.lines.append(f"  {name} = {instruction}")
+        return name
+
+    def intrinsic(self, name: str, kind: str, *operands: str) -> str:
+        """A call of llvm.`name` on operands of one type, which is the result's."""
+        return self.emit(f"call {kind} @llvm.{name}.{mangled(kind)}({', '.join(f'{kind} {o}' for o in operands)})")
+
+    # Names
+
+    def find_symbol(self, name: str) -> tuple[Value, int]:
+        for frame in reversed(self.frames):
+            found = frame.symbols.get(name)
+            if found is not None:
+                return found
+        return self.capture_symbol(name)
+
+    def find_buffer(self, name: str) -> Memory | Registers:
+        for frame in reversed(self.frames):
+            found = frame.buffers.get(name)
+            if found is not None:
+                return found
+        return self.capture_buffer(name)
+
+    def capture_symbol(self, name: str) -> tuple[Value, int]:
+        raise AssertionError(f"no symbol {name} in scope")
+
+    def capture_buffer(self, name: str) -> Memory | Registers:
+        raise AssertionError(f"no buffer {name} in scope")
+
+    # Index dims: each value with the depth of the innermost loop that it varies in
+
+    def arithmetic(self, op: str, a: Value, b: Value) -> Value:
+        """add or mul on i64, with what is known folded."""
+        if isinstance(a, int) and isinstance(b, int):
+            return a + b if op == "add" else a * b
+        if isinstance(a, int):
+            a, b = b, a
+        if b == (0 if op == "add" else 1):
+            return a
+        return self.emit(f"{op} nsw i64 {a}, {b}")
+
+    def dim(self, dim: Dim) -> Value:
+        return self._dim(dim)[0]
+
+    def _dim(self, dim: Dim) -> tuple[Value, int]:
+        if isinstance(dim, int):
+            return dim, 0
+        total: Value = 0
+        groups, constant, _ = self._groups(dim)
+        depth = 0
+        for depth, value in groups:  # noqa: B007
+            total = self.arithmetic("add", total, value)
+        return self.arithmetic("add", total, constant), depth
+
+    def _groups(self, dim: Dim) -> tuple[list[tuple[int, Value]], int, bool]:
+        """`dim` as a sum of values of rising depth, a constant, and whether no partial sum can exceed the whole.
+
+        Summed in this order the part that does not vary in a loop is one value, which LLVM computes before the loop.
+        """
+        if isinstance(dim, int):
+            return [], dim, dim >= 0
+        constant, rising = 0, True
+        groups: dict[int, Value] = {}
+        for monomial, coefficient in dim.terms:
+            factors: list[tuple[int, str]] = []
+            for atom in monomial:
+                value, depth = self._atom(atom)
+                rising = rising and isinstance(atom, Symbol) and atom.lower is not None and atom.lower >= 0
+                if isinstance(value, int):
+                    coefficient *= value
+                else:
+                    factors.append((depth, value))
+            rising = rising and coefficient >= 0
+            if not factors or coefficient == 0:
+                constant += coefficient
+                continue
+            factors.sort()
+            term: Value = self.arithmetic("mul", factors[0][1], coefficient)
+            for _, factor in factors[1:]:
+                term = self.arithmetic("mul", term, factor)
+            depth = factors[-1][0]
+            groups[depth] = self.arithmetic("add", groups[depth], term) if depth in groups else term
+        return sorted(groups.items()), constant, rising and constant >= 0
+
+    def _atom(self, atom: Atom) -> tuple[Value, int]:
+        if isinstance(atom, Symbol):
+            return self.find_symbol(atom.name)
+        if isinstance(atom, Opaque):
+            assert isinstance(atom.value, Scalar) and atom.value.dtype == I64, f"index {atom} is no i64"
+            known = known_constant(atom.value)
+            return (int(known), 0) if known is not None else (self.value(atom.value), self.frames[-1].depth)
+        if isinstance(atom, Quotient):
+            return self._quotient(atom)
+        operands = [self._dim(operand) for operand in atom.operands]
+        depth = max(depth for _, depth in operands)
+        result, *others = (value for value, _ in operands)
+        for other in others:
+            if isinstance(result, int) and isinstance(other, int):
+                result = min(result, other) if atom.kind == "min" else max(result, other)
+            else:
+                result = self.intrinsic(f"s{atom.kind}", "i64", str(result), str(other))
+        return result, depth
+
+    def _quotient(self, atom: Quotient) -> tuple[Value, int]:
+        (a, depth), (b, other_depth) = self._dim(atom.numerator), self._dim(atom.denominator)
+        depth = max(depth, other_depth)
+        if isinstance(a, int) and isinstance(b, int):
+            return (a // b if b else 0), depth
+        if isinstance(b, int) and b & (b - 1) == 0:
+            return self.emit(f"ashr i64 {a}, {b.bit_length() - 1}") if b > 1 else a, depth
+        if not isinstance(b, int) and (bounds(atom.denominator)[0] or 0) < 1:
+            b = self.intrinsic("smax", "i64", b, "1")  # a zero only occurs in empty tensors, but must not trap
+        lower = bounds(atom.numerator)[0]
+        if lower is not None and lower >= 0:
+            return self.emit(f"udiv i64 {a}, {b}"), depth
+        quotient = self.emit(f"sdiv i64 {a}, {b}")
+        rest = self.emit(f"srem i64 {a}, {b}")
+        borrow = self.emit(f"ashr i64 {rest}, 63")
+        return self.emit(f"add nsw i64 {quotient}, {borrow}"), depth
+
+    # Addresses
+
+    def memory(self, buffer: Buffer) -> Memory:
+        found = self.find_buffer(buffer.name)
+        assert isinstance(found, Memory), f"{buffer} is a register, not memory"
+        return found
+
+    def address(self, buffer: Buffer, offset: Dim, surely_inside: bool = True) -> str:
+        """The address of an element. Loop-invariant parts come first, the constant last, as x86 adds it for nothing."""
+        pointer, element = self.memory(buffer).pointer, memory_type(buffer.dtype)
+        groups, constant, rising = self._groups(offset)
+        flag = " inbounds" if rising and surely_inside else ""
+        for _, value in [*groups, (0, constant)]:
+            if value != 0:
+                pointer = self.emit(f"getelementptr{flag} {element}, ptr {pointer}, i64 {value}")
+        return pointer
+
+    def element(self, buffer: Buffer, pointer: str, index: Value) -> str:
+        return (
+            pointer
+            if index == 0
+            else self.emit(f"getelementptr {memory_type(buffer.dtype)}, ptr {pointer}, i64 {index}")
+        )
+
+    def element_pointers(self, buffer: Buffer, pointer: str, lanes: int, stride: Value) -> str:
+        """A vector of addresses `stride` elements apart."""
+        if isinstance(stride, int):
+            offsets = constant_lanes([stride * lane for lane in range(lanes)])
+        else:
+            wide = self.broadcast("i64", stride, lanes)
+            offsets = self.emit(f"mul <{lanes} x i64> {wide}, {constant_lanes(range(lanes))}")
+        return self.emit(f"getelementptr {memory_type(buffer.dtype)}, ptr {pointer}, <{lanes} x i64> {offsets}")
+
+    def register(self, buffer: Buffer, offset: Dim, lanes: int) -> tuple[str, str]:
+        """(slot, type) of a register variable."""
+        found = self.find_buffer(buffer.name)
+        index = self.dim(offset)
+        assert isinstance(found, Registers) and isinstance(index, int), f"register {buffer}[{offset}]: not a constant"
+        assert lanes == buffer.lanes, f"register {buffer} of {buffer.lanes} lanes used with {lanes}"
+        return found.slots[index], found.type
+
+    # Expressions
+
+    def begin_statement(self) -> None:
+        """Forgets loaded values: the last statement may have changed memory."""
+        self._values.clear()
+
+    def expression(self, root: Scalar) -> str:
+        """The value of a statement's expression, its selects made safe first."""
+        found = self.module.guarded.get(id(root))
+        if found is None:
+            found = self.module.guarded[id(root)] = (root, guard_loads(root))
+        return self.value(found[1])
+
+    def value(self, scalar: Scalar) -> str:
+        """The value as an operand, without its type."""
+        found = self._values.get(id(scalar))
+        if found is None:
+            expanded = expand(scalar, self.target)
+            text = _RENDER[type(scalar)](self, scalar) if expanded is None else self.value(expanded)
+            found = self._values[id(scalar)] = (scalar, text)  # the scalar is kept, so that its id stays its own
+        return found[1]
+
+    def operand(self, scalar: Scalar) -> str:
+        """The value after its type."""
+        return f"{register_type(scalar.dtype, scalar.lanes)} {self.value(scalar)}"
+
+    def broadcast(self, element: str, value: Value, lanes: int) -> str:
+        if lanes == 1 or not str(value).startswith("%"):
+            return str(value) if lanes == 1 else f"splat ({element} {value})"
+        kind = f"<{lanes} x {element}>"
+        first = self.emit(f"insertelement {kind} poison, {element} {value}, i64 0")
+        return self.emit(f"shufflevector {kind} {first}, {kind} poison, <{lanes} x i32> zeroinitializer")
+
+    def _const(self, scalar: s.Const) -> str:
+        return literal(scalar.dtype, scalar.value)
+
+    def _index(self, scalar: s.Index) -> str:
+        return str(self.dim(scalar.dim))
+
+    def _lanes(self, scalar: s.Lanes) -> str:
+        return constant_lanes(range(scalar.lanes))
+
+    def _given(self, scalar: Given) -> str:
+        return scalar.text
+
+    def _unary(self, scalar: s.Unary) -> str:
+        kind, dtype, op = register_type(scalar.operand.dtype, scalar.lanes), scalar.operand.dtype, scalar.op
+        assert op not in s.MATH, f"{op} must be expanded before rendering"
+        x = self.value(scalar.operand)
+        if op == "isnan":
+            return self.emit(f"fcmp uno {kind} {x}, {x}") if dtype.is_float else splat(BOOL, scalar.lanes, False)
+        if op == "not":
+            return self.emit(f"xor {kind} {x}, {splat(dtype, scalar.lanes, True if dtype == BOOL else -1)}")
+        if dtype.is_float:
+            if op == "neg":
+                return self.emit(f"fneg {kind} {x}")
+            return self.intrinsic(_FLOAT_INTRINSICS[op], kind, x)
+        if op == "neg":
+            return self.emit(f"sub {kind} {splat(dtype, scalar.lanes, 0)}, {x}")
+        if op == "popcount":
+            return self.intrinsic("ctpop", kind, x)
+        if op == "abs" and dtype.kind == "int":
+            return self.emit(f"call {kind} @llvm.abs.{mangled(kind)}({kind} {x}, i1 false)")
+        assert op in _FLOAT_INTRINSICS and op != "sqrt", f"{op} of {dtype}"
+        return x  # integers are their own floor, and unsigned ones their own size
+
+    def _binary(self, scalar: s.Binary) -> str:
+        dtype, op = scalar.left.dtype, scalar.op
+        if op in s.COMPARISONS:
+            return self._compare(scalar)
+        kind = register_type(dtype, scalar.lanes)
+        a, b = self.value(scalar.left), self.value(scalar.right)
+        if dtype == BOOL:
+            return self.emit(f"{_BOOL_OPS[op]} {kind} {a}, {b}")
+        if op in ("min", "max"):
+            name = f"{op}imum" if dtype.is_float else f"{'s' if dtype.kind == 'int' else 'u'}{op}"
+            return self.intrinsic(name, kind, a, b)
+        table = _FLOAT_OPS if dtype.is_float else _SIGNED_OPS if dtype.kind == "int" else _UNSIGNED_OPS
+        assert op in table, f"{op} of {dtype}"
+        return self.emit(f"{table[op]} {kind} {a}, {b}")
+
+    def _compare(self, scalar: s.Binary) -> str:
+        dtype = scalar.left.dtype
+        limit = self._lane_limit(scalar)
+        if limit is not None:
+            return limit
+        kind, a, b = register_type(dtype, scalar.lanes), self.value(scalar.left), self.value(scalar.right)
+        if dtype.is_float:
+            return self.emit(f"fcmp {_FLOAT_COMPARE[scalar.op]} {kind} {a}, {b}")
+        sign = "" if scalar.op in ("eq", "ne") else "s" if dtype.kind == "int" else "u"
+        return self.emit(f"icmp {sign}{scalar.op} {kind} {a}, {b}")
+
+    def _lane_limit(self, scalar: s.Binary) -> str | None:
+        """base + lanes < limit, the predicate of a tail, on narrow lanes: as few registers as the data themselves."""
+        left, right, lanes = scalar.left, scalar.right, scalar.lanes
+        if scalar.op != "lt" or not isinstance(right, s.Broadcast) or lanes == 1:
+            return None
+        base: Scalar | None = None
+        if isinstance(left, s.Binary) and left.op == "add" and not isinstance(left.left, s.Lanes):
+            left = s.Binary(left.dtype, lanes, "add", left.right, left.left)
+        if isinstance(left, s.Binary) and left.op == "add" and isinstance(left.right, s.Broadcast):
+            left, base = left.left, left.right.operand
+        if not isinstance(left, s.Lanes):
+            return None
+        room = self.value(right.operand if base is None else right.operand - base)
+        room = self.intrinsic("smin", "i64", self.intrinsic("smax", "i64", room, "0"), str(lanes))
+        element = "i8" if lanes * 32 > self.target.vector_bits else "i32"
+        narrow = self.broadcast(element, self.emit(f"trunc i64 {room} to {element}"), lanes)
+        return self.emit(f"icmp ult <{lanes} x {element}> {constant_lanes(range(lanes), element)}, {narrow}")
+
+    def _select(self, scalar: s.Select) -> str:
+        condition, yes, no = self.operand(scalar.condition), self.operand(scalar.yes), self.operand(scalar.no)
+        return self.emit(f"select {condition}, {yes}, {no}")
+
+    def _fma(self, scalar: s.Fma) -> str:
+        kind = register_type(scalar.dtype, scalar.lanes)
+        return self.intrinsic("fma", kind, *(self.value(operand) for operand in (scalar.a, scalar.b, scalar.c)))
+
+    def _broadcast(self, scalar: s.Broadcast) -> str:
+        if isinstance(scalar.operand, s.Const):
+            return splat(scalar.dtype, scalar.lanes, scalar.operand.value)
+        return self.broadcast(register_type(scalar.dtype), self.value(scalar.operand), scalar.lanes)
+
+    def _vector(self, scalar: s.Vector) -> str:
+        kind, element = register_type(scalar.dtype, scalar.lanes), register_type(scalar.dtype)
+        values = [self.value(item) for item in scalar.elements]
+        if not any(value.startswith("%") for value in values):
+            return "<" + ", ".join(f"{element} {value}" for value in values) + ">"
+        result = "poison"
+        for lane, value in enumerate(values):
+            result = self.emit(f"insertelement {kind} {result}, {element} {value}, i64 {lane}")
+        return result
+
+    def _shuffle(self, scalar: s.Shuffle) -> str:
+        pick = f"<{len(scalar.pick)} x i32> {constant_lanes(scalar.pick, 'i32')}"
+        left, right = scalar.left, scalar.right
+        if left.lanes == 1:
+            return self._vector(
+                s.Vector(scalar.dtype, scalar.lanes, tuple((left, right)[lane] for lane in scalar.pick))
+            )
+        if scalar.lanes == 1:
+            side, lane = divmod(scalar.pick[0], left.lanes)
+            return self.emit(f"extractelement {self.operand((left, right)[side])}, i64 {lane}")
+        return self.emit(f"shufflevector {self.operand(left)}, {self.operand(right)}, {pick}")
+
+    def _horizontal(self, scalar: s.Horizontal) -> str:
+        operand = scalar.operand
+        if operand.lanes == 1:
+            return self.value(operand)
+        kind = register_type(operand.dtype, operand.lanes)
+        name = f"vector.reduce.{_BOOL_OPS[scalar.op]}"
+        return self.emit(f"call i1 @llvm.{name}.{mangled(kind)}({kind} {self.value(operand)})")
+
+    def _call(self, scalar: s.Call) -> str:
+        entry = find(scalar, self.target)
+        assert entry is not None
+        total, *factors = scalar.arguments
+        kind = register_type(scalar.dtype, scalar.lanes)
+        operands = []
+        for factor in factors:
+            have, x = memory_type(factor.dtype, factor.lanes), self.value(factor)
+            if factor.dtype in HALF:
+                x = self._half_bits.get(x) or self._narrowed(x, factor.dtype, factor.lanes)
+            x = x if have == entry.operand else self.emit(f"bitcast {have} {x} to {entry.operand}")
+            operands.append(f"{entry.operand} {x}")
+        if entry.accumulates:
+            return self.emit(f"call {kind} @llvm.{entry.intrinsic}({self.operand(total)}, {', '.join(operands)})")
+        product = self.emit(f"call {kind} @llvm.{entry.intrinsic}({', '.join(operands)})")
+        return self.emit(f"add {self.operand(total)}, {product}")
+
+    # Conversions
+
+    def _cast(self, scalar: s.Cast) -> str:
+        source, wanted, x = scalar.operand.dtype, scalar.dtype, self.value(scalar.operand)
+        have, want = register_type(source, scalar.lanes), register_type(wanted, scalar.lanes)
+        if wanted == BOOL:
+            zero = splat(source, scalar.lanes, 0)
+            return self.emit(f"{'fcmp une' if source.is_float else 'icmp ne'} {have} {x}, {zero}")
+        if source.is_float and wanted.is_integer:
+            return self.emit(f"freeze {want} {self.emit(f'fptosi {have} {x} to {want}')}")
+        if not source.is_float and wanted.is_float:
+            x = self.emit(f"{'sitofp' if source.kind == 'int' else 'uitofp'} {have} {x} to {want}")
+        elif source.is_float and wanted.bits < 64 and source == F64:
+            if wanted in HALF:
+                x = self.value(odd_f32(Given(F64, scalar.lanes, x)))
+            else:
+                x = self.emit(f"fptrunc {have} {x} to {want}")
+        elif source.is_float and wanted == F64:
+            x = self.emit(f"fpext {have} {x} to {want}")
+        elif not source.is_float and have != want:
+            op = "trunc" if wanted.bits < source.bits and source != BOOL else "sext" if source.kind == "int" else "zext"
+            x = self.emit(f"{op} {have} {x} to {want}")
+        return self.widened(self._narrowed(x, wanted, scalar.lanes), wanted, scalar.lanes) if wanted in HALF else x
+
+    def _narrowed(self, x: str, dtype: DType, lanes: int) -> str:
+        """The i16 bits of an f32 rounded to a half type."""
+        if dtype == F16 and has_half_conversions(self.target):
+            half = self.emit(f"fptrunc {register_type(F32, lanes)} {x} to {_vector('half', lanes)}")
+            return self.emit(f"bitcast {_vector('half', lanes)} {half} to {_vector('i16', lanes)}")
+        return self.value(narrow_bits(Given(F32, lanes, x), dtype))
+
+    def widened(self, bits: str, dtype: DType, lanes: int) -> str:
+        """The f32 that the i16 bits of a half type mean; it remembers its bits."""
+        if dtype == F16 and has_half_conversions(self.target):
+            half = self.emit(f"bitcast {_vector('i16', lanes)} {bits} to {_vector('half', lanes)}")
+            wide = self.emit(f"fpext {_vector('half', lanes)} {half} to {register_type(F32, lanes)}")
+        else:
+            wide = self.value(widened_bits(Given(U16, lanes, bits), dtype))
+        self._half_bits[wide] = bits
+        return wide
+
+    def memory_value(self, scalar: Scalar) -> str:
+        """The value in the form that memory holds."""
+        x = self.expression(scalar)
+        if scalar.dtype == BOOL:
+            return self.emit(f"zext {register_type(BOOL, scalar.lanes)} {x} to {memory_type(BOOL, scalar.lanes)}")
+        if scalar.dtype in HALF:
+            return self._half_bits.get(x) or self._narrowed(x, scalar.dtype, scalar.lanes)
+        return x
+
+    def from_memory(self, raw: str, dtype: DType, lanes: int) -> str:
+        if dtype == BOOL:
+            return self.emit(f"icmp ne {memory_type(BOOL, lanes)} {raw}, {splat(I8, lanes, 0)}")
+        return self.widened(raw, dtype, lanes) if dtype in HALF else raw
+
+    def _bitcast(self, scalar: s.Bitcast) -> str:
+        source, wanted, lanes = scalar.operand.dtype, scalar.dtype, scalar.lanes
+        x = self.value(scalar.operand)
+        if source in HALF:
+            x = self._half_bits.get(x) or self._narrowed(x, source, lanes)
+        have, want = memory_type(source, lanes), memory_type(wanted, lanes)
+        if have != want:
+            x = self.emit(f"bitcast {have} {x} to {want}")
+        return self.widened(x, wanted, lanes) if wanted in HALF else x
+
+    # Loads
+
+    def _load(self, scalar: s.Load) -> str:
+        buffer, lanes = scalar.buffer, scalar.lanes
+        if buffer.space == "register":
+            slot, kind = self.register(buffer, scalar.offset, lanes)
+            return self.emit_effect(f"load {kind}, ptr {slot}")
+        return self.from_memory(self._raw_load(scalar), buffer.dtype, lanes)
+
+    def _raw_load(self, scalar: s.Load) -> str:
+        buffer, lanes, predicate = scalar.buffer, scalar.lanes, scalar.predicate
+        kind, align = memory_type(buffer.dtype, lanes), buffer.dtype.bytes
+        pointer = self.address(buffer, scalar.offset, predicate is None)
+        stride: Value = 1 if lanes == 1 else self.dim(scalar.stride)
+        uniform = predicate.operand if isinstance(predicate, s.Broadcast) else predicate
+        if uniform is not None and uniform.lanes == 1:
+            # Where nothing may be read, zeros are read instead: no branch, and a load that any target has.
+            span = (lanes - 1) * abs(stride) + 1 if isinstance(stride, int) else 1
+            self.module.zeros = max(self.module.zeros, span * align)
+            allowed = self.value(uniform)
+            start: Value = (lanes - 1) * stride if isinstance(stride, int) and stride < 0 else 0
+            zeros = self.element(buffer, "@.zeros", -start if isinstance(start, int) else 0)
+            pointer = self.emit(f"select i1 {allowed}, ptr {pointer}, ptr {zeros}")
+            if not isinstance(stride, int):
+                stride = self.emit(f"select i1 {allowed}, i64 {stride}, i64 0")
+            predicate = None
+        if predicate is not None:
+            mask, nothing = self.operand(predicate), f"{kind} zeroinitializer"
+            if stride == 1:
+                return self.emit_effect(
+                    f"call {kind} @llvm.masked.load.{mangled(kind)}.p0(ptr {pointer}, i32 {align}, {mask}, {nothing})"
+                )
+            pointers = f"<{lanes} x ptr> {self.element_pointers(buffer, pointer, lanes, stride)}"
+            name = f"llvm.masked.gather.{mangled(kind)}.v{lanes}p0"
+            return self.emit_effect(f"call {kind} @{name}({pointers}, i32 {align}, {mask}, {nothing})")
+        if stride == 1:
+            return self.emit_effect(f"load {kind}, ptr {pointer}, align {align}")
+        return self._strided_load(buffer, pointer, lanes, stride)
+
+    def _strided_load(self, buffer: Buffer, pointer: str, lanes: int, stride: Value) -> str:
+        kind, element, align = memory_type(buffer.dtype, lanes), memory_type(buffer.dtype), buffer.dtype.bytes
+        if stride == 0:
+            return self.broadcast(element, self.emit_effect(f"load {element}, ptr {pointer}, align {align}"), lanes)
+        if not isinstance(stride, int) or not (stride == -1 or 2 <= stride <= 4):
+            result = "poison"
+            for lane in range(lanes):
+                at = self.element(buffer, pointer, self.arithmetic("mul", stride, lane))
+                one = self.emit_effect(f"load {element}, ptr {at}, align {align}")
+                result = self.emit(f"insertelement {kind} {result}, {element} {one}, i64 {lane}")
+            return result
+        # Whole vectors, the last one ending with the last element wanted, and a shuffle for each.
+        result = ""
+        last = min(0, (lanes - 1) * stride) + abs(stride) * (lanes - 1) + 1 - lanes
+        for part in range(abs(stride)):
+            begin = last if part == abs(stride) - 1 else part * lanes
+            at = self.element(buffer, pointer, begin)
+            loaded = self.emit_effect(f"load {kind}, ptr {at}, align {align}")
+            pick = []
+            for lane in range(lanes):
+                there = lane * stride - begin
+                here = 0 <= there < lanes and (part == 0 or lane * stride >= part * lanes or stride < 0)
+                pick.append((lanes if result else 0) + there if here else lane)
+            mask = f"<{lanes} x i32> {constant_lanes(pick, 'i32')}"
+            result = self.emit(f"shufflevector {kind} {result or loaded}, {kind} {loaded}, {mask}")
+        return result
+
+
+def mangled(kind: str) -> str:
+    """The suffix by which LLVM's intrinsics tell types apart."""
+    names = {"float": "f32", "double": "f64"}
+    if not kind.startswith("<"):
+        return names.get(kind, kind)
+    lanes, _, element = kind[1:-1].split()
+    return f"v{lanes}{names.get(element, element)}"
+
+
+_RENDER: dict[type[Scalar], Callable[[Any, Any], str]] = {
+    s.Const: ExpressionRenderer._const,
+    s.Index: ExpressionRenderer._index,
+    s.Lanes: ExpressionRenderer._lanes,
+    s.Load: ExpressionRenderer._load,
+    s.Unary: ExpressionRenderer._unary,
+    s.Binary: ExpressionRenderer._binary,
+    s.Select: ExpressionRenderer._select,
+    s.Cast: ExpressionRenderer._cast,
+    s.Bitcast: ExpressionRenderer._bitcast,
+    s.Fma: ExpressionRenderer._fma,
+    s.Broadcast: ExpressionRenderer._broadcast,
+    s.Vector: ExpressionRenderer._vector,
+    s.Shuffle: ExpressionRenderer._shuffle,
+    s.Horizontal: ExpressionRenderer._horizontal,
+    s.Call: ExpressionRenderer._call,
+    Given: ExpressionRenderer._given,
+}

@@ -1,0 +1,369 @@
+"""Scalar expressions in terms of what the target has: no operation may become a call of a library function.
+
+`expand` replaces one operation by simpler ones, `guard_loads` makes selects safe to evaluate on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from ...ir import scalars as s
+from ...ir.dims import Opaque, Sum, atoms
+from ...ir.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, U16, U32, U64, DType
+from ...ir.scalars import Scalar
+from ...ir.target import Target
+from .dot_products import find, split
+
+# Integer operations of the hardware, whose result is undefined by a zero divisor, an overflow or a wide shift.
+BARE = ("bare_div", "bare_rem", "bare_shl", "bare_shr")
+_BITS: Mapping[DType, DType] = {F32: U32, F64: U64}
+_MANTISSA: Mapping[DType, int] = {F32: 23, F64: 52}
+
+
+@dataclass(frozen=True, eq=False)
+class Given(Scalar):
+    """A value that is already in an SSA register."""
+
+    text: str
+
+
+def like(value: s.Number, scalar: Scalar) -> Scalar:
+    """A literal of the type and lanes of another expression."""
+    return s.const(value, scalar.dtype, scalar.lanes)
+
+
+def known_constant(scalar: Scalar) -> s.Number | None:
+    """The value of a literal, or of a literal in every lane."""
+    if isinstance(scalar, s.Broadcast):
+        scalar = scalar.operand
+    return scalar.value if isinstance(scalar, s.Const) else None
+
+
+def expand(scalar: Scalar, target: Target) -> Scalar | None:
+    """`scalar` by other operations, where the target has none for it; those may need expanding too. Else None."""
+    if isinstance(scalar, s.Unary):
+        if scalar.op in _ROUNDINGS and target.architecture == "x86_64" and not target.has("sse4.1"):
+            return _round(scalar.op, scalar.operand)
+        if scalar.op == "reciprocal_estimate":
+            return s.binary("div", like(1, scalar), scalar.operand)
+    elif isinstance(scalar, s.Binary):
+        if scalar.left.dtype.is_integer and scalar.op in ("div", "rem", "shl", "shr"):
+            return _guarded_integer(scalar.op, scalar.left, scalar.right)
+        if scalar.left.dtype.is_float and scalar.op in ("min", "max") and target.architecture == "x86_64":
+            return _extremum(scalar.op, scalar.left, scalar.right)
+        if scalar.left.dtype.is_float and scalar.op == "rem":
+            return _remainder(scalar.left, scalar.right)
+    elif isinstance(scalar, s.Fma):
+        if not target.fma or not scalar.dtype.is_float:
+            return s.binary("add", s.binary("mul", scalar.a, scalar.b), scalar.c)
+    elif isinstance(scalar, s.Cast):
+        return _float_to_integer(scalar.operand, scalar.dtype)
+    elif isinstance(scalar, s.Horizontal) and scalar.operand.lanes > 1 and scalar.dtype != BOOL:
+        return _horizontal(scalar.op, scalar.operand)
+    elif isinstance(scalar, s.Call) and find(scalar, target) is None:
+        return split(scalar, target)
+    return None
+
+
+def _horizontal(op: str, vector: Scalar) -> Scalar:
+    """A tree of halves, so that the order of additions is the same on every target."""
+    while vector.lanes > 1:
+        half = vector.lanes // 2
+        assert vector.lanes == 2 * half, "horizontal operations need a power of two of lanes"
+        low, high = (
+            s.Shuffle(vector.dtype, half, vector, vector, tuple(range(start, start + half))) for start in (0, half)
+        )
+        vector = s.binary(op, low, high)
+    return vector
+
+
+_ROUNDINGS = ("floor", "ceil", "trunc", "round")
+
+
+def _round(op: str, x: Scalar) -> Scalar:
+    """Adding and subtracting 2^mantissa rounds to an integer, half to even; then one step corrects the direction."""
+    dtype = x.dtype if x.dtype == F64 else F32
+    sign_bit = s.const(1 << (dtype.bits - 1), _BITS[dtype], x.lanes)
+    magic = s.const(2.0 ** _MANTISSA[dtype], dtype, x.lanes)
+    zero, one = s.const(0, dtype, x.lanes), s.const(1, dtype, x.lanes)
+
+    def with_sign_of_x(magnitude: Scalar) -> Scalar:
+        bits = s.bitcast(s.unary("abs", magnitude), _BITS[dtype])
+        return s.bitcast(bits | (s.bitcast(x, _BITS[dtype]) & sign_bit), dtype)
+
+    x = s.cast(x, dtype)
+    size = s.unary("abs", x)
+    rounded = (size + magic) - magic
+    if op == "trunc":
+        rounded = rounded - s.select(size < rounded, one, zero)
+    elif op == "floor":
+        signed = with_sign_of_x(rounded)
+        rounded = signed - s.select(x < signed, one, zero)
+    elif op == "ceil":
+        signed = with_sign_of_x(rounded)
+        rounded = signed + s.select(signed < x, one, zero)
+    return s.select(size < magic, with_sign_of_x(rounded), x)
+
+
+def _guarded_integer(op: str, a: Scalar, b: Scalar) -> Scalar:
+    """Division and shifts with the cases defined that trap or are undefined in hardware."""
+    constant = known_constant(b)
+    bare = s.Binary(a.dtype, a.lanes, f"bare_{op}", a, b)
+    zero = like(0, a)
+    if op in ("shl", "shr"):
+        width = a.dtype.bits
+        if constant is not None:
+            return bare if 0 <= constant < width else zero
+        inside = b < like(width, b)
+        if b.dtype.kind == "int":
+            inside = inside & (like(0, b) <= b)
+        return s.select(inside, replace(bare, right=s.select(inside, b, zero)), zero)
+    if constant is not None and constant not in (0, -1):
+        return bare
+    # By -1 the only quotient that overflows traps; a / -1 = -a and a % -1 = a % 1 = 0.
+    special = b.equal(zero)
+    minus_one = b.equal(like(-1, b)) if b.dtype.kind == "int" else None
+    by_one = special if minus_one is None else special | minus_one
+    result: Scalar = replace(bare, right=s.select(by_one, like(1, b), b))
+    if op == "rem":
+        return result
+    if minus_one is not None:
+        result = s.select(minus_one, zero - a, result)
+    return s.select(special, zero, result)
+
+
+def _never_nan(x: Scalar) -> bool:
+    constant = known_constant(x)
+    return (constant is not None and constant == constant) or (isinstance(x, s.Cast) and not x.operand.dtype.is_float)
+
+
+def _extremum(op: str, a: Scalar, b: Scalar) -> Scalar:
+    """minps and maxps give their second operand where one is NaN: alone enough where the first is known not to be."""
+
+    def hardware(first: Scalar, second: Scalar) -> Scalar:
+        return s.select(first < second if op == "min" else second < first, first, second)
+
+    if _never_nan(b):
+        return hardware(b, a)
+    if _never_nan(a):
+        return hardware(a, b)
+    return s.select(s.unary("isnan", a), a, hardware(a, b))
+
+
+def _remainder(a: Scalar, b: Scalar) -> Scalar:
+    """C's fmod, in f64: exact for quotients below 2^53. The sign is the dividend's."""
+    x, y = s.cast(a, F64), s.cast(b, F64)
+    quotient = s.unary("trunc", x / y)
+    rest = s.fma(s.unary("neg", quotient), y, x)
+    size, step = s.unary("abs", x), s.unary("abs", y)
+    # The rounded quotient may be one too far: then the rest has the other sign.
+    sign = s.const(1 << 63, U64, a.lanes)
+    signs = (s.bitcast(rest, U64) ^ s.bitcast(x, U64)) & sign
+    wrong = (~signs.equal(s.const(0, U64, a.lanes))) & ~rest.equal(like(0, rest))
+    rest = s.select(wrong, s.unary("abs", s.unary("abs", rest) - step), s.unary("abs", rest))
+    signed = s.bitcast((s.bitcast(rest, U64) & ~sign) | (s.bitcast(x, U64) & sign), F64)
+    infinite = step.equal(like(float("inf"), step)) & (size < like(float("inf"), size))
+    return s.cast(s.select(infinite, x, signed), a.dtype)
+
+
+def _float_to_integer(x: Scalar, dtype: DType) -> Scalar | None:
+    """By way of i32 and i64, with wrapping below that, as numpy on x86 does; None where it is one conversion."""
+    if not x.dtype.is_float or not dtype.is_integer or dtype in (I32, I64):
+        return None
+    if dtype.bits < 32:
+        return s.cast(s.cast(x, I32), dtype)
+    if dtype == U32:
+        return s.cast(s.cast(x, I64), dtype)
+    x = s.cast(x, x.dtype if x.dtype == F64 else F32)
+    half = like(2.0**63, x)
+    high = s.bitcast(s.cast(x - half, I64), U64) ^ s.const(1 << 63, U64, x.lanes)
+    return s.select(x < half, s.bitcast(s.cast(x, I64), U64), high)
+
+
+def odd_f32(x: Scalar) -> Scalar:
+    """f64 to f32 rounded to odd, which makes a second rounding to a narrower type exact."""
+    nearest = s.Cast(F32, x.lanes, x)
+    wide = s.cast(nearest, F64)
+    bits = s.bitcast(nearest, U32)
+    too_far = s.unary("abs", x) < s.unary("abs", wide)
+    toward_zero = bits - s.select(too_far, like(1, bits), like(0, bits))
+    exact = wide.equal(x) | s.unary("isnan", x)
+    return s.bitcast(s.select(exact, bits, toward_zero | like(1, bits)), F32)
+
+
+def narrow_bits(x: Scalar, dtype: DType) -> Scalar:
+    """The bits (u16) of an f32 rounded to f16 or bf16, half to even; NaN stays NaN."""
+    bits = s.bitcast(x, U32)
+
+    def number(value: int) -> Scalar:
+        return like(value, bits)
+
+    def shifted(value: Scalar, by: int) -> Scalar:
+        return s.binary("shr", value, number(by))
+
+    if dtype == BF16:
+        rounded = bits + number(0x7FFF) + (shifted(bits, 16) & number(1))
+        quiet = bits | number(0x400000)
+        return s.cast(shifted(s.select(s.unary("isnan", x), quiet, rounded), 16), U16)
+    # After F. Giesen's float_to_half_fast3_rtne: the subnormal result by an addition that aligns the mantissa.
+    sign = bits & number(0x80000000)
+    size = bits ^ sign
+    special = s.select(number(0x7F800000) < size, number(0x7E00), number(0x7C00))
+    aligned = s.bitcast(s.bitcast(size, F32) + s.const(0.5, F32, x.lanes), U32) - number(0x3F000000)
+    normal = shifted(size + number(0xC8000FFF) + (shifted(size, 13) & number(1)), 13)
+    half = s.select(size < number(0x47800000), s.select(size < number(0x38800000), aligned, normal), special)
+    return s.cast(half | shifted(sign, 16), U16)
+
+
+def widened_bits(bits: Scalar, dtype: DType) -> Scalar:
+    """The f32 that the bits (u16) of an f16 or bf16 mean."""
+    wide = s.cast(bits, U32)
+
+    def number(value: int) -> Scalar:
+        return like(value, wide)
+
+    if dtype == BF16:
+        return s.bitcast(s.binary("shl", wide, number(16)), F32)
+    size = s.binary("shl", wide & number(0x7FFF), number(13))
+    exponent = size & number(0x0F800000)
+    normal = size + number(0x38000000)
+    special = size + number(0x70000000)
+    subnormal = s.bitcast(s.bitcast(size + number(0x38800000), F32) - s.const(2.0**-14, F32, bits.lanes), U32)
+    merged = s.select(
+        exponent.equal(number(0x0F800000)), special, s.select(exponent.equal(number(0)), subnormal, normal)
+    )
+    sign = s.binary("shl", wide & number(0x8000), number(16))
+    return s.bitcast(merged | sign, F32)
+
+
+def has_half_conversions(target: Target) -> bool:
+    """Whether f16 <-> f32 are instructions."""
+    return target.has("f16c") or target.has("avx512f") or target.architecture == "aarch64"
+
+
+HALF = (F16, BF16)
+
+
+def guard_loads(root: Scalar) -> Scalar:
+    """`root` where no load reads what a Select's condition forbids: the condition becomes part of its predicate.
+
+    What is computed whichever way the selects go stays unguarded. A predicate also guards loads in its load's index.
+    """
+    return _Guard(None, {}).run(root) if _has_guarded_load(root, False, set()) else root
+
+
+def _reads_memory(scalar: Scalar) -> bool:
+    return isinstance(scalar, s.Load) and scalar.buffer.space != "register"
+
+
+def _index_values(scalar: Scalar) -> Iterator[Scalar]:
+    """The run-time values in the index dims."""
+    for dim in scalar.dims:
+        if isinstance(dim, Sum):
+            for atom in atoms(dim):
+                if isinstance(atom, Opaque) and isinstance(atom.value, Scalar):
+                    yield atom.value
+
+
+def _has_guarded_load(scalar: Scalar, guarded: bool, seen: set[tuple[int, bool]]) -> bool:
+    if (id(scalar), guarded) in seen or (id(scalar), True) in seen:
+        return False
+    seen.add((id(scalar), guarded))
+    if guarded and _reads_memory(scalar):
+        return True
+    if isinstance(scalar, s.Select):
+        return _has_guarded_load(scalar.condition, guarded, seen) or any(
+            _has_guarded_load(branch, True, seen) for branch in (scalar.yes, scalar.no)
+        )
+    inside = guarded or (isinstance(scalar, s.Load) and scalar.predicate is not None)
+    return any(_has_guarded_load(value, inside, seen) for value in _index_values(scalar)) or any(
+        _has_guarded_load(child, guarded, seen) for child in scalar.children
+    )
+
+
+def _always_evaluated(root: Scalar, selects: dict[bytes, frozenset[bytes]]) -> set[bytes]:
+    """Digests of all that is computed whichever way the selects in `root` go."""
+    found: set[bytes] = set()
+    waiting = [root]
+    while waiting:
+        scalar = waiting.pop()
+        if scalar.digest in found:
+            continue
+        found.add(scalar.digest)
+        if isinstance(scalar, s.Select):
+            if scalar.digest not in selects:
+                yes, no = (_always_evaluated(branch, selects) for branch in (scalar.yes, scalar.no))
+                selects[scalar.digest] = frozenset(yes & no)
+            found |= selects[scalar.digest]
+            waiting.append(scalar.condition)
+            continue
+        waiting += scalar.children
+        if not (isinstance(scalar, s.Load) and scalar.predicate is not None):
+            waiting += _index_values(scalar)
+    return found
+
+
+class _Guard(s.Rewriter):
+    """Rewrites under a guard; what an enclosing guard's expression always computes is left to that guard's rewriter."""
+
+    def __init__(self, guard: Scalar | None, owners: Mapping[bytes, _Guard]):
+        super().__init__()
+        self._guard = guard
+        self._owners = dict(owners)
+
+    def run(self, root: Scalar) -> Scalar:
+        for digest in _always_evaluated(root, {}):
+            self._owners.setdefault(digest, self)
+        return self(root)
+
+    def __call__(self, scalar: Scalar) -> Scalar:
+        owner = self._owners.get(scalar.digest, self)
+        return super().__call__(scalar) if owner is self else owner(scalar)
+
+    def _under(self, condition: Scalar) -> _Guard:
+        return _Guard(condition if self._guard is None else both(self._guard, condition), self._owners)
+
+    def rebuild(self, scalar: Scalar) -> Scalar:
+        if isinstance(scalar, s.Select):
+            condition = self(scalar.condition)
+            yes, no = self._under(condition).run(scalar.yes), self._under(negated(condition)).run(scalar.no)
+            return s.select(condition, yes, no)
+        if not isinstance(scalar, s.Load):
+            return super().rebuild(scalar)
+        predicate = None if scalar.predicate is None else self(scalar.predicate)
+        if _reads_memory(scalar) and self._guard is not None:
+            guard = _with_lanes(self._guard, scalar.lanes)
+            predicate = guard if predicate is None else both(predicate, guard)
+        inside = self if predicate is None else _Guard(predicate, self._owners)
+        offset, stride = inside.dim(scalar.offset), inside.dim(scalar.stride)
+        return s.load(scalar.buffer, offset, scalar.lanes, predicate, stride)
+
+
+def negated(condition: Scalar) -> Scalar:
+    """The opposite of a bool, without a double negation."""
+    if isinstance(condition, s.Broadcast):
+        return s.widen(negated(condition.operand), condition.lanes)
+    if isinstance(condition, s.Unary) and condition.op == "not":
+        return condition.operand
+    return s.unary("not", condition)
+
+
+def both(a: Scalar, b: Scalar) -> Scalar:
+    """a and b; of two scalars in every lane, it is one in every lane again."""
+    lanes = s.lane_count(a, b)
+    a, b = _with_lanes(a, lanes), _with_lanes(b, lanes)
+    if isinstance(a, s.Broadcast) and isinstance(b, s.Broadcast):
+        return s.widen(s.binary("and", a.operand, b.operand), lanes)
+    return a if a == b else s.binary("and", a, b)
+
+
+def _with_lanes(guard: Scalar, lanes: int) -> Scalar:
+    """A guard for a load of other lanes than its own: whether any lane wants it."""
+    if guard.lanes == lanes:
+        return guard
+    if isinstance(guard, s.Broadcast):
+        guard = guard.operand
+    if guard.lanes > 1:
+        guard = s.Horizontal(BOOL, 1, "or", guard)
+    return s.widen(guard, lanes)

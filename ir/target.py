@@ -1,0 +1,182 @@
+"""What a schedule and a backend must know of the machine that a model is compiled for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import TargetError
+
+_V1 = "sse sse2"
+_V2 = f"{_V1} sse3 ssse3 sse4.1 sse4.2 popcnt"
+_V3 = f"{_V2} avx avx2 bmi bmi2 f16c fma lzcnt movbe"
+_V4 = f"{_V3} avx512f avx512bw avx512cd avx512dq avx512vl"
+_VNNI = f"{_V4} avx512vnni"
+_BF16 = f"{_VNNI} avx512bf16"
+_NEON = "neon fp-armv8"
+_DOT = f"{_NEON} dotprod fullfp16"
+_V8_6 = f"{_DOT} i8mm bf16"
+
+# Per CPU that LLVM knows by this name: its features, as far as this compiler asks for them, and the bytes of its caches
+# in KiB (L1 data, L2, last level per core), after the vendors' optimisation manuals.
+_X86: dict[str, tuple[str, tuple[int, int, int]]] = {
+    "x86-64": (_V1, (32, 256, 2048)),
+    "x86-64-v2": (_V2, (32, 256, 2048)),
+    "x86-64-v3": (_V3, (32, 256, 2048)),
+    "x86-64-v4": (_V4, (32, 1024, 1408)),
+    "nehalem": (_V2, (32, 256, 2048)),
+    "sandybridge": (f"{_V2} avx", (32, 256, 2048)),
+    "ivybridge": (f"{_V2} avx f16c", (32, 256, 2048)),
+    "haswell": (_V3, (32, 256, 2048)),
+    "broadwell": (_V3, (32, 256, 2048)),
+    "skylake": (_V3, (32, 256, 2048)),
+    "alderlake": (f"{_V3} avxvnni", (48, 1280, 3072)),
+    "skylake-avx512": (_V4, (32, 1024, 1408)),
+    "cascadelake": (_VNNI, (32, 1024, 1408)),
+    "cooperlake": (_BF16, (32, 1024, 1408)),
+    "icelake-client": (_VNNI, (48, 512, 2048)),
+    "icelake-server": (_VNNI, (48, 1280, 1536)),
+    "sapphirerapids": (f"{_BF16} avxvnni avx512fp16", (48, 2048, 1920)),
+    "znver1": (_V3, (32, 512, 2048)),
+    "znver2": (_V3, (32, 512, 4096)),
+    "znver3": (_V3, (32, 512, 4096)),
+    "znver4": (_BF16, (32, 1024, 4096)),
+    "znver5": (f"{_BF16} avxvnni", (48, 1024, 4096)),
+}
+_ARM: dict[str, tuple[str, tuple[int, int, int]]] = {
+    "aarch64": (_NEON, (32, 512, 1024)),
+    "cortex-a53": (_NEON, (32, 512, 0)),
+    "cortex-a72": (_NEON, (32, 1024, 0)),
+    "cortex-a76": (_DOT, (64, 512, 2048)),
+    "neoverse-n1": (_DOT, (64, 1024, 1024)),
+    "neoverse-n2": (_V8_6, (64, 1024, 1024)),
+    "neoverse-v1": (_V8_6, (64, 1024, 1024)),
+    "neoverse-v2": (_V8_6, (64, 1024, 1024)),
+    "apple-m1": (_DOT, (128, 4096, 8192)),
+}
+# Dot-product instructions that `scalars.Call` may name, and the features of which any one gives them.
+_DOT_PRODUCTS: dict[str, tuple[str, ...]] = {
+    "dot4_u8_i8": ("avx512vnni", "avxvnni", "i8mm"),
+    "dot4_i8_i8": ("dotprod",),
+    "dot4_u8_u8": ("dotprod",),
+    "dot2_i16_i16": ("sse2",),
+    "dot2_bf16_bf16": ("avx512bf16",),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A machine: what LLVM must be told of it, and the facts that schedules are sized by.
+
+    `features` is LLVM's flag text ("+avx2,-avx512f"), `enabled` the names of all features that are on, `threads` how
+    many threads schedules should plan for. Caches are in bytes, the last level's share of one core.
+    """
+
+    name: str
+    kind: str
+    triple: str
+    cpu: str
+    features: str
+    enabled: frozenset[str]
+    vector_bits: int
+    vector_registers: int
+    fma: bool
+    l1_bytes: int
+    l2_bytes: int
+    l3_bytes: int
+    threads: int = 1
+
+    def __str__(self) -> str:
+        return self.name
+
+    def has(self, feature: str) -> bool:
+        """Whether the machine has the feature that LLVM calls so."""
+        return feature in self.enabled
+
+    @property
+    def architecture(self) -> str:
+        """ "x86_64" or "aarch64"."""
+        return self.triple.split("-")[0]
+
+    @property
+    def dot_products(self) -> frozenset[str]:
+        """The names of the integer and bf16 dot products that are one instruction here."""
+        return frozenset(name for name, any_of in _DOT_PRODUCTS.items() if self.enabled.intersection(any_of))
+
+    def lanes(self, bits: int) -> int:
+        """Elements of `bits` bits in one vector register."""
+        return self.vector_bits // bits
+
+    @staticmethod
+    def host() -> Target:
+        """This machine. Raises TargetError where it is neither x86-64 nor AArch64."""
+        from llvmlite import binding
+
+        triple: str = binding.get_process_triple()
+        flags: str = binding.get_host_cpu_features().flatten()
+        enabled = {flag[1:] for flag in flags.split(",") if flag.startswith("+")}
+        architecture = {"amd64": "x86_64", "arm64": "aarch64"}.get(triple.split("-")[0], triple.split("-")[0])
+        if architecture not in ("x86_64", "aarch64"):
+            raise TargetError(f"this machine is {triple}; onnxc compiles for x86-64 and AArch64")
+        if architecture == "aarch64":
+            enabled |= set(_NEON.split())
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        normal = "-".join([architecture, *triple.split("-")[1:]])
+        return _target("host", normal, binding.get_host_cpu_name(), flags, enabled, _host_caches(), threads)
+
+    @staticmethod
+    def parse(text: str) -> Target:
+        """The target that a person names: "cpu" or "host" (this machine), a CPU as LLVM calls it or an x86-64 level,
+        each with features appended: "x86-64-v3", "cpu:znver4", "skylake-avx512+avx512vnni", "aarch64+dotprod"...
+
+        Raises TargetError for an unknown name, with those that are known.
+        """
+        wanted = text.strip()
+        if wanted in ("cpu", "host"):
+            return Target.host()
+        base, *extra = wanted.removeprefix("cpu:").split("+")
+        if base in ("cpu", "host") and extra:
+            host = Target.host()
+            flags = ",".join([host.features, *(f"+{feature}" for feature in extra)])
+            caches = host.l1_bytes, host.l2_bytes, host.l3_bytes
+            return _target(wanted, host.triple, host.cpu, flags, set(host.enabled) | set(extra), caches, host.threads)
+        for table, triple in ((_X86, "x86_64-unknown-linux-gnu"), (_ARM, "aarch64-unknown-linux-gnu")):
+            if base in table:
+                features, (l1, l2, l3) = table[base]
+                cpu = "generic" if base == "aarch64" else base
+                flags = ",".join(f"+{feature}" for feature in extra)
+                caches = l1 << 10, l2 << 10, l3 << 10
+                return _target(wanted, triple, cpu, flags, set(features.split()) | set(extra), caches, 1)
+        raise TargetError(f"unknown target {text!r}; known are cpu, {', '.join([*_X86, *_ARM])}, each with +feature")
+
+
+def _target(
+    name: str, triple: str, cpu: str, flags: str, enabled: set[str], caches: tuple[int, int, int], threads: int
+) -> Target:
+    wide = {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= enabled
+    vector_bits = 512 if wide else 256 if "avx" in enabled else 128
+    if wide and "prefer-256-bit" not in flags:
+        flags = ",".join([flags, "-prefer-256-bit"] if flags else ["-prefer-256-bit"])
+    registers = 32 if wide or "neon" in enabled else 16
+    fma = bool(enabled & {"fma", "avx512f", "neon"})
+    return Target(
+        name, "cpu", triple, cpu, flags, frozenset(enabled), vector_bits, registers, fma, *caches, threads=threads
+    )
+
+
+def _host_caches(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> tuple[int, int, int]:
+    """Bytes of the data caches, of the last level one CPU's share; usual sizes where Linux tells none."""
+    found = {1: 32 << 10, 2: 512 << 10, 3: 2 << 20}
+    for entry in sorted(folder.glob("index*")):
+        try:
+            level, kind, size = ((entry / name).read_text().strip() for name in ("level", "type", "size"))
+            shared = (entry / "shared_cpu_list").read_text().strip()
+        except OSError:
+            continue
+        if kind == "Instruction" or not size.endswith("K"):
+            continue
+        spans = [part.split("-") for part in shared.split(",")]
+        sharers = sum(int(span[-1]) - int(span[0]) + 1 for span in spans)
+        found[int(level)] = (int(size[:-1]) << 10) // (sharers if int(level) >= 3 else 1)
+    return found[1], found[2], found[3]
