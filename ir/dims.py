@@ -276,6 +276,12 @@ def floordiv(numerator: Dim, denominator: Dim) -> Dim:
         if common > 1:
             reduced = _normal({m: c // common for m, c in rest.terms if m}) + constant // common
             return quotient + floordiv(reduced, denominator // common)
+        # What is small beside multiples of a divisor changes nothing: (16*i + j) // 64 is i // 4 for 0 <= j < 16.
+        for step in sorted({math.gcd(denominator, c) for monomial, c in rest.terms if monomial} - {1}, reverse=True):
+            coarse = _normal({m: c // step for m, c in rest.terms if m and c % step == 0}) + constant // step
+            fine = rest - step * coarse
+            if known_le(0, fine) and known_le(fine + 1, step):
+                return quotient + floordiv(coarse, denominator // step)
         inner = _as_atom(rest)
         if isinstance(inner, Quotient) and isinstance(inner.denominator, int):
             return quotient + floordiv(inner.numerator, inner.denominator * denominator)

@@ -203,6 +203,11 @@ class Inference:
             return (node.output.type,)
         for region in node.regions.values():
             self.graph(region)
+        if node.op == "Fused":
+            for outer, inner in zip(node.outputs, node.regions["body"].outputs, strict=True):
+                if inner.name in self.values:
+                    self.values[outer.name] = self.values[inner.name]
+            return tuple(value.type for value in node.regions["body"].outputs)
         names = [value.name for value in node.outputs]
         return self.outputs(node.op, node.inputs, node.attributes, node.regions, names, node.origin)
 

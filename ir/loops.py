@@ -6,12 +6,12 @@ registers, threads) is visible here and in its printed text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias, Union
 
 from . import scalars as s
-from .dims import Dim, Symbol, symbol
+from .dims import Dim, symbol
 from .scalars import Buffer, Scalar
 
 KINDS = ("serial", "unrolled", "vector", "parallel", "grid", "block")
@@ -142,6 +142,43 @@ def walk(block: Block) -> Iterator[Statement]:
             yield from walk(inner)
 
 
+def rebuild(block: Block, rewriter: s.Rewriter, buffers: Mapping[str, Buffer] | None = None) -> Block:
+    """`block` with every expression and index rewritten, and buffers that statements name replaced by name."""
+    renamed = buffers or {}
+
+    def buffer(old: Buffer) -> Buffer:
+        new = renamed.get(old.name, old)
+        return replace(new, size=rewriter.dim(new.size))
+
+    def optional(scalar: Scalar | None) -> Scalar | None:
+        return None if scalar is None else rewriter(scalar)
+
+    result: list[Statement] = []
+    for st in block:
+        if isinstance(st, For):
+            result.append(replace(st, extent=rewriter.dim(st.extent), body=rebuild(st.body, rewriter, buffers)))
+        elif isinstance(st, Let):
+            result.append(Let(st.name, rewriter(st.value) if isinstance(st.value, Scalar) else rewriter.dim(st.value)))
+        elif isinstance(st, Define):
+            result.append(Define(buffer(st.buffer), rewriter(st.value)))
+        elif isinstance(st, Alloc):
+            result.append(Alloc(buffer(st.buffer)))
+        elif isinstance(st, Alias):
+            offset, otherwise = rewriter.dim(st.offset), st.otherwise and buffer(st.otherwise)
+            result.append(Alias(buffer(st.buffer), buffer(st.source), offset, optional(st.condition), otherwise))
+        elif isinstance(st, Store):
+            offset, stride = rewriter.dim(st.offset), rewriter.dim(st.stride)
+            result.append(Store(buffer(st.buffer), offset, rewriter(st.value), optional(st.predicate), stride))
+        elif isinstance(st, If):
+            then, otherwise_block = rebuild(st.then, rewriter, buffers), rebuild(st.otherwise, rewriter, buffers)
+            result.append(If(rewriter(st.condition), then, otherwise_block))
+        elif isinstance(st, While):
+            result.append(While(rewriter(st.condition), rebuild(st.body, rewriter, buffers)))
+        else:
+            result.append(st)
+    return tuple(result)
+
+
 def loop(index: str, extent: Dim, body: Sequence[Statement], kind: str = "serial", step: int = 1) -> Statement:
     return For(index, extent, tuple(body), kind, step)
 
@@ -243,6 +280,33 @@ def print_kernel(kernel: Kernel) -> str:
     return f"{origin}kernel {kernel.name}({parameters}{sizes}):\n" + "\n".join(_print_block(kernel.body, "  ")) + "\n"
 
 
-def size_symbols(names: Sequence[str]) -> tuple[Symbol, ...]:
-    """The sizes of a kernel as symbols."""
-    return tuple(Symbol(name) for name in names)
+def free_sizes(block: Block, buffers: Sequence[Buffer] = ()) -> tuple[str, ...]:
+    """Names of the symbols that statements (and the sizes of buffers) use and do not bind: what a kernel must be told."""
+    found: dict[str, None] = {}
+    bound: set[str] = set()
+
+    def see(*items: Dim | Scalar | None) -> None:
+        for item in items:
+            if item is not None:
+                found.update(dict.fromkeys(sorted(item.free if isinstance(item, Scalar) else s.free_symbols(item))))
+
+    for statement in walk(block):
+        if isinstance(statement, For):
+            bound.add(statement.index)
+            see(statement.extent)
+        elif isinstance(statement, Let):
+            bound.add(statement.name)
+            see(statement.value)
+        elif isinstance(statement, Define):
+            see(statement.value)
+        elif isinstance(statement, Alloc):
+            see(statement.buffer.size)
+        elif isinstance(statement, Alias):
+            see(statement.offset, statement.condition)
+        elif isinstance(statement, Store):
+            see(statement.offset, statement.value, statement.predicate, statement.stride)
+        elif isinstance(statement, If | While):
+            see(statement.condition)
+    for buffer in buffers:
+        see(buffer.size)
+    return tuple(name for name in found if name not in bound)

@@ -69,6 +69,14 @@ class Bind:
 
 
 @dataclass(frozen=True)
+class Assign:
+    """From here on `symbol` is a size that other symbols tell (the size that the branch taken gave an output)."""
+
+    symbol: str
+    value: Dim
+
+
+@dataclass(frozen=True)
 class Choose:
     """One of two blocks, by a bool in memory."""
 
@@ -91,7 +99,7 @@ class Repeat:
     count: str | None = None
 
 
-Step: TypeAlias = Union[Run, Bind, Choose, Repeat]
+Step: TypeAlias = Union[Run, Bind, Assign, Choose, Repeat]
 Steps: TypeAlias = tuple[Step, ...]
 
 
@@ -121,11 +129,12 @@ class ArenaPlan:
 
 @dataclass(frozen=True)
 class Program:
-    """Everything that a backend compiles and a runtime needs."""
+    """Everything that a backend compiles and a runtime needs; `results` names the memory of each output."""
 
     name: str
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
+    results: tuple[str, ...]
     memories: Mapping[str, Memory]
     segments: tuple[Steps, ...]
     kernels: Mapping[str, Kernel]
@@ -141,7 +150,7 @@ class Program:
             for dim in value.shape:
                 found.update(dict.fromkeys(s.name for s in symbols(dim)))
         for step in walk(step for segment in self.segments for step in segment):
-            if isinstance(step, Bind):
+            if isinstance(step, Bind | Assign):
                 found[step.symbol] = None
             elif isinstance(step, Repeat):
                 found[step.index] = None
@@ -172,6 +181,8 @@ def _print_steps(steps: Steps, indent: str) -> Iterator[str]:
             yield f"{indent}{step.kernel}({arguments}){origin}"
         elif isinstance(step, Bind):
             yield f"{indent}bind {step.symbol} = {step.dtype} {step.place}"
+        elif isinstance(step, Assign):
+            yield f"{indent}{step.symbol} = {step.value}"
         elif isinstance(step, Choose):
             yield f"{indent}if {step.condition}:"
             yield from _print_steps(step.then, indent + "  ")

@@ -168,19 +168,18 @@ def opaque_tensor(shape: Sequence[Dim], dtype: DType, *sources: Tensor) -> Tenso
 
 
 def reduction(op: str, at: Sequence[Dim], extents: Sequence[Dim], body: Callable[..., Scalar]) -> Scalar:
-    """body(r0, r1, ...) combined over ranges, as one element at the indices `at`; just the body over no range.
+    """body(r0, r1, ...) combined over ranges, as one element at the indices `at`.
 
-    The names of the new indices avoid those that occur in `at`, so definitions nest.
+    The names of the new indices avoid those that occur in `at`, so definitions nest. A range of one index is none.
     """
-    if not extents:
-        return body()
     taken = set().union(*map(free_symbols, at)) if at else set()
     level = 0
     while any(name.startswith(f"r{level}_") for name in taken):
         level += 1
-    names = [f"r{level}_{axis}" for axis in range(len(extents))]
-    result = body(*(symbol(name, 0, extent - 1) for name, extent in zip(names, extents, strict=True)))
-    return Reduce(result.dtype, 1, op, tuple(zip(names, extents, strict=True)), result)
+    ranges = {axis: (f"r{level}_{axis}", extent) for axis, extent in enumerate(extents) if extent != 1}
+    indices: list[Dim] = [symbol(ranges[a][0], 0, extent - 1) if a in ranges else 0 for a, extent in enumerate(extents)]
+    result = body(*indices)
+    return Reduce(result.dtype, 1, op, tuple(ranges.values()), result) if ranges else result
 
 
 def reduce_tensor(

@@ -126,7 +126,9 @@ class _Fusion:
         """A pad or other single-use movement in front of a pooling window is read through."""
 
     def _producers(self, node: Node) -> list[int]:
-        return [self.index[value] for value in node.operands if value in self.index and self.index[value] in self.group_of]
+        return [
+            self.index[value] for value in node.operands if value in self.index and self.index[value] in self.group_of
+        ]
 
     def _single_use(self, value: Value) -> bool:
         return len(self.graph.users.get(value, ())) == 1 and value not in self.outputs
@@ -236,12 +238,7 @@ class _Fusion:
         """Whether merging two groups leaves no path from the pair out and back in."""
         together = {id(a), id(b)}
         lowest = min(a.members + b.members)
-        stack = [
-            self.index[v]
-            for group in (a, b)
-            for v in self._group_reads(group)
-            if v in self.index
-        ]
+        stack = [self.index[v] for group in (a, b) for v in self._group_reads(group) if v in self.index]
         first_level = True
         seen: set[object] = set()
         stack = [p for p in stack if id(self.group_of.get(p)) not in together]
@@ -321,9 +318,7 @@ class _Fusion:
         nodes = _needed(nodes, outputs)
         # Inside, every value has a name of its own, so that no name is defined twice.
         inner = {value: Value(f"{value.name}'", value.type) for node in nodes for value in node.outputs}
-        body = tuple(
-            replace(node.with_inputs(inner), outputs=tuple(inner[v] for v in node.outputs)) for node in nodes
-        )
+        body = tuple(replace(node.with_inputs(inner), outputs=tuple(inner[v] for v in node.outputs)) for node in nodes)
         region = Graph("body", (), tuple(inner[v] for v in outputs), body)
         return Node(
             "Fused",

@@ -95,9 +95,9 @@ def unit_stride(value: Scalar, name: str) -> int:
     return score
 
 
-def collapse(axes: Sequence[Axis], values: Sequence[Scalar], offsets: Sequence[Dim], stem: str) -> tuple[
-    list[Axis], list[Scalar], list[Dim]
-]:
+def collapse(
+    axes: Sequence[Axis], values: Sequence[Scalar], offsets: Sequence[Dim], stem: str
+) -> tuple[list[Axis], list[Scalar], list[Dim]]:
     """Merges neighbouring axes where every address stays free of divisions: [N, C, H, W] to one loop where nothing
     is broadcast."""
     axes, values, offsets = list(axes), list(values), list(offsets)
@@ -339,9 +339,7 @@ class _Nest:
             body.append(k.Store(register, 0, _combine(reduce.op, s.load(register, 0), value)))
             done[reduce.digest] = s.load(register, 0)
         outside = self.vector is not None and self.vector in self.row_axes
-        vector_here = not outside and bool(axes) and all(
-            unit_stride(value, axes[-1].name) >= 0 for value in bodies
-        )
+        vector_here = not outside and bool(axes) and all(unit_stride(value, axes[-1].name) >= 0 for value in bodies)
         for position, axis in enumerate(reversed(axes)):
             kind = "vector" if position == 0 and vector_here else "serial"
             body = [k.loop(axis.name, axis.extent, body, kind)]
@@ -478,11 +476,15 @@ def rename(statement: k.Statement, dims: Mapping[str, Dim]) -> k.Statement:
             return k.For(item.index, rewriter.dim(item.extent), block(item.body), item.kind, item.step)
         if isinstance(item, k.Store):
             predicate = None if item.predicate is None else rewriter(item.predicate)
-            return k.Store(item.buffer, rewriter.dim(item.offset), rewriter(item.value), predicate, rewriter.dim(item.stride))
+            return k.Store(
+                item.buffer, rewriter.dim(item.offset), rewriter(item.value), predicate, rewriter.dim(item.stride)
+            )
         if isinstance(item, k.Define):
             return k.Define(item.buffer, rewriter(item.value))
         if isinstance(item, k.Let):
-            return k.Let(item.name, rewriter(item.value) if isinstance(item.value, Scalar) else rewriter.dim(item.value))
+            return k.Let(
+                item.name, rewriter(item.value) if isinstance(item.value, Scalar) else rewriter.dim(item.value)
+            )
         if isinstance(item, k.If):
             return k.If(rewriter(item.condition), block(item.then), block(item.otherwise))
         if isinstance(item, k.While):

@@ -26,7 +26,9 @@ class Pass:
 
     def __str__(self) -> str:
         changed = [
-            f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self) if getattr(self, f.name) != f.default
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
         ]
         return self.name + (f"{{{', '.join(changed)}}}" if changed else "")
 

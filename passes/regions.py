@@ -39,6 +39,11 @@ class Region:
     anchor_output: Tensor | None = None
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     origin: tuple[str, ...] = ()
+    inline: Callable[[], Sequence[tuple[Buffer, Tensor]]] | None = None
+
+    def full_outputs(self) -> Sequence[tuple[Buffer, Tensor]]:
+        """The outputs defined over the inputs alone, the anchor's own definition composed in."""
+        return self.outputs if self.inline is None else self.inline()
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:

@@ -1,0 +1,424 @@
+"""Lowering: a fused graph becomes a program of kernel calls over memories."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..ir import scalars as s
+from ..ir.dims import Dim, dim_max, product, symbol, symbols
+from ..ir.dtypes import I64, DType
+from ..ir.errors import UnsupportedError
+from ..ir.graph import Graph, Node, TensorType, Value
+from ..ir.infer import Inference
+from ..ir.loops import Kernel, free_sizes, print_kernel
+from ..ir.ops import REGISTRY
+from ..ir.program import Assign, Bind, Choose, Memory, Place, Program, Run, Step, Steps, walk
+from ..ir.scalars import Buffer
+from ..ir.target import Target
+from ..ir.tensors import Indices, Tensor, buffer_tensor
+from .access import view_of
+from .control import lower_loop, lower_scan
+from .nests import build_nests
+from .plan import plan_arena
+from .regions import BindSymbol, Call, Lowered, Region, Schedule, anchor_tensor
+
+
+def generic(region: Region, target: Target | None = None) -> Lowered | None:
+    """The schedule for whatever has none of its own: a loop nest by definition. None for opaque operators."""
+    if any(tensor.kind == "opaque" for _, tensor in region.outputs):
+        return None
+    body = build_nests(region.full_outputs())
+    buffers = region.buffers
+    kernel = Kernel(
+        region.name, buffers, tuple(b.name for b, _ in region.outputs), free_sizes(body), body, region.origin
+    )
+    return Lowered((Call(kernel, tuple(b.name for b in buffers), tuple(symbol(n) for n in kernel.sizes)),))
+
+
+def lower(graph: Graph, schedule: Schedule, target: Target, hints: Mapping[str, int] | None = None) -> Program:
+    """The program of a fused graph; `schedule` makes the kernels of each region, `hints` are sizes to plan memory for.
+
+    Raises UnsupportedError, with the node, where no schedule applies.
+    """
+    return Lowering(graph, schedule, target).program(hints or {})
+
+
+@dataclass
+class Lowering:
+    """Gathers memories, kernels and steps while it walks a graph and the regions in it."""
+
+    graph: Graph
+    schedule: Schedule
+    target: Target
+    inference: Inference = field(default_factory=Inference)
+    memories: dict[str, Memory] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    kernels: dict[str, Kernel] = field(default_factory=dict)
+    constants: dict[str, Callable[[], np.ndarray]] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    count: int = 0
+
+    def program(self, hints: Mapping[str, int]) -> Program:
+        graph = self.graph
+        self.inference.graph(graph)
+        for value in graph.inputs:
+            if not isinstance(value.type, TensorType):
+                raise UnsupportedError(f"input %{value.name} is a {value.type}; only tensors can be passed")
+            self.memories[value.name] = Memory(value.name, value.dtype, product(value.shape), "input")
+            self.places[value.name] = Place(value.name)
+        results: list[Place] = []
+        for position, value in enumerate(graph.outputs):
+            if not isinstance(value.type, TensorType):
+                raise UnsupportedError(f"output %{value.name} is a {value.type}; only tensors can be returned")
+            name = value.name if value.name not in self.memories else f"{value.name}.out{position}"
+            self.memories[name] = Memory(name, value.dtype, product(value.shape), "output")
+            results.append(Place(name))
+        steps = self.region(graph, results)
+        segments = self._segments(steps)
+        self.memories = self._with_segments(segments)
+        plan = plan_arena(self.memories, segments, hints)
+        return Program(
+            name=graph.name,
+            inputs=graph.inputs,
+            outputs=graph.outputs,
+            results=tuple(place.memory for place in results),
+            memories=self.memories,
+            segments=segments,
+            kernels=self.kernels,
+            constants=self.constants,
+            plan=plan,
+            assumptions=tuple(self.inference.assumptions),
+        )
+
+    # Graphs and regions
+
+    def region(self, graph: Graph, results: Sequence[Place]) -> list[Step]:
+        """Steps that compute a graph whose inputs have places, its outputs ending up at `results`."""
+        views = self._views(graph)
+        claimed: dict[str, Place] = {}
+        own = {value.name for node in graph.nodes for value in node.outputs}
+        for value, place in zip(graph.outputs, results, strict=True):
+            root, offset = value.name, 0
+            while root in views:
+                root, step = views[root]
+                offset = offset + step  # type: ignore[operator]
+            computed = root in own and root not in self.arrays
+            sizes = {
+                v.name: product(v.shape) for node in graph.nodes for v in node.outputs if isinstance(v.type, TensorType)
+            }
+            if computed and offset == 0 and root not in claimed and sizes.get(root) == product(value.shape):
+                claimed[root] = place
+        steps: list[Step] = []
+        for node in graph.nodes:
+            steps += self._node(node, views, claimed)
+        for value, place in zip(graph.outputs, results, strict=True):
+            if self._place(value) != place:
+                steps += self.copy(value, place)
+        return steps
+
+    def _views(self, graph: Graph) -> dict[str, tuple[str, Dim]]:
+        """For each value that is another's memory: that value and the offset in elements."""
+        found: dict[str, tuple[str, Dim]] = {}
+        for node in graph.nodes:
+            operator = REGISTRY.get(node.op)
+            if node.op == "Constant":
+                array = graph.constant(node.output)
+                assert array is not None
+                self.arrays[node.output.name] = array
+            elif operator is not None and (operator.movement or node.op == "Identity") and len(node.outputs) == 1:
+                tensor = self._definition(node, {})[0]
+                if tensor.kind != "opaque":
+                    view = view_of(tensor.at, tensor.shape)
+                    if view is not None:
+                        found[node.output.name] = view
+        return found
+
+    def _definition(self, node: Node, operands: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        names = [value.name for value in node.outputs]
+        found = self.inference.definition(
+            node.op, node.inputs, node.attributes, node.regions, names, node.origin, operands
+        )
+        for tensor in found[: len(node.outputs)]:
+            if not isinstance(tensor, Tensor):
+                raise UnsupportedError(f"{node.where}: values of type {tensor} are not compiled")
+        return found[: len(node.outputs)]  # type: ignore[return-value]
+
+    def _node(self, node: Node, views: Mapping[str, tuple[str, Dim]], claimed: Mapping[str, Place]) -> list[Step]:
+        if node.op == "Constant":
+            return []
+        for value in node.outputs:
+            if not isinstance(value.type, TensorType):
+                raise UnsupportedError(f"{node.where}: values of type {value.type} are not compiled")
+        if len(node.outputs) == 1 and node.output.name in views:
+            source, offset = views[node.output.name]
+            base = self._place_of(source)
+            self.places[node.output.name] = Place(base.memory, base.offset + offset)
+            return []
+        for value in node.outputs:
+            self.places[value.name] = claimed.get(value.name) or self._arena(value.name, value.dtype, value.shape)
+        if node.op == "If":
+            return self._choose(node)
+        if node.op == "Loop":
+            return lower_loop(self, node)
+        if node.op == "Scan":
+            return lower_scan(self, node)
+        steps = self._bindings(node)
+        return steps + self._emit(self._region_of(node), [self.places[v.name] for v in node.outputs])
+
+    def _choose(self, node: Node) -> list[Step]:
+        results = [self.places[value.name] for value in node.outputs]
+        branches: list[Steps] = []
+        shapes: list[list[tuple[Dim, ...]]] = []
+        for name in ("then_branch", "else_branch"):
+            body = node.regions[name]
+            steps = self.region(body, results)
+            for value, inner in zip(node.outputs, body.outputs, strict=True):
+                for outer_dim, inner_dim in zip(value.shape, inner.shape, strict=True):
+                    if outer_dim != inner_dim and len(symbols(outer_dim)) == 1:
+                        steps.append(Assign(symbols(outer_dim)[0].name, inner_dim))
+            branches.append(tuple(steps))
+            shapes.append([value.shape for value in body.outputs])
+        for position, place in enumerate(results):
+            # The sizes of the branches are known before it is known which one runs: room for both.
+            size = dim_max(product(shapes[0][position]), product(shapes[1][position]))
+            memory = self.memories[place.memory]
+            if memory.role == "arena":
+                self.memories[place.memory] = replace(memory, size=size)
+        condition = node.inputs[0]
+        assert condition is not None
+        return [Choose(self._place(condition), *branches)]
+
+    def _bindings(self, node: Node) -> list[Step]:
+        """Binds the symbols of shape operands whose elements only the run tells, where first used."""
+        steps: list[Step] = []
+        readers = [node, *(inner for region in node.regions.values() for inner in region.walk())]
+        for reader in readers:
+            operator = REGISTRY.get(reader.op)
+            if operator is None:
+                continue
+            for position in operator.static_positions(len(reader.inputs)):
+                value = reader.inputs[position]
+                if value is None or value.name in self.inference.values or value.name in self.arrays:
+                    continue
+                for name, (source, element) in self.inference.bindings.items():
+                    if source == value.name and name not in self._bound:
+                        self._bound.add(name)
+                        place = self._place_of(source)
+                        steps.append(Bind(name, Place(place.memory, place.offset + element), value.dtype, -(1 << 62)))
+        return steps
+
+    @property
+    def _bound(self) -> set[str]:
+        return self.__dict__.setdefault("_bound_symbols", set())  # type: ignore[no-any-return]
+
+    # Memory
+
+    def _arena(self, name: str, dtype: DType, shape: Sequence[Dim]) -> Place:
+        return self.arena(name, dtype, product(shape))
+
+    def arena(self, name: str, dtype: DType, size: Dim) -> Place:
+        """A new arena memory; the name is made unique."""
+        while name in self.memories:
+            self.count += 1
+            name = f"{name}.{self.count}"
+        self.memories[name] = Memory(name, dtype, size, "arena")
+        return Place(name)
+
+    def _place(self, value: Value) -> Place:
+        return self._place_of(value.name)
+
+    def _place_of(self, name: str) -> Place:
+        """Where a value lies; a constant is given memory when it is first asked for."""
+        found = self.places.get(name)
+        if found is None:
+            found = self.places[name] = self.constant(name, lambda: self.arrays[name], self.arrays[name].dtype)
+        return found
+
+    def constant(self, name: str, make: Callable[[], np.ndarray], dtype: np.dtype[np.generic] | None = None) -> Place:
+        """Memory for an array that the artifact holds; `make` gives it when the artifact is built."""
+        from ..ir.dtypes import of_numpy
+
+        while name in self.memories:
+            self.count += 1
+            name = f"{name}.{self.count}"
+        array = self.arrays.get(name)
+        element = of_numpy(dtype) if dtype is not None else of_numpy(make().dtype)
+        size = array.size if array is not None else 0
+        self.memories[name] = Memory(name, element, size, "constant")
+        self.constants[name] = make
+        return Place(name)
+
+    # Kernels
+
+    def _region_of(self, node: Node) -> Region:
+        """What a schedule needs to know of a node: a fused group, or one that has no group (an opaque operator)."""
+        body = node.regions["body"].nodes if node.op == "Fused" else (node,)
+        ends = node.regions["body"].outputs if node.op == "Fused" else node.outputs
+        inputs: list[Tensor] = []
+        operands: dict[str, Tensor] = {}
+        constants: dict[str, np.ndarray] = {}
+        self._arguments: dict[str, Place] = {}
+        inner = {value for item in body for value in item.outputs}
+        static = self._static_only(body)
+        for value in dict.fromkeys(v for item in body for v in item.operands):
+            if value in inner or value in static or not isinstance(value.type, TensorType):
+                continue
+            array = self.arrays.get(value.name)
+            if array is not None and array.size == 1 and array.dtype.kind in "iufb":
+                operands[value.name] = _literal(array, value)
+                continue
+            tensor = buffer_tensor(f"x{len(inputs)}", value.dtype, value.shape)
+            if array is not None:
+                constants[f"x{len(inputs)}"] = array
+            inputs.append(tensor)
+            operands[value.name] = tensor
+            self._arguments[f"x{len(inputs) - 1}"] = self._lazy_place(value)
+        anchors = [item for item in body if item.op in REGISTRY and REGISTRY[item.op].heavy]
+        anchor = anchors[0] if anchors else None
+
+        def define(with_anchor: bool) -> list[tuple[Buffer, Tensor]]:
+            env = dict(operands)
+            self._anchor = (None, ())
+            for item in body:
+                found = self._definition(item, env)
+                if item is anchor and with_anchor:
+                    reads = tuple(None if v is None else env.get(v.name) for v in item.inputs)
+                    self._anchor = (found[0], reads)
+                    found = (anchor_tensor(found[0].shape, found[0]),)
+                env.update({value.name: t for value, t in zip(item.outputs, found, strict=False)})
+            return [(Buffer(f"y{i}", v.dtype, product(v.shape)), env[v.name]) for i, v in enumerate(ends)]
+
+        outputs = define(anchor is not None)
+        anchor_output, reads = self._anchor
+        if anchor is None and len(body) == 1:
+            anchor = body[0]
+            reads = tuple(None if v is None else operands.get(v.name) for v in anchor.inputs)
+        names = [re.sub(r"\W", "", item.op.split(".")[-1]).lower() for item in body if item.op != "Constant"]
+        stem = "_".join(names[:4]) + (f"_and_{len(names) - 4}_more" if len(names) > 4 else "")
+        return Region(
+            name=stem,
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            anchor=anchor,
+            operands=reads,
+            anchor_output=anchor_output,
+            constants=constants,
+            origin=node.origin,
+            inline=lambda: define(False),
+        )
+
+    def _lazy_place(self, value: Value) -> Place:
+        return self.places.get(value.name) or Place(f"?{value.name}")
+
+    def _static_only(self, body: Sequence[Node]) -> set[Value]:
+        """Operands of the nodes that only decide shapes: no kernel reads them."""
+        static: set[Value] = set()
+        data: set[Value] = set()
+        for item in body:
+            operator = REGISTRY.get(item.op)
+            positions = operator.static_positions(len(item.inputs)) if operator is not None else {}
+            for position, value in enumerate(item.inputs):
+                if value is not None:
+                    (static if position in positions else data).add(value)
+        return static - data
+
+    def _emit(self, region: Region, results: Sequence[Place]) -> list[Step]:
+        """The kernel calls of a region."""
+        arguments = dict(self._arguments)
+        arguments.update({f"y{i}": place for i, place in enumerate(results)})
+        lowered = self.schedule(region, self.target)
+        if lowered is None:
+            names = ", ".join(region.origin)
+            raise UnsupportedError(f"{region.name} ({names}): the target {self.target.name} has no schedule for it")
+        for buffer in lowered.workspaces:
+            arguments[buffer.name] = self.arena(f"{region.name}.{buffer.name}", buffer.dtype, buffer.size)
+        for name, make in lowered.packed.items():
+            buffer = next(
+                p for call in lowered.calls if isinstance(call, Call) for p in call.kernel.parameters if p.name == name
+            )
+            while (unique := f"{region.name}.{name}.{self.count}") in self.memories:
+                self.count += 1
+            self.memories[unique] = Memory(unique, buffer.dtype, buffer.size, "constant")
+            self.constants[unique] = make
+            arguments[name] = Place(unique)
+        steps: list[Step] = []
+        for call in lowered.calls:
+            if isinstance(call, BindSymbol):
+                buffer_dtype = self.memories[arguments[call.buffer].memory].dtype
+                base = arguments[call.buffer]
+                steps.append(Bind(call.symbol, Place(base.memory, base.offset + call.element), buffer_dtype))
+                continue
+            places = tuple(self._resolved(arguments[name]) for name in call.arguments)
+            steps.append(Run(self._shared(call.kernel), places, call.sizes, region.origin))
+        return steps
+
+    def _resolved(self, place: Place) -> Place:
+        return self._place_of(place.memory[1:]) if place.memory.startswith("?") else place
+
+    def _shared(self, kernel: Kernel) -> str:
+        """The name under which the kernel is known; equal kernels have one."""
+        text = print_kernel(replace(kernel, name="", origin=()))
+        digest = hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+        found = self.digests.get(digest)
+        if found is None:
+            found = self.digests[digest] = f"{kernel.name}_{digest}"
+            self.kernels[found] = replace(kernel, name=found)
+        return found
+
+    def copy(self, value: Value, place: Place, source: Place | None = None) -> list[Step]:
+        """Steps that copy a value to another place."""
+        count = product(value.shape)
+        x = buffer_tensor("x0", value.dtype, (count,))
+        y = Buffer("y0", value.dtype, count)
+        same = Tensor((count,), value.dtype, lambda i: x.at(i), "map", (x,))
+        self._arguments = {"x0": source or self._place(value)}
+        return self._emit(Region("copy", (x,), ((y, same),)), [place])
+
+    def store_index(self, index: Dim, place: Place) -> list[Step]:
+        """Steps that write a size or loop index as an i64 in memory."""
+        y = Buffer("y0", I64, 1)
+        tensor = Tensor((), I64, lambda i: s.index(index))
+        self._arguments = {}
+        return self._emit(Region("index", (), ((y, tensor),)), [place])
+
+    # Segments: memory whose size the run itself tells is laid out once it is known.
+
+    def _segments(self, steps: Sequence[Step]) -> tuple[Steps, ...]:
+        needed = {n for memory in self.memories.values() for n in (x.name for x in symbols(memory.size))}
+        segments: list[list[Step]] = [[]]
+        for step in steps:
+            segments[-1].append(step)
+            if isinstance(step, Bind | Assign) and step.symbol in needed:
+                segments.append([])
+            elif isinstance(step, Choose) and any(
+                isinstance(inner, Assign | Bind) and inner.symbol in needed for inner in walk((step,))
+            ):
+                segments.append([])
+        return tuple(tuple(segment) for segment in segments if segment) or ((),)
+
+    def _with_segments(self, segments: Sequence[Steps]) -> dict[str, Memory]:
+        known_from: dict[str, int] = {}
+        for number, segment in enumerate(segments):
+            for step in walk(segment):
+                if isinstance(step, Bind | Assign):
+                    known_from[step.symbol] = number + 1
+        return {
+            name: replace(memory, segment=max((known_from.get(x.name, 0) for x in symbols(memory.size)), default=0))
+            for name, memory in self.memories.items()
+        }
+
+
+def _literal(array: np.ndarray, value: Value) -> Tensor:
+    """A constant of one element as a literal of whatever reads it."""
+    number = array.reshape(-1)[0].item()
+
+    def element(indices: Indices) -> s.Scalar:
+        return s.const(number, value.dtype)
+
+    return Tensor(value.shape, value.dtype, element, "map")

@@ -1,0 +1,441 @@
+"""One step of a vector loop: its body in so many lanes at once (see `passes.vectorize`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..ir import scalars as s
+from ..ir.dims import Atom, Dim, Extremum, Opaque, Sum, Symbol, atoms, known_le, linear, symbol
+from ..ir.dtypes import BOOL, I32, I64
+from ..ir.loops import Alias, Alloc, Block, Define, For, If, Let, Statement, Store
+from ..ir.scalars import Buffer, Load, Rewriter, Scalar, Select
+
+_UPDATES = ("add", "mul", "min", "max", "and", "or", "sub")
+_GATHERED_NODES = 2048  # Scalar nodes that may stand in for vector loads in one step, before the code grows too large.
+
+Key = tuple[str, Dim]
+
+
+class NotVectorizable(Exception):
+    """The loop has to stay serial."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A store that combines a value with what it overwrites: `op` is the combination, `operands` one value, or two
+    factors of a product that is added."""
+
+    op: str
+    operands: tuple[Scalar, ...]
+    subtracts: bool = False
+
+
+def as_update(store: Store) -> Update | None:
+    """The store as an update of its own target, or None."""
+
+    def target(scalar: Scalar) -> bool:
+        return isinstance(scalar, Load) and scalar.buffer.name == store.buffer.name and scalar.offset == store.offset
+
+    value = store.value
+    if isinstance(value, s.Fma) and target(value.c):
+        return Update("add", (value.a, value.b))
+    if isinstance(value, s.Binary) and value.op in _UPDATES and value.lanes == 1:
+        if target(value.left):
+            return Update("add" if value.op == "sub" else value.op, (value.right,), value.op == "sub")
+        if target(value.right) and value.op != "sub":
+            return Update(value.op, (value.left,))
+    return None
+
+
+class _Guard(Rewriter):
+    """Gives loads that only a condition makes safe that condition as a predicate."""
+
+    def __init__(self, step: Step, condition: Scalar | None, sure: set[bytes]):
+        super().__init__()
+        self.step, self.condition, self.sure = step, condition, sure
+
+    def rebuild(self, scalar: Scalar) -> Scalar:
+        if isinstance(scalar, Select):
+            if self.condition is None and not self.step.varies(scalar):
+                return scalar
+            condition = self(scalar.condition)
+            yes = _Guard(self.step, self._both(condition), self.sure)(scalar.yes)
+            no = _Guard(self.step, self._both(s.unary("not", condition)), self.sure)(scalar.no)
+            return s.select(condition, yes, no)
+        guarded = super().rebuild(scalar)
+        if isinstance(guarded, Load) and isinstance(scalar, Load) and self.condition is not None:
+            inside = known_le(0, guarded.offset) and known_le(guarded.offset + 1, guarded.buffer.size)
+            if scalar.digest not in self.sure and not inside and guarded.buffer.space != "register":
+                mine = guarded.predicate
+                return replace(guarded, predicate=self._both(mine) if mine is not None else self.condition)
+        return guarded
+
+    def _both(self, condition: Scalar) -> Scalar:
+        return condition if self.condition is None else s.binary("and", self.condition, condition)
+
+
+def _sure_loads(scalar: Scalar) -> tuple[set[bytes], bool]:
+    """The loads that no select guards, by digest, and whether there is a select at all."""
+    found: set[bytes] = set()
+    seen: set[bytes] = set()
+    selects = False
+    waiting = [scalar]
+    while waiting:
+        part = waiting.pop()
+        if part.digest in seen:
+            continue
+        seen.add(part.digest)
+        if isinstance(part, Load):
+            found.add(part.digest)
+        if isinstance(part, Select):
+            selects = True
+            waiting.append(part.condition)
+        else:
+            waiting += part.children
+    return found, selects
+
+
+class Step(Rewriter):
+    """One step of so many lanes. As a rewriter it gives the scalar form of an expression in one lane, with the lane's
+    number a symbol; `vector` gives all lanes of a scalar form."""
+
+    def __init__(
+        self,
+        fresh: Callable[[str], str],
+        lanes: int,
+        index: str,
+        base: Dim,
+        accumulators: Mapping[Key, Buffer],
+        active: Scalar | None,
+        rename: bool,
+    ):
+        self.lane = f"{index}.lane"
+        super().__init__(dims={index: base + symbol(self.lane, 0, lanes - 1)})
+        self.fresh, self.lanes, self.rename = fresh, lanes, rename
+        self.accumulators, self.active = accumulators, active
+        self.varying = {self.lane}
+        self.lane_names: dict[str, list[str]] = {}
+        self.private: dict[str, Buffer] = {}
+        self.aliases: dict[str, tuple[Buffer, Dim]] = {}
+        self.renamed: dict[str, Buffer] = {}
+        self.gathered = self.work = 0
+        self._varies: dict[bytes, bool] = {}
+        self._vectors: dict[bytes, Scalar] = {}
+
+    def check_cost(self) -> None:
+        """Raises NotVectorizable where lanes one by one outweigh what vectors save."""
+        if self.gathered > _GATHERED_NODES or (self.gathered and self.work <= 2):
+            raise NotVectorizable
+
+    # One lane.
+
+    def rebuild(self, scalar: Scalar) -> Scalar:
+        if scalar.lanes != 1:
+            raise NotVectorizable
+        result = super().rebuild(scalar)
+        if isinstance(result, Load):
+            if result.buffer.name in self.aliases:
+                source, offset = self.aliases[result.buffer.name]
+                return replace(result, buffer=source, offset=result.offset + offset)
+            return replace(result, buffer=self.renamed.get(result.buffer.name, result.buffer))
+        return result
+
+    def in_lane(self, number: int) -> Rewriter:
+        """Rewrites scalar forms to what they are in one lane."""
+        names: dict[str, Dim] = {name: symbol(each[number]) for name, each in self.lane_names.items()}
+
+        def leaf(scalar: Scalar) -> Scalar | None:
+            if isinstance(scalar, Load) and scalar.buffer.name in self.private:
+                wide = self.vector(scalar)
+                return s.Shuffle(scalar.dtype, 1, wide, wide, (number,))
+            return None
+
+        return Rewriter(leaf, {self.lane: number, **names})
+
+    def _forget(self) -> None:
+        for memory in (self._done, self._varies, self._vectors):
+            memory.clear()
+
+    def varies(self, scalar: Scalar) -> bool:
+        """Whether a scalar form differs between lanes."""
+        found = self._varies.get(scalar.digest)
+        if found is None:
+            private = isinstance(scalar, Load) and scalar.buffer.name in self.private
+            found = private or any(map(self.varies, scalar.children)) or any(map(self.dim_varies, scalar.dims))
+            self._varies[scalar.digest] = found
+        return found
+
+    def dim_varies(self, dim: Dim) -> bool:
+        return isinstance(dim, Sum) and any(map(self._atom_varies, atoms(dim)))
+
+    def _atom_varies(self, atom: Atom) -> bool:
+        if isinstance(atom, Opaque):
+            return isinstance(atom.value, Scalar) and self.varies(atom.value)
+        return isinstance(atom, Symbol) and atom.name in self.varying
+
+    def affine(self, dim: Dim) -> tuple[Dim, Dim] | None:
+        """(stride, base) where the dim is base + stride*lane, else None."""
+        if not self.dim_varies(dim):
+            return 0, dim
+        found = linear(dim, self.lane)
+        return None if found is None or self.dim_varies(found[0]) or self.dim_varies(found[1]) else found
+
+    # All lanes.
+
+    def vector(self, scalar: Scalar) -> Scalar:
+        """The values of a scalar form in all lanes; a scalar where they are all the same."""
+        if not self.varies(scalar):
+            return scalar
+        found = self._vectors.get(scalar.digest)
+        if found is None:
+            found = self._vectors[scalar.digest] = self._vector(scalar)
+            self.work += not isinstance(scalar, Load)
+        return found
+
+    def _vector(self, scalar: Scalar) -> Scalar:
+        if isinstance(scalar, s.Index):
+            return self.index_vector(scalar.dim)
+        if isinstance(scalar, Load):
+            return self.load_vector(scalar)
+        if isinstance(scalar, s.Unary):
+            return s.unary(scalar.op, self.vector(scalar.operand))
+        if isinstance(scalar, s.Binary):
+            return s.binary(scalar.op, self.vector(scalar.left), self.vector(scalar.right))
+        if isinstance(scalar, Select):
+            return s.select(self.vector(scalar.condition), self.vector(scalar.yes), self.vector(scalar.no))
+        if isinstance(scalar, s.Cast):
+            return s.cast(self.vector(scalar.operand), scalar.dtype)
+        if isinstance(scalar, s.Bitcast):
+            return s.bitcast(self.vector(scalar.operand), scalar.dtype)
+        if isinstance(scalar, s.Fma):
+            return s.fma(self.vector(scalar.a), self.vector(scalar.b), self.vector(scalar.c))
+        raise NotVectorizable
+
+    def one_by_one(self, scalar: Scalar) -> Scalar:
+        """The vector of what a scalar form is in each lane."""
+        self.gathered += self.lanes * sum(1 for _ in s.walk(scalar))
+        if self.gathered > _GATHERED_NODES:
+            raise NotVectorizable
+        return s.Vector(scalar.dtype, self.lanes, tuple(self.in_lane(number)(scalar) for number in range(self.lanes)))
+
+    def index_vector(self, dim: Dim) -> Scalar:
+        """An index in all lanes, an i64 vector or scalar."""
+        steps = self.affine(dim)
+        lane_numbers = s.Lanes(I64, self.lanes)
+        if steps is not None:
+            stride, base = steps
+            scaled = lane_numbers if stride == 1 else s.binary("mul", lane_numbers, s.index(stride))
+            return s.index(dim) if stride == 0 else scaled if base == 0 else s.binary("add", scaled, s.index(base))
+        assert isinstance(dim, Sum)
+        total: Scalar | None = None
+        for monomial, coefficient in dim.terms:
+            term: Scalar | None = s.const(coefficient, I64) if coefficient != 1 or not monomial else None
+            for atom in monomial:
+                alone = Sum((((atom,), 1),))
+                if not self.dim_varies(alone):
+                    factor = s.index(alone)
+                elif isinstance(atom, Extremum):
+                    parts = [self.index_vector(operand) for operand in atom.operands]
+                    factor = parts[0]
+                    for part in parts[1:]:
+                        factor = s.binary(atom.kind, factor, part)
+                elif isinstance(atom, Opaque) and isinstance(atom.value, Scalar):
+                    factor = self.vector(s.cast(atom.value, I64))
+                elif isinstance(atom, Symbol) and atom.name == self.lane:
+                    factor = lane_numbers
+                else:
+                    factor = self.one_by_one(s.Index(I64, 1, alone))
+                term = factor if term is None else s.binary("mul", term, factor)
+            assert term is not None
+            total = term if total is None else s.binary("add", total, term)
+        assert total is not None
+        return total
+
+    def both(self, predicate: Scalar | None) -> Scalar | None:
+        """A predicate for all lanes that also leaves out inactive ones."""
+        if predicate is None:
+            return self.active
+        wide = s.widen(self.vector(predicate), self.lanes)
+        return wide if self.active is None else s.binary("and", wide, self.active)
+
+    def reversed(self, scalar: Scalar) -> Scalar:
+        return s.Shuffle(scalar.dtype, self.lanes, scalar, scalar, tuple(range(self.lanes))[::-1])
+
+    def load_vector(self, scalar: Load) -> Scalar:
+        buffer = scalar.buffer
+        if self.dim_varies(scalar.stride):
+            raise NotVectorizable
+        wide = self.private.get(buffer.name)
+        if wide is not None:
+            if self.dim_varies(scalar.offset) or scalar.predicate is not None:
+                raise NotVectorizable
+            return s.load(wide, scalar.offset * (1 if wide.space == "register" else self.lanes), self.lanes)
+        steps = self.affine(scalar.offset)
+        if steps is None:
+            if self.active is not None:
+                scalar = replace(scalar, predicate=self._active_in_lane(scalar.predicate))
+            return self.one_by_one(scalar)
+        stride, base = steps
+        predicate = self.both(scalar.predicate)
+        if stride == 0:
+            assert predicate is not None
+            once = s.load(buffer, base, 1, s.Horizontal(BOOL, 1, "or", predicate))
+            return s.select(predicate, once, s.const(0, scalar.dtype))
+        if stride == -1:
+            turned = None if predicate is None else self.reversed(predicate)
+            return self.reversed(s.load(buffer, base - (self.lanes - 1), self.lanes, turned))
+        return s.load(buffer, base, self.lanes, predicate, stride)
+
+    def _active_in_lane(self, predicate: Scalar | None) -> Scalar:
+        """The scalar form of "this lane is active and the predicate holds"."""
+        assert isinstance(self.active, s.Binary) and isinstance(self.active.right, s.Broadcast)
+        lane = s.cast(s.index(symbol(self.lane, 0, self.lanes - 1)), I32)
+        active = s.binary("lt", lane, self.active.right.operand)
+        return active if predicate is None else s.binary("and", active, predicate)
+
+    def expression(self, scalar: Scalar) -> Scalar:
+        """An expression of the loop's body in all lanes; a scalar where they are all the same."""
+        form = self(scalar)
+        sure, selects = _sure_loads(form)
+        return self.vector(_Guard(self, None, sure)(form) if selects else form)
+
+    # Statements.
+
+    def block(self, block: Block) -> list[Statement]:
+        return [new for statement in block for new in self.statement(statement)]
+
+    def statement(self, statement: Statement) -> list[Statement]:
+        if isinstance(statement, Store):
+            return self.store(statement)
+        if isinstance(statement, For):
+            extent = self.dim(statement.extent)
+            if self.dim_varies(extent) or statement.kind not in ("serial", "unrolled"):
+                raise NotVectorizable
+            return [replace(statement, extent=extent, body=tuple(self.block(statement.body)))]
+        if isinstance(statement, Let):
+            return self.let(statement)
+        if isinstance(statement, Define):
+            value = s.widen(self.expression(statement.value), self.lanes)
+            return [Define(self.declare(statement.buffer), value)]
+        if isinstance(statement, Alloc):
+            return [Alloc(self.declare(statement.buffer))]
+        if isinstance(statement, Alias):
+            return self.alias(statement)
+        if isinstance(statement, If):
+            condition = self(statement.condition)
+            if self.varies(condition):
+                raise NotVectorizable
+            return [If(condition, tuple(self.block(statement.then)), tuple(self.block(statement.otherwise)))]
+        raise NotVectorizable
+
+    def declare(self, buffer: Buffer) -> Buffer:
+        """The vector form of a buffer that each iteration of the loop has for its own."""
+        size = self.dim(buffer.size)
+        if buffer.space not in ("register", "stack") or self.dim_varies(size) or buffer.lanes != 1:
+            raise NotVectorizable
+        self._forget()
+        name = self.fresh(buffer.name) if self.rename else buffer.name
+        self.renamed[buffer.name] = replace(buffer, name=name)
+        if buffer.space == "register":
+            self.private[name] = replace(buffer, name=name, size=size, lanes=self.lanes)
+        else:
+            self.private[name] = replace(buffer, name=name, size=size * self.lanes)
+        return self.private[name]
+
+    def let(self, statement: Let) -> list[Statement]:
+        name = self.fresh(statement.name) if self.rename else statement.name
+        value = self(statement.value) if isinstance(statement.value, Scalar) else self.dim(statement.value)
+        self._forget()
+        if not (self.varies(value) if isinstance(value, Scalar) else self.dim_varies(value)):
+            self._bind(statement.name, name)
+            return [Let(name, value)]
+        form = value if isinstance(value, Scalar) else s.index(value)
+        if isinstance(form, s.Index) and not any(isinstance(atom, Opaque) for atom in atoms(form.dim)):
+            self._dims[statement.name] = form.dim
+            return []
+        self.gathered += self.lanes * sum(1 for _ in s.walk(form))
+        if self.active is not None:
+            raise NotVectorizable
+        names = [self.fresh(name) for _ in range(self.lanes)]
+        self._bind(statement.name, name)
+        self.varying.add(name)
+        self.lane_names[name] = names
+        return [Let(each, self.in_lane(number)(form)) for number, each in enumerate(names)]
+
+    def _bind(self, old: str, new: str) -> None:
+        self._dims.pop(old, None)
+        if new != old:
+            self._dims[old] = symbol(new, None)
+
+    def alias(self, statement: Alias) -> list[Statement]:
+        offset = self.dim(statement.offset)
+        self._forget()
+        if self.dim_varies(offset):
+            if statement.condition is not None or statement.source.name in self.renamed:
+                raise NotVectorizable
+            source, start = self.aliases.get(statement.source.name, (statement.source, 0))
+            self.aliases[statement.buffer.name] = source, start + offset
+            return []
+        condition = None if statement.condition is None else self(statement.condition)
+        origin = statement.source.name
+        if (condition is not None and self.varies(condition)) or origin in self.renamed or origin in self.aliases:
+            raise NotVectorizable
+        name = self.fresh(statement.buffer.name) if self.rename else statement.buffer.name
+        self.renamed[statement.buffer.name] = replace(statement.buffer, name=name)
+        self.aliases.pop(statement.buffer.name, None)
+        return [replace(statement, buffer=self.renamed[statement.buffer.name], offset=offset, condition=condition)]
+
+    def store(self, store: Store) -> list[Statement]:
+        accumulator = self.accumulators.get((store.buffer.name, store.offset))
+        if accumulator is not None:
+            return [self.accumulate(store, accumulator)]
+        form = s.load(store.buffer, store.offset, 1, store.predicate, store.stride)
+        target = self(form)
+        assert isinstance(target, Load)
+        if store.value.lanes != 1 or self.dim_varies(target.stride):
+            raise NotVectorizable
+        value = s.widen(self.expression(store.value), self.lanes)
+        self.work += 1
+        wide = self.private.get(target.buffer.name)
+        if wide is not None:
+            if self.dim_varies(target.offset):
+                raise NotVectorizable
+            predicate = None if target.predicate is None else s.widen(self.vector(target.predicate), self.lanes)
+            if wide.space != "register":
+                return [Store(wide, target.offset * self.lanes, value, predicate)]
+            if predicate is not None:
+                value = s.select(predicate, value, s.load(wide, target.offset, self.lanes))
+            return [Store(wide, target.offset, value)]
+        predicate = self.both(target.predicate)
+        steps = self.affine(target.offset)
+        if steps is None:
+            if any(isinstance(part, Load) and part.buffer.name == store.buffer.name for part in s.walk(store.value)):
+                raise NotVectorizable
+            self.gathered += 2 * self.lanes
+            return [self._store_lane(target, value, predicate, number) for number in range(self.lanes)]
+        stride, base = steps
+        assert stride != 0, f"every iteration of a vector loop writes {store.buffer}[{store.offset}]"
+        if stride == -1:
+            turned = None if predicate is None else self.reversed(predicate)
+            return [Store(target.buffer, base - (self.lanes - 1), self.reversed(value), turned)]
+        return [Store(target.buffer, base, value, predicate, stride)]
+
+    def _store_lane(self, target: Load, value: Scalar, predicate: Scalar | None, number: int) -> Statement:
+        element = s.Shuffle(value.dtype, 1, value, value, (number,))
+        allowed = None if predicate is None else s.Shuffle(BOOL, 1, predicate, predicate, (number,))
+        return Store(target.buffer, self.in_lane(number).dim(target.offset), element, allowed)
+
+    def accumulate(self, store: Store, accumulator: Buffer) -> Statement:
+        """An update of a scalar outside the loop, made to a vector."""
+        update = as_update(store)
+        assert update is not None
+        old = s.load(accumulator, 0, self.lanes)
+        operands: Sequence[Scalar] = [self.expression(operand) for operand in update.operands]
+        if len(operands) == 2:
+            new = s.fma(operands[0], operands[1], old)
+        else:
+            new = s.binary("sub" if update.subtracts else update.op, old, operands[0])
+        active = self.both(None if store.predicate is None else self(store.predicate))
+        self.work += 1
+        return Store(accumulator, 0, new if active is None else s.select(active, new, old))
