@@ -89,10 +89,8 @@ class Inference:
                 arguments.append(None)
             elif position in static:
                 arguments.append(self.static(value))
-            elif operands is not None and value.name in operands:
-                arguments.append(operands[value.name])
             elif isinstance(value.type, TensorType):
-                arguments.append(self._operand(value))
+                arguments.append(self._operand(value, (operands or {}).get(value.name)))
             else:
                 arguments.append(value.type)
         types = tuple(None if value is None else value.type for value in inputs)
@@ -118,10 +116,10 @@ class Inference:
         self.assumptions += [pair for pair in assumed if pair not in self.assumptions]
         return result
 
-    def _operand(self, value: Value) -> Tensor:
-        """An input as a buffer, with what is known of the range of its elements where it may hold indices."""
-        tensor = buffer_tensor(value.name, value.dtype, value.shape)
-        if value.dtype in (I32, I64):
+    def _operand(self, value: Value, given: Tensor | None) -> Tensor:
+        """An input as a buffer or as given, with the range of its elements as far as that is known."""
+        tensor = given or buffer_tensor(value.name, value.dtype, value.shape)
+        if value.dtype in (I32, I64) and tensor.lower is None and tensor.upper is None:
             if value.name not in self.ranges:
                 self.ranges[value.name] = self._range(value.name)
             tensor.lower, tensor.upper = self.ranges[value.name]
