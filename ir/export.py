@@ -177,6 +177,17 @@ def _opset_of(node: Node) -> int:
     return schema.since_version
 
 
+def _drop_repeated_names(graph: GraphProto, seen: set[str]) -> None:
+    """Leaves a node's name to the first that has it: several nodes may come from one, and engines refuse twins."""
+    for node in graph.node:
+        if node.name in seen:
+            node.name = ""
+        seen.add(node.name)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _drop_repeated_names(attribute.g, seen)
+
+
 def to_onnx(graph: Graph) -> ModelProto:
     """A model with the meaning of `graph`, constants included.
 
@@ -188,6 +199,7 @@ def to_onnx(graph: Graph) -> ModelProto:
         domain = split_operator(node.op)[0]
         opsets[domain] = max(opsets.get(domain, 1), _opset_of(node))
     proto = onnx.helper.make_model(graph_to_onnx(graph), producer_name="onnxc")
+    _drop_repeated_names(proto.graph, set())
     del proto.opset_import[:]
     for domain, version in opsets.items():
         if domain != "onnxc":
