@@ -1,15 +1,11 @@
-"""Scalar expressions in terms of what the target has: no operation may become a call of a library function.
-
-`expand` replaces one operation by simpler ones, `guard_loads` makes selects safe to evaluate on both sides.
-"""
+"""Scalar expressions in terms of what the target has: no operation may become a call of a library function."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ...ir import scalars as s
-from ...ir.dims import Opaque, Sum, atoms
 from ...ir.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, U16, U32, U64, DType
 from ...ir.scalars import Scalar
 from ...ir.target import Target
@@ -243,127 +239,3 @@ def has_half_conversions(target: Target) -> bool:
 
 
 HALF = (F16, BF16)
-
-
-def guard_loads(root: Scalar) -> Scalar:
-    """`root` where no load reads what a Select's condition forbids: the condition becomes part of its predicate.
-
-    What is computed whichever way the selects go stays unguarded. A predicate also guards loads in its load's index.
-    """
-    return _Guard(None, {}).run(root) if _has_guarded_load(root, False, set()) else root
-
-
-def _reads_memory(scalar: Scalar) -> bool:
-    return isinstance(scalar, s.Load) and scalar.buffer.space != "register"
-
-
-def _index_values(scalar: Scalar) -> Iterator[Scalar]:
-    """The run-time values in the index dims."""
-    for dim in scalar.dims:
-        if isinstance(dim, Sum):
-            for atom in atoms(dim):
-                if isinstance(atom, Opaque) and isinstance(atom.value, Scalar):
-                    yield atom.value
-
-
-def _has_guarded_load(scalar: Scalar, guarded: bool, seen: set[tuple[int, bool]]) -> bool:
-    if (id(scalar), guarded) in seen or (id(scalar), True) in seen:
-        return False
-    seen.add((id(scalar), guarded))
-    if guarded and _reads_memory(scalar):
-        return True
-    if isinstance(scalar, s.Select):
-        return _has_guarded_load(scalar.condition, guarded, seen) or any(
-            _has_guarded_load(branch, True, seen) for branch in (scalar.yes, scalar.no)
-        )
-    inside = guarded or (isinstance(scalar, s.Load) and scalar.predicate is not None)
-    return any(_has_guarded_load(value, inside, seen) for value in _index_values(scalar)) or any(
-        _has_guarded_load(child, guarded, seen) for child in scalar.children
-    )
-
-
-def _always_evaluated(root: Scalar, selects: dict[bytes, frozenset[bytes]]) -> set[bytes]:
-    """Digests of all that is computed whichever way the selects in `root` go."""
-    found: set[bytes] = set()
-    waiting = [root]
-    while waiting:
-        scalar = waiting.pop()
-        if scalar.digest in found:
-            continue
-        found.add(scalar.digest)
-        if isinstance(scalar, s.Select):
-            if scalar.digest not in selects:
-                yes, no = (_always_evaluated(branch, selects) for branch in (scalar.yes, scalar.no))
-                selects[scalar.digest] = frozenset(yes & no)
-            found |= selects[scalar.digest]
-            waiting.append(scalar.condition)
-            continue
-        waiting += scalar.children
-        if not (isinstance(scalar, s.Load) and scalar.predicate is not None):
-            waiting += _index_values(scalar)
-    return found
-
-
-class _Guard(s.Rewriter):
-    """Rewrites under a guard; what an enclosing guard's expression always computes is left to that guard's rewriter."""
-
-    def __init__(self, guard: Scalar | None, owners: Mapping[bytes, _Guard]):
-        super().__init__()
-        self._guard = guard
-        self._owners = dict(owners)
-
-    def run(self, root: Scalar) -> Scalar:
-        for digest in _always_evaluated(root, {}):
-            self._owners.setdefault(digest, self)
-        return self(root)
-
-    def __call__(self, scalar: Scalar) -> Scalar:
-        owner = self._owners.get(scalar.digest, self)
-        return super().__call__(scalar) if owner is self else owner(scalar)
-
-    def _under(self, condition: Scalar) -> _Guard:
-        return _Guard(condition if self._guard is None else both(self._guard, condition), self._owners)
-
-    def rebuild(self, scalar: Scalar) -> Scalar:
-        if isinstance(scalar, s.Select):
-            condition = self(scalar.condition)
-            yes, no = self._under(condition).run(scalar.yes), self._under(negated(condition)).run(scalar.no)
-            return s.select(condition, yes, no)
-        if not isinstance(scalar, s.Load):
-            return super().rebuild(scalar)
-        predicate = None if scalar.predicate is None else self(scalar.predicate)
-        if _reads_memory(scalar) and self._guard is not None:
-            guard = _with_lanes(self._guard, scalar.lanes)
-            predicate = guard if predicate is None else both(predicate, guard)
-        inside = self if predicate is None else _Guard(predicate, self._owners)
-        offset, stride = inside.dim(scalar.offset), inside.dim(scalar.stride)
-        return s.load(scalar.buffer, offset, scalar.lanes, predicate, stride)
-
-
-def negated(condition: Scalar) -> Scalar:
-    """The opposite of a bool, without a double negation."""
-    if isinstance(condition, s.Broadcast):
-        return s.widen(negated(condition.operand), condition.lanes)
-    if isinstance(condition, s.Unary) and condition.op == "not":
-        return condition.operand
-    return s.unary("not", condition)
-
-
-def both(a: Scalar, b: Scalar) -> Scalar:
-    """a and b; of two scalars in every lane, it is one in every lane again."""
-    lanes = s.lane_count(a, b)
-    a, b = _with_lanes(a, lanes), _with_lanes(b, lanes)
-    if isinstance(a, s.Broadcast) and isinstance(b, s.Broadcast):
-        return s.widen(s.binary("and", a.operand, b.operand), lanes)
-    return a if a == b else s.binary("and", a, b)
-
-
-def _with_lanes(guard: Scalar, lanes: int) -> Scalar:
-    """A guard for a load of other lanes than its own: whether any lane wants it."""
-    if guard.lanes == lanes:
-        return guard
-    if isinstance(guard, s.Broadcast):
-        guard = guard.operand
-    if guard.lanes > 1:
-        guard = s.Horizontal(BOOL, 1, "or", guard)
-    return s.widen(guard, lanes)

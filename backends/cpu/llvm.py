@@ -16,8 +16,7 @@ from ...ir.dtypes import BOOL
 from ...ir.errors import UnsupportedError
 from ...ir.scalars import Scalar
 from ...ir.target import Target
-from .expressions import (
-    ExpressionRenderer,
+from .addresses import (
     Frame,
     Memory,
     ModuleText,
@@ -28,6 +27,7 @@ from .expressions import (
     quoted,
     register_type,
 )
+from .expressions import ExpressionRenderer
 
 STACK_LIMIT = 64 << 10
 """Bytes of private memory a kernel may have on a stack; more must come as a parameter."""
