@@ -1,0 +1,47 @@
+"""A program as object code for a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...ir.loops import Kernel
+from ...ir.program import Program
+from ...ir.target import Target
+try:
+    from ...passes.math import expand_kernel
+except ImportError:  # TEMPORARY until passes.math lands
+    def expand_kernel(k): return k
+from ...passes.vectorize import Vectors, vectorize
+from .entry import render_entry
+from .llvm import render_kernel
+from .objects import compile_objects
+
+
+@dataclass(frozen=True)
+class Built:
+    """Object files of a program, the entry functions' first."""
+
+    program: Program
+    target: Target
+    objects: tuple[bytes, ...]
+
+
+def scheduled(kernel: Kernel, target: Target) -> Kernel:
+    """A kernel in the form that is rendered: explicit lanes, mathematical functions expanded."""
+    return expand_kernel(vectorize(kernel, Vectors.of(target)))
+
+
+def modules(program: Program, target: Target, threaded: bool = True) -> list[tuple[str, str]]:
+    """(name, LLVM IR text) of the entry functions and of every kernel."""
+    found = [("entry", render_entry(program, target))]
+    for name, kernel in program.kernels.items():
+        found.append((name, render_kernel(scheduled(kernel, target), target, threaded)))
+    return found
+
+
+def build(
+    program: Program, target: Target, threaded: bool = True, progress: Callable[[int, int], None] | None = None
+) -> Built:
+    """Compiles a program; `progress(done, total)` is called as object files are finished."""
+    return Built(program, target, tuple(compile_objects(modules(program, target, threaded), target)))

@@ -1,0 +1,26 @@
+"""Which schedule makes the kernels of a region on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...ir.errors import UnsupportedError
+from ...ir.target import Target
+from ...passes.lower import generic
+from ...passes.regions import Lowered, Region, Schedule
+
+SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {}
+"""For an anchor's operator: the schedules to try in order, before the generic loop nest."""
+
+
+def schedule(region: Region, target: Target) -> Lowered | None:
+    """The kernels of a region by the first schedule that applies."""
+    if region.anchor is not None:
+        for candidate in SCHEDULES.get(region.anchor.op, ()):
+            lowered = candidate(region, target)
+            if lowered is not None:
+                return lowered
+    return generic(region, target)
+
+
+__all__ = ["SCHEDULES", "UnsupportedError", "schedule"]

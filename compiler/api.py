@@ -1,0 +1,30 @@
+"""What users call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..ir.target import Target
+from .driver import Model, Options, compile_model
+from .executable import Executable
+
+
+def compile(
+    model: Model,
+    *,
+    target: str | Target | None = None,
+    dims: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    threads: int | None = None,
+    precision: str = "f32",
+) -> Executable:
+    """Compiles a model: a path, the bytes of one, or a ModelProto.
+
+    `dims` ({"batch": 1}) and `shapes` ({"x": (1, 3, 224, 224)}) specialise symbolic dims; without them one compile serves
+    every size. `threads` limits the threads of a call (default: all this process may use). Raises ModelError,
+    UnsupportedError, ShapeError or TargetError.
+    """
+    return compile_model(model, Options(target, dims, shapes, threads, precision))
+
+
+__all__ = ["Executable", "compile"]

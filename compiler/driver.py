@@ -1,0 +1,85 @@
+"""From a model to an executable: import, passes, lowering, code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from ..backends.cpu.build import Built, build
+from ..backends.cpu.runtime import available_threads
+from ..backends.cpu.schedules import schedule
+from ..ir.dtypes import BOOL
+from ..ir.errors import TargetError, UnsupportedError
+from ..ir.graph import Graph
+from ..ir.program import Program
+from ..ir.target import Target
+from ..passes import DEFAULT_PIPELINE
+from ..passes.lower import lower
+from ..passes.pipeline import Pass, parse_pipeline, run_pipeline
+from .executable import Executable
+from .importer import import_model
+
+Model = str | os.PathLike[str] | bytes | onnx.ModelProto
+PRECISIONS = ("f32",)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile: the target's name, sizes that specialise, threads, precision, and the pipeline of passes."""
+
+    target: str | Target | None = None
+    dims: Mapping[str, int] | None = None
+    shapes: Mapping[str, Sequence[int]] | None = None
+    threads: int | None = None
+    precision: str = "f32"
+    pipeline: str = DEFAULT_PIPELINE
+    progress: Callable[[str, int, int], None] | None = field(default=None, compare=False)
+
+
+def resolve_target(target: str | Target | None) -> Target:
+    return target if isinstance(target, Target) else Target.parse(target or "host")
+
+
+def graph_of(model: Model, options: Options, after: Callable[[Pass, Graph, float], None] | None = None) -> Graph:
+    """The graph after all passes of the pipeline."""
+    graph = import_model(model, dims=options.dims, shapes=options.shapes)
+    return run_pipeline(graph, parse_pipeline(options.pipeline), after)
+
+
+def program_of(graph: Graph, target: Target, hints: Mapping[str, int] | None = None) -> Program:
+    """The program of a graph that all passes have seen."""
+    return lower(graph, schedule, target, hints)
+
+
+def constants_of(program: Program) -> dict[str, np.ndarray]:
+    """The arrays of a program's constants in the form that the code reads, packed where a schedule wants it."""
+    found: dict[str, np.ndarray] = {}
+    for name, make in program.constants.items():
+        array = make()
+        found[name] = array.view(np.uint8) if program.memories[name].dtype == BOOL and array.dtype == bool else array
+    return found
+
+
+def compile_model(model: Model, options: Options) -> Executable:
+    """Compiles a model for this process."""
+    if options.precision not in PRECISIONS:
+        raise UnsupportedError(f"precision {options.precision!r} is not known; there are {', '.join(PRECISIONS)}")
+    target = resolve_target(options.target)
+    if target.kind != "cpu":
+        raise TargetError(f"target {target.name}: only CPUs are compiled for in this process")
+    graph = graph_of(model, options)
+    return compile_graph(graph, target, options)
+
+
+def compile_graph(graph: Graph, target: Target, options: Options) -> Executable:
+    """Compiles a graph that all passes have seen, for this process."""
+    program = program_of(graph, target)
+    limit = available_threads()
+    threads = max(1, min(options.threads or limit, limit))
+    report = options.progress
+    built: Built = build(program, target, True, None if report is None else lambda done, total: report("kernels", done, total))
+    return Executable(built, constants_of(program), threads, {"graph": graph, "options": options})
