@@ -67,5 +67,7 @@ def where(condition: Any, yes: Any, no: Any) -> Tensor | s.Scalar:
 
 
 def cast(x: Operand, dtype: DType) -> Operand:
-    """`x` converted as ONNX's Cast does."""
+    """`x` converted as ONNX's Cast does; `x` itself where that is its type."""
+    if x.dtype == dtype:
+        return x
     return elementwise(lambda v: s.cast(v, dtype), x) if isinstance(x, Tensor) else s.cast(x, dtype)

@@ -22,7 +22,7 @@ from ..tensors import (
     view,
 )
 from .declare import Registry
-from .reduction import accumulator, narrowed
+from .reduction import accumulator
 from .windows import Windows, per_axis, sliding
 
 declare = Registry()
@@ -68,7 +68,7 @@ def widened_product(dtype: DType) -> Callable[[Scalar, Scalar], Scalar]:
 
 @declare.op("MatMul", heavy=True)
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    return narrowed(matrix_product(a, b), a.dtype)
+    return cast(matrix_product(a, b), a.dtype)
 
 
 def transposed(x: Tensor) -> Tensor:
@@ -95,8 +95,8 @@ def gemm(
         shape = broadcast_shapes(total.shape, c.shape)
         if shape != total.shape:
             raise ShapeError(f"the addend {c.shape} does not broadcast to the product's {total.shape}")
-        total = total + (c if c.dtype == total.dtype else cast(c, total.dtype)) * beta
-    return narrowed(total, a.dtype)
+        total = total + cast(c, total.dtype) * beta
+    return cast(total, a.dtype)
 
 
 @declare.op("com.microsoft.FusedMatMul", heavy=True)
@@ -118,7 +118,7 @@ def fused_matmul(
         return transposed(x) if trans and x.rank > 1 else x
 
     total = matrix_product(arranged(a, transA, transBatchA), arranged(b, transB, transBatchB))
-    return narrowed(total * alpha, a.dtype)
+    return cast(total * alpha, a.dtype)
 
 
 def convolution(
@@ -180,8 +180,8 @@ def conv(
     total = convolution(x, w, windows, group, widened_product(accumulator(x.dtype)))
     if b is not None:
         assume_equal(b.shape[0], w.shape[0], "lengths of the bias and of the filters")
-        total = total + per_channel(b if b.dtype == total.dtype else cast(b, total.dtype), x.rank)
-    return narrowed(total, x.dtype)
+        total = total + per_channel(cast(b, total.dtype), x.rank)
+    return cast(total, x.dtype)
 
 
 @declare.op("ConvTranspose", heavy=True)
@@ -230,8 +230,8 @@ def conv_transpose(
 
     total = reduce_tensor("add", (x.shape[0], filters * group, *output), dtype, (channels, *kernel), body, x, w)
     if b is not None:
-        total = total + per_channel(b if b.dtype == dtype else cast(b, dtype), x.rank)
-    return narrowed(total, x.dtype)
+        total = total + per_channel(cast(b, dtype), x.rank)
+    return cast(total, x.dtype)
 
 
 def transposed_sizes(
@@ -285,7 +285,7 @@ def einsum(*operands: Tensor, equation: str) -> Tensor:
 
     shape = tuple(extents[letter] for letter in result)
     total = reduce_tensor("add", shape, dtype, tuple(extents[letter] for letter in summed), body, *operands)
-    return narrowed(total, operands[0].dtype)
+    return cast(total, operands[0].dtype)
 
 
 def einsum_terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:

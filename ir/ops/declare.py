@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from ..dims import Dim, symbol
 from ..errors import UnsupportedError
@@ -19,6 +19,8 @@ from ..graph import Type
 from ..scalars import Scalar
 from ..tensors import Tensor, elementwise
 
+Definition = TypeVar("Definition", bound=Callable[..., Any])
+ScalarDefinition = TypeVar("ScalarDefinition", bound=Callable[..., Scalar])
 Static: TypeAlias = tuple[Any, ...]
 """The elements of an operand that decides the shape of the result: dims, or numbers of a float operand."""
 
@@ -53,8 +55,8 @@ class Operator:
     """A declared operator.
 
     `static` names the operands whose values decide shapes: the definition gets them as a tuple of dims (or numbers),
-    None where absent. `heavy` marks contractions that have schedules and anchor a fused group. `movement` says that every
-    output element is one input element. `pointwise` that output element i depends on operand elements i alone.
+    None where absent. `heavy` marks contractions that have schedules and anchor a fused group. `movement` says that
+    every output element is one input element. `pointwise` that output element i depends on operand elements i alone.
     """
 
     name: str
@@ -129,20 +131,20 @@ class Registry:
 
     def op(
         self, *names: str, static: Sequence[str] = (), heavy: bool = False, movement: bool = False
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Declares operators by a function of tensors; positional parameters are operands, keyword-only ones attributes."""
+    ) -> Callable[[Definition], Definition]:
+        """Declares operators by a function of tensors: positional parameters are operands, keyword-only attributes."""
 
-        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        def register(function: Definition) -> Definition:
             for name in names:
                 self._operators[name] = Operator(name, function, tuple(static), heavy, movement)
             return function
 
         return register
 
-    def pointwise(self, *names: str) -> Callable[[Callable[..., Scalar]], Callable[..., Scalar]]:
+    def pointwise(self, *names: str) -> Callable[[ScalarDefinition], ScalarDefinition]:
         """Declares operators by a function of scalars, applied to broadcast operands."""
 
-        def register(function: Callable[..., Scalar]) -> Callable[..., Scalar]:
+        def register(function: ScalarDefinition) -> ScalarDefinition:
             signature = inspect.signature(function)
             for name in names:
 

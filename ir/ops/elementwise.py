@@ -8,9 +8,39 @@ from typing import Any
 from ..dtypes import BOOL, F32, F64, DType
 from ..errors import UnsupportedError
 from ..functions import (
-    absolute, acos, acosh, asin, asinh, atan, atanh, cast, ceil, cos, cosh, erf, exp, expm1, floor, isnan, log, log1p,
-    logical_not, logistic, maximum, minimum, power, remainder, round_even, shift_left, shift_right, sin, sinh, sqrt, tan,
-    tanh, where,
+    absolute,
+    acos,
+    acosh,
+    asin,
+    asinh,
+    atan,
+    atanh,
+    cast,
+    ceil,
+    cos,
+    cosh,
+    erf,
+    exp,
+    expm1,
+    floor,
+    isnan,
+    log,
+    log1p,
+    logical_not,
+    logistic,
+    maximum,
+    minimum,
+    power,
+    remainder,
+    round_even,
+    shift_left,
+    shift_right,
+    sin,
+    sinh,
+    sqrt,
+    tan,
+    tanh,
+    where,
 )  # fmt: skip
 from ..scalars import Scalar, const
 from ..tensors import Tensor, elementwise
@@ -21,7 +51,8 @@ declare = Registry()
 for _name, _function in {
     "Exp": exp, "Log": log, "Tanh": tanh, "Erf": erf, "Sin": sin, "Cos": cos, "Tan": tan, "Asin": asin, "Acos": acos,
     "Atan": atan, "Sinh": sinh, "Cosh": cosh, "Asinh": asinh, "Acosh": acosh, "Atanh": atanh, "Sigmoid": logistic,
-    "Abs": absolute, "Sqrt": sqrt, "Floor": floor, "Ceil": ceil, "Round": round_even, "IsNaN": isnan, "Not": logical_not,
+    "Abs": absolute, "Sqrt": sqrt, "Floor": floor, "Ceil": ceil, "Round": round_even, "IsNaN": isnan,
+    "Not": logical_not,
 }.items():  # fmt: skip
 
     def _apply(x: Scalar, *, _function: Any = _function) -> Scalar:
@@ -48,7 +79,11 @@ def reciprocal(x: Scalar) -> Scalar:
 
 @declare.pointwise("Sign")
 def sign(x: Scalar) -> Scalar:
-    return where(x > 0, 1, where(x < 0, -1, x)) if x.dtype.is_float else where(x > 0, 1, where(x < 0, -1, const(0, x.dtype)))
+    return (
+        where(x > 0, 1, where(x < 0, -1, x))
+        if x.dtype.is_float
+        else where(x > 0, 1, where(x < 0, -1, const(0, x.dtype)))
+    )
 
 
 @declare.pointwise("Add")
@@ -210,10 +245,9 @@ def isinf(x: Scalar, *, detect_negative: int = 1, detect_positive: int = 1) -> S
 
 @declare.pointwise("Clip")
 def clip(x: Scalar, low: Scalar | None = None, high: Scalar | None = None) -> Scalar:
-    result: Any = x
     if low is not None:
-        result = maximum(result, low)
-    return result if high is None else minimum(result, high)
+        x = maximum(x, low)
+    return x if high is None else minimum(x, high)
 
 
 @declare.pointwise("Relu")

@@ -35,11 +35,6 @@ def widened(x: Tensor) -> Tensor:
     return x if accumulator(x.dtype) == x.dtype else cast(x, accumulator(x.dtype))
 
 
-def narrowed(x: Tensor, dtype: DType) -> Tensor:
-    """`x` back in the type of the operands."""
-    return x if x.dtype == dtype else cast(x, dtype)
-
-
 def reduce_sum(x: Tensor, axes: tuple[int, ...], keepdims: bool = True) -> Tensor:
     return reduce_axes("add", x, axes, keepdims)
 
@@ -85,7 +80,7 @@ def _reducer(name: str, function: Callable[[Tensor, tuple[int, ...], bool], Tens
         chosen = normalize_axes(axes, x.rank) if axes or (noop_with_empty_axes and axes is not None) else None
         if chosen is None:
             chosen = () if noop_with_empty_axes else tuple(range(x.rank))
-        return narrowed(function(widened(x), chosen, bool(keepdims)), x.dtype)
+        return cast(function(widened(x), chosen, bool(keepdims)), x.dtype)
 
 
 _reducer("ReduceSum", reduce_sum)
@@ -150,7 +145,7 @@ def _scan(name: str, combiner: str, identity: int) -> None:
             counts = binary("lt" if exclusive else "le", index(low), index(high))
             return where(counts, wide.at(replaced(i, {along: r[0]})), const(identity, wide.dtype))
 
-        return narrowed(reduce_tensor(combiner, x.shape, wide.dtype, (x.shape[along],), body, wide), x.dtype)
+        return cast(reduce_tensor(combiner, x.shape, wide.dtype, (x.shape[along],), body, wide), x.dtype)
 
 
 _scan("CumSum", "add", 0)
@@ -162,7 +157,7 @@ def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     axes = (normalize_axis(axis, x.rank),)
     wide = widened(x)
     e = exp(wide - reduce_max(wide, axes))
-    return narrowed(e / reduce_sum(e, axes), x.dtype)
+    return cast(e / reduce_sum(e, axes), x.dtype)
 
 
 @declare.op("LogSoftmax")
@@ -170,7 +165,7 @@ def log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     axes = (normalize_axis(axis, x.rank),)
     wide = widened(x)
     shifted = wide - reduce_max(wide, axes)
-    return narrowed(shifted - log(reduce_sum(exp(shifted), axes)), x.dtype)
+    return cast(shifted - log(reduce_sum(exp(shifted), axes)), x.dtype)
 
 
 @declare.op("Hardmax")
