@@ -117,6 +117,7 @@ class ModuleText:
     target: Target
     threaded: bool
     functions: list[str] = field(default_factory=list)
+    helpers: dict[str, str] = field(default_factory=dict)
     zeros: int = 0
     guarded: dict[int, tuple[Scalar, Scalar]] = field(default_factory=dict)
 

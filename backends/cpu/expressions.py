@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...ir import scalars as s
-from ...ir.dtypes import BOOL, F16, F32, F64, I8, U16, DType
+from ...ir.dtypes import BOOL, F16, F32, F64, I8, I64, U16, DType
 from ...ir.scalars import Buffer, Scalar
 from .addresses import (
     AddressRenderer,
@@ -42,6 +42,37 @@ _FLOAT_INTRINSICS = {
     "trunc": "trunc",
     "round": "roundeven",
 }
+
+
+# By squaring, modulo 2^64; a negative exponent gives the truncated reciprocal, which is 0 but for the bases 1 and -1.
+POWER = """define internal i64 @.power(i64 %base, i64 %exponent) memory(none) #0 {
+entry:
+  %negative = icmp slt i64 %exponent, 0
+  %size = call i64 @llvm.abs.i64(i64 %base, i1 false)
+  %unit = icmp eq i64 %size, 1
+  %parity = and i64 %exponent, 1
+  %left = select i1 %negative, i64 %parity, i64 %exponent
+  %whole = xor i1 %negative, true
+  %some = or i1 %whole, %unit
+  %start = zext i1 %some to i64
+  br label %test
+test:
+  %result = phi i64 [ %start, %entry ], [ %result.next, %step ]
+  %square = phi i64 [ %base, %entry ], [ %square.next, %step ]
+  %bits = phi i64 [ %left, %entry ], [ %bits.next, %step ]
+  %done = icmp eq i64 %bits, 0
+  br i1 %done, label %end, label %step
+step:
+  %odd = trunc i64 %bits to i1
+  %factor = select i1 %odd, i64 %square, i64 1
+  %result.next = mul i64 %result, %factor
+  %square.next = mul i64 %square, %square
+  %bits.next = lshr i64 %bits, 1
+  br label %test
+end:
+  ret i64 %result
+}
+"""
 
 
 class ExpressionRenderer(AddressRenderer):
@@ -120,6 +151,8 @@ class ExpressionRenderer(AddressRenderer):
         dtype, op = scalar.left.dtype, scalar.op
         if op in s.COMPARISONS:
             return self._compare(scalar)
+        if op == "pow":
+            return self._power(scalar)
         kind = register_type(dtype, scalar.lanes)
         a, b = self.value(scalar.left), self.value(scalar.right)
         if dtype == BOOL:
@@ -130,6 +163,21 @@ class ExpressionRenderer(AddressRenderer):
         table = _FLOAT_OPS if dtype.is_float else _SIGNED_OPS if dtype.kind == "int" else _UNSIGNED_OPS
         assert op in table, f"{op} of {dtype}"
         return self.emit(f"{table[op]} {kind} {a}, {b}")
+
+    def _power(self, scalar: s.Binary) -> str:
+        """An integer power, lane by lane by a function of the module."""
+        dtype, lanes = scalar.dtype, scalar.lanes
+        assert dtype.is_integer, "pow of floats must be expanded before rendering"
+        self.module.helpers[".power"] = POWER
+        results: list[Scalar] = []
+        for lane in range(lanes):
+            base, exponent = (
+                s.cast(operand if lanes == 1 else s.Shuffle(dtype, 1, operand, operand, (lane,)), I64)
+                for operand in (scalar.left, scalar.right)
+            )
+            call = self.emit(f"call i64 @.power({self.operand(base)}, {self.operand(exponent)})")
+            results.append(Given(I64, 1, call))
+        return self.value(s.cast(results[0] if lanes == 1 else s.Vector(I64, lanes, tuple(results)), dtype))
 
     def _compare(self, scalar: s.Binary) -> str:
         dtype = scalar.left.dtype

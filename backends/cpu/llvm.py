@@ -12,7 +12,6 @@ from typing import Any
 
 from ...ir import loops as k
 from ...ir.dims import bounds
-from ...ir.dtypes import BOOL
 from ...ir.errors import UnsupportedError
 from ...ir.scalars import Scalar
 from ...ir.target import Target
@@ -66,7 +65,7 @@ def _module_text(module: ModuleText, kernel: k.Kernel) -> str:
         parts.append(f"@.zeros = private unnamed_addr constant [{module.zeros} x i8] zeroinitializer, align 64\n")
     if any(f"@{POOL}(" in text for text in module.functions):
         parts.append(f"declare void @{POOL}(ptr, ptr, i64, i32)\n")
-    parts += module.functions
+    parts += [*module.helpers.values(), *module.functions]
     # no-builtins: loops that copy or fill must not become calls of memcpy or memset.
     parts.append(f'attributes #0 = {{ nounwind "no-builtins" "target-cpu"="{target.cpu}"{features}{width} }}\n')
     return "\n".join(parts)
@@ -279,28 +278,26 @@ class FunctionRenderer(ExpressionRenderer):
 
     def _store(self, store: k.Store) -> None:
         predicate = None if store.predicate is None else self.expression(store.predicate)
-        if store.buffer.space == "register":
-            value = self.expression(store.value)
-            slot, kind = self.register(store.buffer, store.offset, store.value.lanes)
-            if predicate is not None:
-                old = self.emit_effect(f"load {kind}, ptr {slot}")
-                mask = f"{register_type(BOOL, store.value.lanes)} {predicate}"
-                value = self.emit(f"select {mask}, {kind} {value}, {kind} {old}")
-            self.lines.append(f"  store {kind} {value}, ptr {slot}")
-        elif predicate is not None and store.value.lanes == 1:
-            self._if_then(predicate, lambda: self._write(store, None))
-        else:
-            self._write(store, predicate)
-
-    def _if_then(self, condition: str, then: Callable[[], None]) -> None:
+        write = self._write_register if store.buffer.space == "register" else self._write
+        if predicate is None or store.value.lanes > 1:
+            write(store, predicate)
+            return
         yes, done = self._new_label(), self._new_label()
-        self._branch(condition, yes, done)
+        self._branch(predicate, yes, done)
         self._start(yes)
         self.frames.append(Frame(self.frames[-1].depth))
-        then()
+        write(store, None)
         self.frames.pop()
         self._jump(done)
         self._start(done)
+
+    def _write_register(self, store: k.Store, mask: str | None) -> None:
+        value = self.expression(store.value)
+        slot, kind = self.register(store.buffer, store.offset, store.value.lanes)
+        if mask is not None:
+            old = self.emit_effect(f"load {kind}, ptr {slot}")
+            value = self.emit(f"select <{store.value.lanes} x i1> {mask}, {kind} {value}, {kind} {old}")
+        self.lines.append(f"  store {kind} {value}, ptr {slot}")
 
     def _write(self, store: k.Store, mask: str | None) -> None:
         buffer, lanes = store.buffer, store.value.lanes

@@ -1,53 +1,213 @@
-"""LLVM IR text to object code."""
+"""LLVM IR text to object code: in parallel, and only once for each text and target."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import llvmlite
+import platformdirs
 from llvmlite import binding
 
 from ...ir.errors import TargetError
 from ...ir.target import Target
+from . import worker
+
+_WORKER_BYTES = 150_000
+"""IR text that keeps one process busy for longer than another takes to start (about 0.2 s)."""
 
 
 def target_machine(target: Target) -> binding.TargetMachine:
-    """LLVM's code generator for a target: position-independent code that can be loaded here or linked.
-
-    Raises TargetError where this LLVM cannot generate code for it.
-    """
-    binding.initialize_all_targets()
-    binding.initialize_all_asmprinters()
+    """LLVM's code generator for a target. Raises TargetError where this LLVM has none."""
     try:
-        machine = binding.Target.from_triple(target.triple)
-        return machine.create_target_machine(
-            cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="small"
-        )
+        return worker.create_machine(target.triple, target.cpu, target.features)
     except RuntimeError as error:
         raise TargetError(f"LLVM cannot compile for {target.name}: {error}") from error
-
-
-def optimized(ir_text: str, machine: binding.TargetMachine) -> binding.ModuleRef:
-    """The verified module after LLVM's passes. The kernels' own loops and vectors stay as the schedules made them."""
-    module = binding.parse_assembly(ir_text)
-    module.verify()
-    options = binding.create_pipeline_tuning_options(speed_level=2)
-    options.loop_vectorization = False
-    options.slp_vectorization = False
-    options.loop_interleaving = False
-    options.loop_unrolling = False
-    builder = binding.create_pass_builder(machine, options)
-    builder.getModulePassManager().run(module, builder)
-    return module
-
-
-def compile_objects(modules: Sequence[tuple[str, str]], target: Target) -> list[bytes]:
-    """The object file of each (name, LLVM IR text)."""
-    machine = target_machine(target)
-    return [machine.emit_object(optimized(text, machine)) for _, text in modules]
 
 
 def assembly(ir_text: str, target: Target) -> str:
     """The assembly that a module becomes."""
     machine = target_machine(target)
-    text: str = machine.emit_assembly(optimized(ir_text, machine))
+    text: str = machine.emit_assembly(worker.optimize(ir_text, machine))
     return text
+
+
+@dataclass(frozen=True)
+class ObjectCache:
+    """Object files on disk by the hash of what they were made from. A file that is damaged or unreadable is absent.
+
+    When the files exceed `limit` bytes, those that were not used for longest go.
+    """
+
+    folder: Path
+    limit: int = 256 << 20
+
+    @staticmethod
+    def default() -> ObjectCache:
+        """In the user's cache folder, or in $ONNXC_CACHE_DIR."""
+        root = os.environ.get("ONNXC_CACHE_DIR") or platformdirs.user_cache_dir("onnxc")
+        return ObjectCache(Path(root) / "objects")
+
+    def load(self, key: str) -> bytes | None:
+        path = self.folder / key
+        try:
+            stored = path.read_bytes()
+        except OSError:
+            return None
+        digest, content = stored[:16], stored[16:]
+        if not content or _digest(content) != digest:
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return content
+
+    def store(self, key: str, content: bytes) -> None:
+        """Keeps a file; does nothing where the folder cannot be written."""
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.folder, prefix=".")
+            try:
+                with open(handle, "wb") as file:
+                    file.write(_digest(content) + content)
+                os.replace(name, self.folder / key)
+            except OSError:
+                os.unlink(name)
+                raise
+
+    def prune(self) -> None:
+        """Deletes the files used longest ago until three quarters of the limit are left, if it is exceeded."""
+        with contextlib.suppress(OSError):
+            found = [(entry.stat(), entry.path) for entry in os.scandir(self.folder)]
+            total = sum(status.st_size for status, _ in found)
+            if total <= self.limit:
+                return
+            for status, path in sorted(found, key=lambda item: item[0].st_mtime_ns):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+                total -= status.st_size
+                if total <= self.limit * 3 // 4:
+                    return
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def compile_objects(
+    modules: Sequence[tuple[str, str]],
+    target: Target,
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    cache: ObjectCache | None = None,
+) -> list[bytes]:
+    """The object file of each (name, LLVM IR text), from the cache where it is known.
+
+    Large work is shared by up to `jobs` processes, by default as many as there are CPUs. `progress` is told how many
+    of how many modules are done. Raises RuntimeError, naming the module, where LLVM rejects one.
+    """
+    cache = cache or ObjectCache.default()
+    machine = target_machine(target)
+    recipe = [llvmlite.__version__, worker.PIPELINE, target.triple, target.cpu, target.features]
+    keys = [_digest("\0".join([*recipe, text]).encode()).hex() for _, text in modules]
+    found: dict[str, bytes] = {}
+    missing: dict[str, tuple[str, str]] = {}
+    for key, module in zip(keys, modules, strict=True):
+        content = None if key in found or key in missing else cache.load(key)
+        if content is not None:
+            found[key] = content
+        elif key not in found:
+            missing[key] = module
+
+    def finish(key: str, content: bytes) -> None:
+        found[key] = content
+        cache.store(key, content)
+        if progress is not None:
+            progress(len(found), len(set(keys)))
+
+    if missing:
+        processes = jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        _Work(missing, target, finish).run(machine, processes)
+        cache.prune()
+    return [found[key] for key in keys]
+
+
+class _Work:
+    """Modules that wait to be compiled, by this process and by helpers, the largest first."""
+
+    def __init__(self, modules: Mapping[str, tuple[str, str]], target: Target, finish: Callable[[str, bytes], None]):
+        self._waiting = deque(sorted(modules.items(), key=lambda item: -len(item[1][1])))
+        self._text_bytes = sum(len(text) for _, text in modules.values())
+        self._target = target
+        self._finish = finish
+        self._lock = threading.Lock()
+        self._errors: list[RuntimeError] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def run(self, machine: binding.TargetMachine, processes: int) -> None:
+        helpers = min(processes - 1, len(self._waiting) // 4, self._text_bytes // _WORKER_BYTES)
+        if not Path(sys.executable or "").name.lower().startswith(("python", "pypy")):
+            helpers = 0  # a program with Python inside is not to be started again
+        threads = [threading.Thread(target=self._help, daemon=True) for _ in range(helpers)]
+        try:
+            for thread in threads:
+                thread.start()
+            self._drain(lambda text: worker.emit(text, machine))
+            for thread in threads:
+                thread.join()
+            self._drain(lambda text: worker.emit(text, machine))  # what a helper that died has left
+        finally:
+            self._waiting.clear()
+            for process in self._processes:
+                process.kill()
+        if self._errors:
+            raise self._errors[0]
+
+    def _drain(self, compile_text: Callable[[str], bytes]) -> None:
+        """Compiles until nothing waits. A module whose compiler is gone waits again."""
+        while True:
+            try:
+                key, (name, text) = self._waiting.popleft()
+            except IndexError:
+                return
+            try:
+                content = compile_text(text)
+            except RuntimeError as error:
+                self._errors.append(RuntimeError(f"LLVM rejects module {name}: {error}"))
+                self._waiting.clear()
+                return
+            except (EOFError, OSError):
+                self._waiting.append((key, (name, text)))
+                raise
+            with self._lock:
+                self._finish(key, content)
+
+    def _help(self) -> None:
+        """Has a process of its own compile; leaves the rest to the others where it dies."""
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-P", worker.__file__]
+        with contextlib.suppress(EOFError, OSError):
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+            self._processes.append(process)
+            requests, answers = process.stdin, process.stdout
+            assert requests is not None and answers is not None
+
+            def ask(text: str) -> bytes:
+                worker.write_block(requests, text.encode())
+                status, content = worker.read_exactly(answers, 1), worker.read_block(answers)
+                if status != b"\0":
+                    raise RuntimeError(content.decode())
+                return content
+
+            with process:
+                for fact in (self._target.triple, self._target.cpu, self._target.features):
+                    worker.write_block(requests, fact.encode())
+                self._drain(ask)
