@@ -3,10 +3,30 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from . import contraction, elementwise, movement, normalisation, pooling, reduction
+from . import (
+    contraction,
+    elementwise,
+    generators,
+    indexing,
+    movement,
+    normalisation,
+    pooling,
+    reduction,
+    spectral,
+)
 from .declare import Operator
 
-_FAMILIES = (elementwise, movement, reduction, contraction, normalisation, pooling)
+_FAMILIES = (
+    elementwise,
+    movement,
+    indexing,
+    generators,
+    reduction,
+    contraction,
+    normalisation,
+    pooling,
+    spectral,
+)
 
 REGISTRY: Mapping[str, Operator] = MappingProxyType(
     {name: operator for family in _FAMILIES for name, operator in family.declare.operators.items()}

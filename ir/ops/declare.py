@@ -43,10 +43,11 @@ class Context:
 
     def fresh(self, stem: str, upper: Dim | None = None) -> Dim:
         """A symbol for a size that only the run tells, named after the first output."""
-        return symbol(f"{_identifier(self.outputs[0])}_{stem}", 0, upper)
+        return symbol(f"{identifier(self.outputs[0])}_{stem}", 0, upper)
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
+    """The name with all but letters and digits replaced: what symbols are named after."""
     return "".join(c if c.isalnum() else "_" for c in name)
 
 

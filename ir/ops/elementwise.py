@@ -227,13 +227,20 @@ def mean(*operands: Tensor) -> Tensor:
     return total / float(len(operands))
 
 
-@declare.pointwise("Cast")
-def cast_(x: Scalar, *, to: DType, saturate: int = 1, round_mode: str = "up") -> Scalar:
-    """x in another type; text and float8 need more than arithmetic."""
+def converted(x: Scalar, to: DType, saturate: bool = True) -> Scalar:
+    """x in another type; what exceeds a float8 becomes its greatest value where `saturate`."""
     if "string" in (to.kind, x.dtype.kind):
         raise UnsupportedError("conversion between text and numbers is not compiled")
-    result: Scalar = cast(x, to)
-    return result
+    if to.is_float and to.bits == 8:
+        x = x if x.dtype.is_float else cast(x, F32)
+        if saturate:
+            x = minimum(maximum(x, to.limits[0]), to.limits[1])
+    return cast(x, to)
+
+
+@declare.pointwise("Cast")
+def cast_(x: Scalar, *, to: DType, saturate: int = 1, round_mode: str = "up") -> Scalar:
+    return converted(x, to, bool(saturate))
 
 
 @declare.pointwise("IsInf")

@@ -1,0 +1,91 @@
+"""Operators whose operands say where to read: gathers, one-hot vectors, sequences turned round."""
+
+from __future__ import annotations
+
+from ..dims import Dim
+from ..dtypes import I64
+from ..errors import ShapeError
+from ..functions import cast, where
+from ..scalars import Scalar, as_dim, index
+from ..tensors import Tensor, assume_equal, compute, normalize_axis, position_of
+from .declare import Registry, Static
+from .movement import replaced
+
+declare = Registry()
+
+
+@declare.op("Gather", movement=True)
+def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
+    """Slices of `x` along an axis, one for each element of `indices`."""
+    axis = normalize_axis(axis, x.rank)
+    shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+
+    def element(*i: Dim) -> Scalar:
+        chosen = position_of(indices, i[axis : axis + indices.rank], x.shape[axis])
+        return x.at((*i[:axis], chosen, *i[axis + indices.rank :]))
+
+    result = compute(shape, x.dtype, element, x, indices)
+    result.lower, result.upper = x.lower, x.upper
+    return result
+
+
+@declare.op("GatherElements", movement=True)
+def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
+    """Element i is `x` at i with its position along the axis replaced by indices[i]."""
+    axis = normalize_axis(axis, x.rank)
+    if indices.rank != x.rank:
+        raise ShapeError(f"indices of rank {indices.rank} for an operand of rank {x.rank}")
+
+    def element(*i: Dim) -> Scalar:
+        return x.at(replaced(i, {axis: position_of(indices, i, x.shape[axis])}))
+
+    return compute(indices.shape, x.dtype, element, x, indices)
+
+
+@declare.op("GatherND", movement=True)
+def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
+    """Slices of `x` at the index tuples that the last axis of `indices` holds; leading axes run in step."""
+    depth = indices.shape[-1]
+    if not isinstance(depth, int):
+        raise ShapeError(f"index tuples of unknown length {depth}")
+    if depth + batch_dims > x.rank:
+        raise ShapeError(f"index tuples of {depth} into the last {x.rank - batch_dims} axes")
+    for axis in range(batch_dims):
+        assume_equal(x.shape[axis], indices.shape[axis], f"batch axis {axis} of operand and indices")
+    outer = indices.rank - 1
+
+    def element(*i: Dim) -> Scalar:
+        chosen = [position_of(indices, (*i[:outer], k), x.shape[batch_dims + k]) for k in range(depth)]
+        return x.at((*i[:batch_dims], *chosen, *i[outer:]))
+
+    shape = (*indices.shape[:-1], *x.shape[batch_dims + depth :])
+    return compute(shape, x.dtype, element, x, indices)
+
+
+@declare.op("OneHot", static=("depth",))
+def one_hot(indices: Tensor, depth: Static, values: Tensor, *, axis: int = -1) -> Tensor:
+    """values[1] where the position along a new axis is the index (negative: from the end), else values[0]."""
+    axis = normalize_axis(axis, indices.rank + 1)
+    extent = int(depth[0]) if isinstance(depth[0], float) else depth[0]
+
+    def element(*i: Dim) -> Scalar:
+        wanted = cast(indices.at((*i[:axis], *i[axis + 1 :])), I64)
+        if indices.lower is None or indices.lower < 0:
+            wanted = where(wanted < 0, wanted + index(extent), wanted)
+        return where(wanted.equal(index(i[axis])), values.at((1,)), values.at((0,)))
+
+    shape = (*indices.shape[:axis], extent, *indices.shape[axis:])
+    return compute(shape, values.dtype, element, indices, values)
+
+
+@declare.op("ReverseSequence", movement=True)
+def reverse_sequence(x: Tensor, sequence_lens: Tensor, *, batch_axis: int = 1, time_axis: int = 0) -> Tensor:
+    """The first sequence_lens[b] elements along the time axis in reverse order, for each batch entry b."""
+
+    def element(*i: Dim) -> Scalar:
+        time = index(i[time_axis])
+        length = cast(sequence_lens.at((i[batch_axis],)), I64)
+        source = where(time < length, length - 1 - time, time)
+        return x.at(replaced(i, {time_axis: as_dim(source, 0, x.shape[time_axis] - 1)}))
+
+    return compute(x.shape, x.dtype, element, x, sequence_lens)
