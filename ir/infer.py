@@ -94,9 +94,10 @@ class Inference:
             else:
                 arguments.append(value.type)
         types = tuple(None if value is None else value.type for value in inputs)
+        known = tuple(None if value is None else self.values.get(value.name) for value in inputs)
         try:
             with collecting_assumptions() as assumed:
-                result = operator(arguments, attributes, Context(tuple(output_names), regions or {}, types))
+                result = operator(arguments, attributes, Context(tuple(output_names), regions or {}, types, known))
         except OnnxcError as error:
             shapes = ", ".join(str(value.type) if value is not None else "absent" for value in inputs)
             raise type(error)(f"{where} on ({shapes}): {error}") from error

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from . import (
     contraction,
+    control,
     elementwise,
     generators,
     indexing,
@@ -12,6 +13,7 @@ from . import (
     normalisation,
     pooling,
     reduction,
+    special,
     spectral,
 )
 from .declare import Operator
@@ -26,6 +28,8 @@ _FAMILIES = (
     normalisation,
     pooling,
     spectral,
+    special,
+    control,
 )
 
 REGISTRY: Mapping[str, Operator] = MappingProxyType(

@@ -30,12 +30,13 @@ class Context:
     """What a definition may ask for beyond operands and attributes (its parameter named `context`).
 
     `outputs` holds the names of the outputs, "" for one that nobody wants; `regions` the graphs of control flow;
-    `types` the types of all inputs, None for absent ones.
+    `types` the types of all inputs, None for absent ones; `values` the elements of those whose content is known.
     """
 
     outputs: tuple[str, ...] = ("out",)
     regions: Mapping[str, Any] = field(default_factory=dict)
     types: tuple[Type | None, ...] = ()
+    values: tuple[tuple[Any, ...] | None, ...] = ()
 
     def wanted(self, position: int) -> bool:
         """Whether output number `position` is used."""

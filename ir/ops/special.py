@@ -1,0 +1,207 @@
+"""Operators without a definition by elements: here stand their type rules, a schedule of a backend makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..dims import Dim, dim_min
+from ..dtypes import F32, I32, I64, DType
+from ..errors import ShapeError
+from ..tensors import Tensor, assume_equal, normalize_axis, opaque_tensor
+from .declare import Context, Registry, Static
+from .movement import replaced
+
+declare = Registry()
+
+
+def indices_tensor(shape: Sequence[Dim], extent: Dim, *sources: Tensor) -> Tensor:
+    """Indices into an axis of the given extent."""
+    result = opaque_tensor(shape, I64, *sources)
+    result.lower, result.upper = 0, extent - 1
+    return result
+
+
+@declare.op("TopK", static=("k",))
+def top_k(x: Tensor, k: Static, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[Tensor, Tensor]:
+    """The k greatest (or least) elements along an axis in order, the earlier one first among equals; their indices."""
+    axis = normalize_axis(axis, x.rank)
+    count, extent = k[0], x.shape[axis]
+    if isinstance(count, int) and isinstance(extent, int) and not 0 <= count <= extent:
+        raise ShapeError(f"{count} elements wanted of axis {axis} of extent {extent}")
+    shape = replaced(x.shape, {axis: count})
+    return opaque_tensor(shape, x.dtype, x), indices_tensor(shape, extent, x)
+
+
+@declare.op("NonZero")
+def non_zero(x: Tensor, *, context: Context) -> Tensor:
+    """The indices of all elements that are not zero, in row-major order: [rank, count]."""
+    result = opaque_tensor((x.rank, context.fresh("count", x.size)), I64, x)
+    result.lower = 0
+    return result
+
+
+@declare.op("Compress")
+def compress(x: Tensor, condition: Tensor, *, axis: int | None = None, context: Context) -> Tensor:
+    """The slices along an axis, or the elements of the flattened tensor, where the condition holds."""
+    if condition.rank != 1:
+        raise ShapeError(f"a condition of rank {condition.rank} where a vector is wanted")
+    along = None if axis is None else normalize_axis(axis, x.rank)
+    limit = dim_min(condition.shape[0], x.size if along is None else x.shape[along])
+    count = context.fresh("count", limit)
+    return opaque_tensor((count,) if along is None else replaced(x.shape, {along: count}), x.dtype, x, condition)
+
+
+@declare.op("Unique")
+def unique(x: Tensor, *, axis: int | None = None, sorted: int = 1, context: Context) -> tuple[Tensor, ...]:
+    """The distinct elements (slices), where each occurs first, which one each element is, and how often it occurs."""
+    along = None if axis is None else normalize_axis(axis, x.rank)
+    extent = x.size if along is None else x.shape[along]
+    count = context.fresh("count", extent)
+    values = opaque_tensor((count,) if along is None else replaced(x.shape, {along: count}), x.dtype, x)
+    first, inverse = indices_tensor((count,), extent, x), indices_tensor((extent,), count, x)
+    return values, first, inverse, opaque_tensor((count,), I64, x)
+
+
+@declare.op("NonMaxSuppression")
+def non_max_suppression(
+    boxes: Tensor,
+    scores: Tensor,
+    max_output_boxes_per_class: Tensor | None = None,
+    iou_threshold: Tensor | None = None,
+    score_threshold: Tensor | None = None,
+    *,
+    center_point_box: int = 0,
+    context: Context,
+) -> Tensor:
+    """[count, 3]: batch, class and box of the boxes kept, from boxes [batch, n, 4] and scores [batch, classes, n]."""
+    assume_equal(boxes.shape[0], scores.shape[0], "batches of boxes and of scores")
+    assume_equal(boxes.shape[1], scores.shape[2], "numbers of boxes and of their scores")
+    present = [t for t in (max_output_boxes_per_class, iou_threshold, score_threshold) if t is not None]
+    result = opaque_tensor((context.fresh("count", scores.size), 3), I64, boxes, scores, *present)
+    result.lower = 0
+    return result
+
+
+@declare.op("ScatterElements")
+def scatter_elements(x: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none") -> Tensor:
+    """`x` with updates[i] put (or combined by `reduction`) where i has its position on the axis be indices[i]."""
+    normalize_axis(axis, x.rank)
+    if indices.rank != x.rank or updates.rank != x.rank:
+        raise ShapeError(f"indices of rank {indices.rank} and updates of rank {updates.rank} for rank {x.rank}")
+    for position, (a, b) in enumerate(zip(indices.shape, updates.shape, strict=True)):
+        assume_equal(a, b, f"axis {position} of indices and updates")
+    return opaque_tensor(x.shape, x.dtype, x, indices, updates)
+
+
+@declare.op("ScatterND")
+def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
+    """`x` with slices of `updates` put (or combined) at the index tuples in the last axis of `indices`."""
+    depth = indices.shape[-1]
+    if not isinstance(depth, int) or depth > x.rank:
+        raise ShapeError(f"index tuples of {depth} into {x.rank} axes")
+    wanted = (*indices.shape[:-1], *x.shape[depth:])
+    if len(wanted) != updates.rank:
+        raise ShapeError(f"updates of rank {updates.rank} where {len(wanted)} is wanted")
+    for position, (a, b) in enumerate(zip(wanted, updates.shape, strict=True)):
+        assume_equal(a, b, f"axis {position} of the updates")
+    return opaque_tensor(x.shape, x.dtype, x, indices, updates)
+
+
+@declare.op("MaxUnpool", static=("output_shape",))
+def max_unpool(
+    x: Tensor,
+    indices: Tensor,
+    output_shape: Static | None = None,
+    *,
+    kernel_shape: Sequence[int],
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> Tensor:
+    """Zeros but for the elements of `x`, put at the flat indices that MaxPool gave."""
+    rank = len(kernel_shape)
+    steps, padding = strides or (1,) * rank, pads or (0,) * (2 * rank)
+    spatial = tuple(
+        (x.shape[2 + a] - 1) * steps[a] - padding[a] - padding[rank + a] + kernel_shape[a] for a in range(rank)
+    )
+    return opaque_tensor(output_shape or (*x.shape[:2], *spatial), x.dtype, x, indices)
+
+
+@declare.op("Det")
+def det(x: Tensor) -> Tensor:
+    """The determinants of the matrices in the last two axes."""
+    assume_equal(x.shape[-2], x.shape[-1], "rows and columns of the matrices")
+    return opaque_tensor(x.shape[:-2], x.dtype, x)
+
+
+def _recurrent(name: str, outputs: int) -> None:
+    """Declares a recurrent layer: Y [steps, directions, batch, hidden] and the last states [directions, batch, hidden].
+
+    x is [steps, batch, input], w [directions, gates*hidden, input], r [directions, gates*hidden, hidden]; with
+    `layout` 1 the batch comes first.
+    """
+
+    @declare.op(name)
+    def define(
+        x: Tensor,
+        w: Tensor,
+        r: Tensor,
+        b: Tensor | None = None,
+        sequence_lens: Tensor | None = None,
+        initial_h: Tensor | None = None,
+        initial_c: Tensor | None = None,
+        p: Tensor | None = None,
+        *,
+        activation_alpha: Sequence[float] | None = None,
+        activation_beta: Sequence[float] | None = None,
+        activations: Sequence[str] | None = None,
+        clip: float | None = None,
+        direction: str = "forward",
+        hidden_size: int | None = None,
+        input_forget: int = 0,
+        layout: int = 0,
+        linear_before_reset: int = 0,
+    ) -> tuple[Tensor, ...]:
+        directions = 2 if direction == "bidirectional" else 1
+        assume_equal(w.shape[0], directions, f"directions of the weights, where {direction!r} is wanted,")
+        assume_equal(w.shape[2], x.shape[2], "columns of the weights and of the input")
+        hidden = r.shape[2] if hidden_size is None else assume_equal(hidden_size, r.shape[2], "hidden sizes")
+        (batch, steps) = x.shape[:2] if layout else (x.shape[1], x.shape[0])
+        every = (batch, steps, directions, hidden) if layout else (steps, directions, batch, hidden)
+        last = (batch, directions, hidden) if layout else (directions, batch, hidden)
+        sources = [t for t in (x, w, r, b, sequence_lens, initial_h, initial_c, p) if t is not None]
+        return tuple(opaque_tensor(shape, x.dtype, *sources) for shape in (every, last, last)[:outputs])
+
+
+_recurrent("RNN", 2)
+_recurrent("GRU", 2)
+_recurrent("LSTM", 3)
+
+
+def _random(name: str, like: bool) -> None:
+    """Declares a generator of random numbers, of a given shape or of an operand's."""
+
+    def shaped(*, shape: Sequence[int], dtype: DType = F32, seed: float | None = None, mean: float = 0.0,
+               scale: float = 1.0, low: float = 0.0, high: float = 1.0) -> Tensor:  # fmt: skip
+        return opaque_tensor(shape, dtype)
+
+    def alike(x: Tensor, *, dtype: DType | None = None, seed: float | None = None, mean: float = 0.0,
+              scale: float = 1.0, low: float = 0.0, high: float = 1.0) -> Tensor:  # fmt: skip
+        return opaque_tensor(x.shape, dtype or x.dtype, x)
+
+    declare.op(name)(alike if like else shaped)
+
+
+_random("RandomNormal", False)
+_random("RandomUniform", False)
+_random("RandomNormalLike", True)
+_random("RandomUniformLike", True)
+
+
+@declare.op("Bernoulli")
+def bernoulli(x: Tensor, *, dtype: DType | None = None, seed: float | None = None) -> Tensor:
+    return opaque_tensor(x.shape, dtype or x.dtype, x)
+
+
+@declare.op("Multinomial")
+def multinomial(x: Tensor, *, dtype: DType = I32, sample_size: int = 1, seed: float | None = None) -> Tensor:
+    return opaque_tensor((x.shape[0], sample_size), dtype, x)
