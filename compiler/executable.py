@@ -70,8 +70,11 @@ class Executable:
         self._program = program = built.program
         self._threads = threads
         self._details = dict(details)
-        self._constants = {name: np.ascontiguousarray(constants[name]) for name in table_order(program) if name in constants}
-        self._image = CodeImage(built.objects, built.target)
+        self._constants = {
+            name: np.ascontiguousarray(constants[name]) for name in table_order(program) if name in constants
+        }
+        functions = [f"onnxc_{what}_{i}" for what in ("run", "size") for i in range(len(program.segments))]
+        self._image = CodeImage(built.objects, functions, built.target)
         prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
         sizing = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
         count = len(program.segments)
@@ -106,7 +109,9 @@ class Executable:
         if named:
             given = dict(zip(self._names, arguments, strict=False)) | named
             if len(given) != len(arguments) + len(named):
-                raise ShapeError(f"an input is given twice, by position and by name; the inputs are {', '.join(self._names)}")
+                raise ShapeError(
+                    f"an input is given twice, by position and by name; the inputs are {', '.join(self._names)}"
+                )
             check_names(given, self._program.inputs)
             arguments = tuple(given[name] for name in self._names)
         results = self._execute(arguments)
@@ -123,7 +128,9 @@ class Executable:
             check_names(dict(zip(self._names, arguments, strict=False)), self._program.inputs)
             raise ShapeError(f"{len(arguments)} arguments for {len(self._names)} inputs: {', '.join(self._names)}")
         arrays = [
-            a if type(a) is np.ndarray and a.dtype == d and a.flags.c_contiguous and a.dtype.isnative else self._converted(a, i)
+            a
+            if type(a) is np.ndarray and a.dtype == d and a.flags.c_contiguous and a.dtype.isnative
+            else self._converted(a, i)
             for i, (a, d) in enumerate(zip(arguments, self._input_dtypes, strict=True))
         ]
         shapes = tuple([a.shape for a in arrays])

@@ -317,7 +317,7 @@ class _Fusion:
             return None
         nodes = _needed(nodes, outputs)
         # Inside, every value has a name of its own, so that no name is defined twice.
-        inner = {value: Value(f"{value.name}'", value.type) for node in nodes for value in node.outputs}
+        inner = {value: Value(f"{value.name}.inner", value.type) for node in nodes for value in node.outputs}
         body = tuple(replace(node.with_inputs(inner), outputs=tuple(inner[v] for v in node.outputs)) for node in nodes)
         region = Graph("body", (), tuple(inner[v] for v in outputs), body)
         return Node(

@@ -11,13 +11,13 @@ import numpy as np
 
 from ..ir import scalars as s
 from ..ir.dims import Dim, dim_max, product, symbol, symbols
-from ..ir.dtypes import I64, DType
+from ..ir.dtypes import BOOL, I64, DType
 from ..ir.errors import UnsupportedError
 from ..ir.graph import Graph, Node, TensorType, Value
 from ..ir.infer import Inference
 from ..ir.loops import Kernel, free_sizes, print_kernel
 from ..ir.ops import REGISTRY
-from ..ir.program import Assign, Bind, Choose, Memory, Place, Program, Run, Step, Steps, walk
+from ..ir.program import Assign, Bind, Choose, Memory, Place, Program, Repeat, Run, Step, Steps, walk
 from ..ir.scalars import Buffer
 from ..ir.target import Target
 from ..ir.tensors import Indices, Tensor, buffer_tensor
@@ -157,11 +157,18 @@ class Lowering:
                 raise UnsupportedError(f"{node.where}: values of type {value.type} are not compiled")
         if len(node.outputs) == 1 and node.output.name in views:
             source, offset = views[node.output.name]
-            base = self._place_of(source)
+            base = self.place_of(source)
             self.places[node.output.name] = Place(base.memory, base.offset + offset)
             return []
         for value in node.outputs:
-            self.places[value.name] = claimed.get(value.name) or self._arena(value.name, value.dtype, value.shape)
+            place = claimed.get(value.name)
+            # What a branch or loop makes of a size is known only after it: an output of that size is copied to then.
+            late = (
+                node.regions and node.op != "Fused" and {s.name for d in value.shape for s in symbols(d)} - self.known
+            )
+            if place is None or (late and self.memories[place.memory].role == "output"):
+                place = self.arena(value.name, value.dtype, product(value.shape))
+            self.places[value.name] = place
         if node.op == "If":
             return self._choose(node)
         if node.op == "Loop":
@@ -209,7 +216,7 @@ class Lowering:
                 for name, (source, element) in self.inference.bindings.items():
                     if source == value.name and name not in self._bound:
                         self._bound.add(name)
-                        place = self._place_of(source)
+                        place = self.place_of(source)
                         steps.append(Bind(name, Place(place.memory, place.offset + element), value.dtype, -(1 << 62)))
         return steps
 
@@ -219,8 +226,36 @@ class Lowering:
 
     # Memory
 
-    def _arena(self, name: str, dtype: DType, shape: Sequence[Dim]) -> Place:
-        return self.arena(name, dtype, product(shape))
+    @property
+    def known(self) -> set[str]:
+        """Symbols that the inputs' shapes bind."""
+        return {symbol.name for symbol in self.graph.symbols()}
+
+    def bind(self, value: Value, steps: list[Step]) -> Dim:
+        """The run-time integer in a value of one element, bound by a step that is added."""
+        name = self.fresh_symbol("".join(c if c.isalnum() else "_" for c in value.name))
+        steps.append(Bind(name, self._place(value), value.dtype))
+        return symbol(name)
+
+    def fresh_symbol(self, stem: str) -> str:
+        """A name for a symbol of the program's own."""
+        self.count += 1
+        return f"{stem}_{self.count}"
+
+    def resize(self, place: Place, size: Dim) -> None:
+        """Gives an arena memory room for `size` elements, a limit known before its actual size is."""
+        memory = self.memories[place.memory]
+        if memory.role == "arena":
+            self.memories[place.memory] = replace(memory, size=size)
+
+    def fill_bool(self, place: Place, value: Value | None) -> list[Step]:
+        """Steps that write a condition to memory: a value's, or true."""
+        if value is not None and value.name not in self.arrays:
+            return self.copy(value, place)
+        true = value is None or bool(self.arrays[value.name].all())
+        self._arguments = {}
+        tensor = Tensor((), BOOL, lambda i: s.const(true, BOOL))
+        return self._emit(Region("condition", (), ((Buffer("y0", BOOL, 1), tensor),)), [place])
 
     def arena(self, name: str, dtype: DType, size: Dim) -> Place:
         """A new arena memory; the name is made unique."""
@@ -231,9 +266,9 @@ class Lowering:
         return Place(name)
 
     def _place(self, value: Value) -> Place:
-        return self._place_of(value.name)
+        return self.place_of(value.name)
 
-    def _place_of(self, name: str) -> Place:
+    def place_of(self, name: str) -> Place:
         """Where a value lies; a constant is given memory when it is first asked for."""
         found = self.places.get(name)
         if found is None:
@@ -359,7 +394,7 @@ class Lowering:
         return steps
 
     def _resolved(self, place: Place) -> Place:
-        return self._place_of(place.memory[1:]) if place.memory.startswith("?") else place
+        return self.place_of(place.memory[1:]) if place.memory.startswith("?") else place
 
     def _shared(self, kernel: Kernel) -> str:
         """The name under which the kernel is known; equal kernels have one."""
@@ -396,8 +431,8 @@ class Lowering:
             segments[-1].append(step)
             if isinstance(step, Bind | Assign) and step.symbol in needed:
                 segments.append([])
-            elif isinstance(step, Choose) and any(
-                isinstance(inner, Assign | Bind) and inner.symbol in needed for inner in walk((step,))
+            elif isinstance(step, Choose | Repeat) and any(
+                (getattr(inner, "symbol", None) or getattr(inner, "count", None)) in needed for inner in walk((step,))
             ):
                 segments.append([])
         return tuple(tuple(segment) for segment in segments if segment) or ((),)
@@ -408,10 +443,20 @@ class Lowering:
             for step in walk(segment):
                 if isinstance(step, Bind | Assign):
                     known_from[step.symbol] = number + 1
-        return {
+                elif isinstance(step, Repeat) and step.count is not None:
+                    known_from[step.count] = number + 1
+        found = {
             name: replace(memory, segment=max((known_from.get(x.name, 0) for x in symbols(memory.size)), default=0))
             for name, memory in self.memories.items()
         }
+        for number, segment in enumerate(segments):
+            for step in walk(segment):
+                for place in step.arguments if isinstance(step, Run) else ():
+                    if found[place.memory].segment > number:
+                        raise UnsupportedError(
+                            f"%{place.memory} has a size that only a branch or loop tells: {found[place.memory].size}"
+                        )
+        return found
 
 
 def _literal(array: np.ndarray, value: Value) -> Tensor:
