@@ -149,17 +149,18 @@ def test_a_drawn_word_is_recognised(load: Callable[[str], Model], text: str) -> 
     assert ocr.run_rec(load("ppocr_rec"), ocr.drawn_text(text), recognizer_alphabet()).strip() == text
 
 
-def test_a_file_has_its_type_named(load: Callable[[str], Model]) -> None:
-    """Files of this repository, all in one batch."""
-    types = {
-        "pyproject.toml": "toml",
-        "tests/pytest.ini": "ini",
-        "tests/models/zoo.py": "python",
-        "tests/models/data/photo.jpg": "jpeg",
-        "tests/models/data/speech.wav": "wav",
-        "README.md": "markdown",
-        "Makefile": "makefile",
-    }
+@pytest.mark.parametrize(
+    "types",
+    [
+        {"tests/models/zoo.py": "python", "tests/models/data/photo.jpg": "jpeg", "tests/models/data/speech.wav": "wav"},
+        {"pyproject.toml": "toml"},
+        {"README.md": "markdown"},
+        {"Makefile": "makefile"},
+        {"tests/pytest.ini": "ini"},
+    ],
+    ids=", ".join,
+)
+def test_a_file_of_this_repository_has_its_type_named(load: Callable[[str], Model], types: dict[str, str]) -> None:
     config = magika.Config.read(fetch.fetch("magika", "magika/models/standard_v3_3/config.min.json"))
     contents = [(REPOSITORY / name).read_bytes() for name in types]
     named = magika.file_types(load("magika"), contents, config)
