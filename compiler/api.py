@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from ..ir.target import Target
 from .driver import Model, Options, compile_model
 from .executable import Executable
+from .specialize import SpecializingExecutable
 
 
 def compile(
@@ -17,7 +18,7 @@ def compile(
     shapes: Mapping[str, Sequence[int]] | None = None,
     threads: int | None = None,
     precision: str = "f32",
-) -> Executable:
+) -> Executable | SpecializingExecutable:
     """Compiles a model: a path, the bytes of one, or a ModelProto.
 
     `dims` ({"batch": 1}) and `shapes` ({"x": (1, 3, 224, 224)}) specialise symbolic dims; without them one compile serves

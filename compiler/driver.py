@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -13,7 +13,7 @@ from ..backends.cpu.build import Built, build
 from ..backends.cpu.runtime import available_threads
 from ..backends.cpu.schedules import schedule
 from ..ir.dtypes import BOOL
-from ..ir.errors import TargetError, UnsupportedError
+from ..ir.errors import TargetError, UnsupportedError, ValueNeeded
 from ..ir.graph import Graph
 from ..ir.program import Program
 from ..ir.target import Target
@@ -22,6 +22,7 @@ from ..passes.lower import lower
 from ..passes.pipeline import Pass, parse_pipeline, run_pipeline
 from .executable import Executable
 from .importer import import_model
+from .specialize import SpecializingExecutable, load_proto
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 PRECISIONS = ("f32",)
@@ -37,6 +38,7 @@ class Options:
     threads: int | None = None
     precision: str = "f32"
     pipeline: str = DEFAULT_PIPELINE
+    folder: str | None = None
     progress: Callable[[str, int, int], None] | None = field(default=None, compare=False)
 
 
@@ -46,7 +48,7 @@ def resolve_target(target: str | Target | None) -> Target:
 
 def graph_of(model: Model, options: Options, after: Callable[[Pass, Graph, float], None] | None = None) -> Graph:
     """The graph after all passes of the pipeline."""
-    graph = import_model(model, dims=options.dims, shapes=options.shapes)
+    graph = import_model(model, dims=options.dims, shapes=options.shapes, folder=options.folder)
     return run_pipeline(graph, parse_pipeline(options.pipeline), after)
 
 
@@ -64,15 +66,21 @@ def constants_of(program: Program) -> dict[str, np.ndarray]:
     return found
 
 
-def compile_model(model: Model, options: Options) -> Executable:
-    """Compiles a model for this process."""
+def compile_model(model: Model, options: Options) -> Executable | SpecializingExecutable:
+    """Compiles a model for this process; one in which values of inputs decide axes is compiled when they are known."""
     if options.precision not in PRECISIONS:
         raise UnsupportedError(f"precision {options.precision!r} is not known; there are {', '.join(PRECISIONS)}")
     target = resolve_target(options.target)
     if target.kind != "cpu":
         raise TargetError(f"target {target.name}: only CPUs are compiled for in this process")
-    graph = graph_of(model, options)
-    return compile_graph(graph, target, options)
+    try:
+        return compile_graph(graph_of(model, options), target, options)
+    except ValueNeeded as error:
+        proto, folder = load_proto(model)
+        within = replace(options, folder=folder)
+        return SpecializingExecutable(
+            proto, lambda known: compile_graph(graph_of(known, within), target, within), str(error)
+        )
 
 
 def compile_graph(graph: Graph, target: Target, options: Options) -> Executable:
@@ -81,5 +89,7 @@ def compile_graph(graph: Graph, target: Target, options: Options) -> Executable:
     limit = available_threads()
     threads = max(1, min(options.threads or limit, limit))
     report = options.progress
-    built: Built = build(program, target, True, None if report is None else lambda done, total: report("kernels", done, total))
+    built: Built = build(
+        program, target, True, None if report is None else lambda done, total: report("kernels", done, total)
+    )
     return Executable(built, constants_of(program), threads, {"graph": graph, "options": options})

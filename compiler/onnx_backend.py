@@ -12,12 +12,13 @@ from onnx.backend.base import Backend, BackendRep
 from ..ir.errors import UnsupportedError
 from .api import compile
 from .executable import Executable
+from .specialize import SpecializingExecutable
 
 
 class CompiledModel(BackendRep):
     """A compiled model behind ONNX's interface."""
 
-    def __init__(self, executable: Executable) -> None:
+    def __init__(self, executable: Executable | SpecializingExecutable) -> None:
         self.executable = executable
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:

@@ -13,6 +13,10 @@ class UnsupportedError(OnnxcError):
     """The model is valid but asks for what this compiler (or this target) cannot do."""
 
 
+class ValueNeeded(UnsupportedError):
+    """A value decides ranks or axes, and only the run tells it: compiling needs the value itself."""
+
+
 class ShapeError(OnnxcError):
     """An input or a dimension contradicts what the model declares or another dimension."""
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .dims import Dim, Sum, bounds, dim_max, symbol
 from .dtypes import I32, I64
-from .errors import OnnxcError, ShapeError, UnsupportedError
+from .errors import OnnxcError, ShapeError, UnsupportedError, ValueNeeded
 from .graph import Attribute, Constant, Graph, Node, TensorType, Type, Value
 from .ops import REGISTRY
 from .ops.declare import Context
@@ -98,7 +98,10 @@ class Inference:
         try:
             with collecting_assumptions() as assumed:
                 result = operator(arguments, attributes, Context(tuple(output_names), regions or {}, types, known))
+        except ValueNeeded as error:
+            raise ValueNeeded(f"{where}: {error}") from error
         except OnnxcError as error:
+            self._blame_values(where, arguments, static, inputs, error)
             shapes = ", ".join(str(value.type) if value is not None else "absent" for value in inputs)
             raise type(error)(f"{where} on ({shapes}): {error}") from error
         except (
@@ -136,6 +139,23 @@ class Inference:
         lows = [bounds(dim)[0] for dim in dims]
         return (None if None in lows else min(low for low in lows if low is not None)), dim_max(*dims)
 
+    def _blame_values(
+        self,
+        where: str,
+        arguments: Sequence[Any],
+        static: Mapping[int, str],
+        inputs: Sequence[Value | None],
+        error: Exception,
+    ) -> None:
+        """Raises ValueNeeded where the trouble is an operand that only the run tells."""
+        for position in static:
+            given, value = arguments[position], inputs[position]
+            symbolic = given is not None and any(
+                isinstance(item, Sum) and any(x.name in self.bindings for x in symbols(item)) for item in given
+            )
+            if symbolic and value is not None:
+                raise ValueNeeded(f"{where}: %{value.name} decides the shape but is known only at run time") from error
+
     def static(self, value: Value) -> tuple[Any, ...]:
         """The elements of an operand that decides shapes; run-time symbols where they are not known."""
         known = self.values.get(value.name)
@@ -146,7 +166,7 @@ class Inference:
             return tuple(array.reshape(-1).tolist())
         count = math.prod(d for d in value.shape if isinstance(d, int)) if value.tensor.static else None
         if count is None or not value.dtype.is_integer:
-            raise UnsupportedError(f"%{value.name} decides a shape but is computed from data as {value.type}")
+            raise ValueNeeded(f"%{value.name} decides a shape but is known only at run time, as {value.type}")
         elements: list[Dim] = []
         for element in range(count):
             name = "".join(c if c.isalnum() else "_" for c in value.name) + f"_{element}"

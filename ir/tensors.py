@@ -141,6 +141,7 @@ def unflatten(offset: Dim, shape: Sequence[Dim]) -> Indices:
     """The index tuple of a row-major offset."""
     indices: list[Dim] = []
     for extent in reversed(shape[1:]):
+        extent = 1 if extent == 0 else extent  # No element of an empty tensor is ever asked for.
         indices.append(offset % extent)
         offset = offset // extent
     return (*([offset] if shape else []), *reversed(indices))

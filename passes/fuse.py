@@ -148,7 +148,7 @@ class _Fusion:
                 continue
             if len(self.group_of[producer].members) > 1 or not node.operands:
                 continue
-            if any(clone is node for clone in group.clones):
+            if any(clone is node for clone in group.clones) or self._binds_inside([producer, *group.members]):
                 continue
             if access.kind == "heavy" and not _keeps_last_axis(source):
                 continue
@@ -162,6 +162,8 @@ class _Fusion:
         if len(self._inputs(group.members + other.members)) > self.max_inputs:
             return False
         shared = [value for value in node.operands if self.index.get(value) == producer]
+        if self._binds_inside(group.members + other.members):
+            return False
         if any(value in node.operands for clone in group.clones for value in clone.outputs if value in shared):
             return False
         shape = node.outputs[0].shape
@@ -229,6 +231,17 @@ class _Fusion:
             other.domain = self.nodes[group.members[-1]].outputs[0].shape
         for member in group.members:
             self.group_of[member] = other
+
+    def _binds_inside(self, members: list[int]) -> bool:
+        """Whether a node decides a shape by a value that another member computes: that must be known before the kernel."""
+        computed = {value for m in members for value in self.nodes[m].outputs}
+        for m in members:
+            operator = REGISTRY[self.nodes[m].op]
+            for position in operator.static_positions(len(self.nodes[m].inputs)):
+                value = self.nodes[m].inputs[position]
+                if value in computed and value is not None and value.name not in self.inference.values:
+                    return True
+        return False
 
     def _inputs(self, members: list[int]) -> set[Value]:
         inside = {value for m in members for value in self.nodes[m].outputs}

@@ -159,7 +159,7 @@ class Lowering:
             source, offset = views[node.output.name]
             base = self.place_of(source)
             self.places[node.output.name] = Place(base.memory, base.offset + offset)
-            return []
+            return self._bindings(node)
         for value in node.outputs:
             place = claimed.get(value.name)
             # What a branch or loop makes of a size is known only after it: an output of that size is copied to then.

@@ -73,6 +73,8 @@ def build_nests(outputs: Sequence[tuple[Buffer, Tensor]]) -> k.Block:
         by_shape.setdefault(tensor.shape, []).append((buffer, tensor))
     block: list[k.Statement] = []
     for number, (shape, group) in enumerate(by_shape.items()):
+        if 0 in shape:
+            continue
         prefix = "i" if number == 0 else f"n{number}i"
         axes = [Axis(f"{prefix}{a}", extent) for a, extent in enumerate(shape) if extent != 1]
         names = {a: Axis(f"{prefix}{a}", extent).index for a, extent in enumerate(shape) if extent != 1}
@@ -104,6 +106,8 @@ def collapse(
     position = len(axes) - 1
     while position > 0:
         outer, inner = axes[position - 1], axes[position]
+        if inner.extent == 0 or outer.extent == 0:
+            break
         merged = Axis(f"{stem}{outer.name}{inner.name}", outer.extent * inner.extent)
         values_for = {outer.name: merged.index // inner.extent, inner.name: merged.index % inner.extent}
         rewriter = s.Rewriter(dims=values_for)

@@ -1,0 +1,105 @@
+"""Models in which the value of an input decides ranks or axes: compiled anew for each such value, on demand.
+
+An axis that comes as an input cannot be a symbol, as a size can: it decides what code there is. Such a model is compiled
+when its first values are seen, with them as constants; the compiled forms are kept, the least recently used dropped.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ..ir.dtypes import BY_ONNX
+from ..ir.errors import ShapeError, ValueNeeded
+from .binding import Port
+from .executable import Executable
+
+KEPT = 16
+"""Compiled forms that are kept."""
+LARGEST = 64
+"""Elements above which an input is data and never a constant of the code."""
+
+
+class SpecializingExecutable:
+    """Has the interface of an Executable; `parameters` are the inputs whose values the code depends on."""
+
+    def __init__(self, model: onnx.ModelProto, compile_values: Callable[[onnx.ModelProto], Executable], reason: str) -> None:
+        self._model = model
+        self._compile = compile_values
+        initial = {tensor.name for tensor in model.graph.initializer}
+        self._values = [value for value in model.graph.input if value.name not in initial]
+        self.parameters = tuple(value.name for value in self._values if _is_small(value))
+        if not self.parameters:
+            raise ValueNeeded(reason)
+        self._known: OrderedDict[tuple[bytes, ...], Executable] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        return tuple(map(_port, self._values))
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        return tuple(map(_port, self._model.graph.output))
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        names = [value.name for value in self._values]
+        results = list(self.run(dict(zip(names, arguments, strict=False)) | named).values())
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The outputs by name, for inputs by name; compiles where these parameter values are new."""
+        return self.specialized(inputs).run({k: v for k, v in inputs.items() if k not in self.parameters})
+
+    def specialized(self, inputs: Mapping[str, Any]) -> Executable:
+        """The executable for the values that the parameters have in `inputs`. ShapeError where one is missing."""
+        missing = [name for name in self.parameters if name not in inputs]
+        if missing:
+            raise ShapeError(f"inputs do not fit (missing: {', '.join(missing)})")
+        arrays = {name: np.asarray(inputs[name]) for name in self.parameters}
+        key = tuple(f"{a.dtype}{a.shape}".encode() + a.tobytes() for a in arrays.values())
+        with self._lock:
+            found = self._known.get(key)
+            if found is None:
+                found = self._known[key] = self._compile(self._with_constants(arrays))
+                while len(self._known) > KEPT:
+                    self._known.popitem(last=False)
+            self._known.move_to_end(key)
+        return found
+
+    def _with_constants(self, arrays: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+        model = copy.copy(self._model)
+        model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+        return model
+
+
+def _is_small(value: onnx.ValueInfoProto) -> bool:
+    if value.type.WhichOneof("value") != "tensor_type":
+        return False
+    tensor = value.type.tensor_type
+    dims = [d.dim_value if d.HasField("dim_value") else 1 << 30 for d in tensor.shape.dim]
+    numeric = BY_ONNX.get(tensor.elem_type)
+    return len(dims) <= 1 and math.prod(dims) <= LARGEST and numeric is not None and numeric.kind != "string"
+
+
+def _port(value: onnx.ValueInfoProto) -> Port:
+    tensor = value.type.tensor_type
+    shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
+    return Port(value.name, BY_ONNX[tensor.elem_type].name if tensor.elem_type in BY_ONNX else "?", shape)
+
+
+def load_proto(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, str | None]:
+    """The parsed model and the folder of its external data."""
+    if isinstance(model, onnx.ModelProto):
+        return model, None
+    if isinstance(model, bytes):
+        return onnx.load_model_from_string(model), None
+    return onnx.load(os.fspath(model), load_external_data=False), os.path.dirname(os.path.abspath(os.fspath(model)))
