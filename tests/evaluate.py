@@ -143,13 +143,14 @@ class _Frame:
         return convert(operands[0], node.operand.dtype, node.dtype)
 
     def reduce(self, node: s.Reduce) -> Result:
-        extents = [int(self.dim(extent)[0]) for _, extent in node.ranges]
+        limits = [self.dim(extent)[0] for _, extent in node.ranges]  # an extent may depend on the indices around
+        extents = [int(np.max(limit)) for limit in limits]
         names = [name for name, _ in node.ranges]
         rank = max((np.ndim(self.lookup(name)) for name in node.free), default=0)
         around = math.prod(np.broadcast_shapes(*(np.shape(self.lookup(name)) for name in node.free)))
         combine = COMBINE[node.op]
-        first = s.IDENTITY[node.op](node.dtype)
-        value: Any = np.asarray(first).astype(node.dtype.numpy)
+        identity = np.asarray(s.IDENTITY[node.op](node.dtype)).astype(node.dtype.numpy)
+        value: Any = identity
         poisoned: Any = False
         if math.prod(extents) == 0:
             return value, False
@@ -163,9 +164,13 @@ class _Frame:
                 for level, (name, values) in enumerate(zip(names, ranges, strict=True))
             }
             body, bad = self.inner(grids).run(node.body)
-            inner = tuple(len(values) for values in ranges)
-            body = np.broadcast_to(body, np.broadcast_shapes(np.shape(body), inner + (1,) * rank))
-            bad = np.broadcast_to(bad, np.broadcast_shapes(np.shape(bad), inner + (1,) * rank))
+            counts = np.asarray(True)
+            for name, limit in zip(names, limits, strict=True):
+                counts = counts & (grids[name] < limit)
+            inner = (*(len(values) for values in ranges), *(1,) * rank)
+            shape = np.broadcast_shapes(np.shape(body), np.shape(bad), np.shape(counts), inner)
+            body = np.where(counts, np.broadcast_to(body, shape), identity)
+            bad = np.broadcast_to(bad, shape) & counts
             axes = tuple(range(len(ranges)))
             value = combine(value, combine.reduce(body, axis=axes).astype(node.dtype.numpy))
             poisoned = poisoned | np.any(bad, axis=axes)

@@ -13,6 +13,8 @@ from . import (
     normalisation,
     pooling,
     reduction,
+    resize,
+    sampling,
     special,
     spectral,
 )
@@ -27,6 +29,8 @@ _FAMILIES = (
     contraction,
     normalisation,
     pooling,
+    resize,
+    sampling,
     spectral,
     special,
     control,

@@ -1,0 +1,262 @@
+"""Resize: interpolation along each axis in turn, at coordinates that are exact ratios of integers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from ..dims import Dim, Sum, ceildiv, dim_max, dim_min, floordiv, known_le, symbol
+from ..dtypes import F32
+from ..errors import ShapeError, UnsupportedError
+from ..functions import absolute, cast, maximum, where
+from ..scalars import Scalar, const, index
+from ..symbolic import Ratio
+from ..tensors import Tensor, compute, normalize_axis, reduction
+from .declare import Registry, Static
+from .movement import replaced
+from .reduction import widened
+
+declare = Registry()
+
+Rational = tuple[Dim, Dim]
+"""Numerator and positive denominator."""
+
+
+def rational(number: object) -> Rational:
+    """A scale as the simplest ratio that f32 does not tell from it; symbolic ratios as they are."""
+    if isinstance(number, Ratio):
+        return number.numerator, number.denominator
+    if isinstance(number, int | Sum):
+        return number, 1
+    assert isinstance(number, float)
+    simple = Fraction(number).limit_denominator(4096)
+    exact = simple if np.float32(float(simple)) == np.float32(number) else Fraction(number)
+    return exact.numerator, exact.denominator
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One resized axis: `extent` elements become `output`; `scale` is output/extent as far as that is whole."""
+
+    axis: int
+    extent: Dim
+    output: Dim
+    scale: Rational
+    roi: tuple[Rational, Rational]
+
+    def coordinate(self, x: Dim, mode: str) -> Rational:
+        """The place in the input of output element x; the denominator is positive."""
+        p, q = self.scale
+        length = self.extent * p  # of the output, times q; the output is its floor
+        if mode == "align_corners":
+            return (0, 1) if length == q else (x * (self.extent - 1) * q, dim_max(1, length - q))
+        if mode == "asymmetric":
+            return x * q, p
+        if mode == "tf_half_pixel_for_nn":
+            return (2 * x + 1) * q, 2 * p
+        if mode == "half_pixel_symmetric":
+            return (2 * x + 1) * q - p + length - self.output * q, 2 * p
+        if mode == "tf_crop_and_resize":
+            (first, a), (last, b) = self.roi
+            if length == q:
+                return (first * b + last * a) * (self.extent - 1), 2 * a * b
+            span = length - q
+            return (first * b * span + x * q * (last * a - first * b)) * (self.extent - 1), a * b * dim_max(1, span)
+        if mode == "pytorch_half_pixel" and length == q:
+            return -1, 2
+        if mode in ("half_pixel", "pytorch_half_pixel"):
+            return (2 * x + 1) * q - p, 2 * p
+        raise UnsupportedError(f"coordinate_transformation_mode {mode!r}")
+
+
+_ROUNDING: dict[str, Callable[[Dim, Dim], Dim]] = {
+    "floor": floordiv,
+    "ceil": ceildiv,
+    "round_prefer_floor": lambda n, d: ceildiv(2 * n - d, 2 * d),
+    "round_prefer_ceil": lambda n, d: floordiv(2 * n + d, 2 * d),
+}
+
+
+def nearest(x: Tensor, plan: Axis, mode: str, rounding: str) -> Tensor:
+    """Each element is the nearest one of the input."""
+    if rounding not in _ROUNDING:
+        raise UnsupportedError(f"nearest_mode {rounding!r}")
+
+    def rounded(i: Dim) -> Dim:
+        return _ROUNDING[rounding](*plan.coordinate(i, mode))
+
+    # Coordinates grow with the index, so the first and the last tell which borders can be passed.
+    below, above = not known_le(0, rounded(0)), not known_le(rounded(plan.output - 1) + 1, plan.extent)
+
+    def element(*i: Dim) -> Scalar:
+        position = rounded(i[plan.axis])
+        position = dim_max(0, position) if below else position
+        return x.at(replaced(i, {plan.axis: dim_min(position, plan.extent - 1) if above else position}))
+
+    return compute(replaced(x.shape, {plan.axis: plan.output}), x.dtype, element, x)
+
+
+def linear_weight(distance: Scalar) -> Scalar:
+    """The triangle of width 2."""
+    return maximum(1 - absolute(distance), 0)
+
+
+def cubic_weight(a: float) -> Callable[[Scalar], Scalar]:
+    """Keys' cubic convolution kernel."""
+
+    def weight(distance: Scalar) -> Scalar:
+        d = absolute(distance)
+        near = ((a + 2) * d - (a + 3)) * d * d + 1
+        far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        return where(d <= 1, near, where(d < 2, far, 0))
+
+    return weight
+
+
+def interpolated(
+    x: Tensor,
+    plan: Axis,
+    mode: str,
+    weight: Callable[[Scalar], Scalar],
+    radius: int,
+    antialias: bool,
+    exclude_outside: bool,
+) -> Tensor:
+    """Each element is a weighted mean of those within `radius`, or a wider range where the axis shrinks."""
+    p, q = plan.scale
+    shrink = 1.0
+    if antialias:
+        if not isinstance(p, int) or not isinstance(q, int):
+            raise UnsupportedError(f"antialiasing with a scale {p}/{q} that is known only at run time")
+        shrink = min(1.0, p / q)
+    first = math.floor(-radius / shrink) + 1
+    taps = 2 - 2 * first
+    normalise = exclude_outside or shrink < 1
+
+    def element(*i: Dim) -> Scalar:
+        numerator, denominator = plan.coordinate(i[plan.axis], mode)
+        base = floordiv(numerator, denominator)
+        part = cast(index(numerator - base * denominator), x.dtype) * _inverse(denominator, x)
+
+        def tap(k: Dim) -> tuple[Scalar, Scalar]:
+            position = base + first + k
+            inside = dim_max(0, dim_min(position, plan.extent - 1))
+            size = weight((cast(index(first + k), x.dtype) - part) * shrink)
+            if exclude_outside:
+                size = where(index(position).equal(index(inside)), size, 0)
+            return size, size * x.at(replaced(i, {plan.axis: inside}))
+
+        if taps > 4:
+            weights = reduction("add", i, (taps,), lambda k: tap(k)[0])
+            return reduction("add", i, (taps,), lambda k: tap(k)[1]) / weights
+        pairs = [tap(k) for k in range(taps)]
+        total, weights = pairs[0][1], pairs[0][0]
+        for size, value in pairs[1:]:
+            total, weights = total + value, weights + size
+        return total / weights if normalise else total
+
+    return compute(replaced(x.shape, {plan.axis: plan.output}), x.dtype, element, x)
+
+
+def _inverse(denominator: Dim, x: Tensor) -> Scalar:
+    if isinstance(denominator, int):
+        return const(1 / denominator, x.dtype)
+    return 1 / cast(index(denominator), x.dtype)
+
+
+def _keeps_places(plan: Axis, mode: str) -> bool:
+    """Whether the axis stays as it is."""
+    probe = symbol("x")
+    numerator, denominator = plan.coordinate(probe, mode)
+    return plan.output == plan.extent and numerator == probe * denominator
+
+
+def _sizes(
+    x: Tensor, axes: Sequence[int], scales: Static | None, sizes: Static | None, policy: str
+) -> tuple[list[Dim], list[Rational]]:
+    """(output extents, scales) of the resized axes."""
+    if scales:
+        ratios = [rational(scale) for scale in scales]
+        return [floordiv(x.shape[axis] * p, q) for axis, (p, q) in zip(axes, ratios, strict=True)], ratios
+    if not sizes:
+        raise ShapeError("neither scales nor sizes are given")
+    wanted = list(sizes)
+    if policy != "stretch":
+        extents = [x.shape[axis] for axis in axes]
+        pairs = [(a, b) for a, b in zip(wanted, extents, strict=True) if isinstance(a, int) and isinstance(b, int)]
+        if len(pairs) < len(axes):
+            raise UnsupportedError(f"keep_aspect_ratio_policy {policy!r} with sizes that are known only at run time")
+        fractions = [Fraction(size, extent) for size, extent in pairs]
+        common = min(fractions) if policy == "not_larger" else max(fractions)
+        return (
+            [math.floor(common * extent + Fraction(1, 2)) for _, extent in pairs],
+            [(common.numerator, common.denominator)] * len(pairs),
+        )
+    return wanted, [(size, x.shape[axis]) for size, axis in zip(wanted, axes, strict=True)]
+
+
+@declare.op("Resize", static=("roi", "scales", "sizes"))
+def resize(
+    x: Tensor,
+    roi: Static | None = None,
+    scales: Static | None = None,
+    sizes: Static | None = None,
+    *,
+    antialias: int = 0,
+    axes: Sequence[int] | None = None,
+    coordinate_transformation_mode: str = "half_pixel",
+    cubic_coeff_a: float = -0.75,
+    exclude_outside: int = 0,
+    extrapolation_value: float = 0.0,
+    keep_aspect_ratio_policy: str = "stretch",
+    mode: str = "nearest",
+    nearest_mode: str = "round_prefer_floor",
+) -> Tensor:
+    """`x` with some axes resized by nearest, linear or cubic interpolation."""
+    chosen = list(range(x.rank)) if axes is None else [normalize_axis(axis, x.rank) for axis in axes]
+    outputs, ratios = _sizes(x, chosen, scales, sizes, keep_aspect_ratio_policy)
+    crops = coordinate_transformation_mode == "tf_crop_and_resize"
+    if crops and (not roi or len(roi) != 2 * len(chosen)):
+        raise ShapeError(f"a roi of {2 * len(chosen)} numbers is wanted, found {roi}")
+    borders = [rational(float(edge)) for edge in roi] if crops and roi else [(0, 1)] * (2 * len(chosen))
+    plans = [
+        Axis(axis, x.shape[axis], outputs[k], ratios[k], (borders[k], borders[k + len(chosen)]))
+        for k, axis in enumerate(chosen)
+    ]
+    plans = [plan for plan in plans if not _keeps_places(plan, coordinate_transformation_mode)]
+    result = x if mode == "nearest" else widened(x) if x.dtype.is_float else cast(x, F32)
+    for plan in plans:
+        if mode == "nearest":
+            result = nearest(result, plan, coordinate_transformation_mode, nearest_mode)
+        else:
+            weight = linear_weight if mode == "linear" else cubic_weight(cubic_coeff_a)
+            result = interpolated(
+                result,
+                plan,
+                coordinate_transformation_mode,
+                weight,
+                1 if mode == "linear" else 2,
+                bool(antialias),
+                bool(exclude_outside),
+            )
+    if crops:
+        result = _extrapolated(result, plans, extrapolation_value)
+    return cast(result, x.dtype)
+
+
+def _extrapolated(x: Tensor, plans: Sequence[Axis], value: float) -> Tensor:
+    """`value` where a coordinate lies outside the input."""
+
+    def element(*i: Dim) -> Scalar:
+        result = x.at(i)
+        for plan in plans:
+            numerator, denominator = plan.coordinate(i[plan.axis], "tf_crop_and_resize")
+            outside = (index(numerator) < 0) | (index((plan.extent - 1) * denominator) < index(numerator))
+            result = where(outside, value, result)
+        return result
+
+    return compute(x.shape, x.dtype, element, x)
