@@ -146,7 +146,7 @@ def convolution(
     return reduce_tensor("add", shape, probe.dtype, (channels, *windows.kernel), body, x, w)
 
 
-def _spatial(x: Tensor, w: Tensor, kernel_shape: Sequence[int] | None) -> tuple[Dim, ...]:
+def kernel_extents(x: Tensor, w: Tensor, kernel_shape: Sequence[int] | None) -> tuple[Dim, ...]:
     """The kernel's extents; ShapeError where operands and attribute disagree."""
     if x.rank != w.rank or x.rank < 3:
         raise ShapeError(f"an input of rank {x.rank} with a kernel of rank {w.rank}")
@@ -175,7 +175,7 @@ def conv(
     strides: Sequence[int] | None = None,
 ) -> Tensor:
     """x [N, C, *spatial] with w [M, C/group, *kernel] plus b [M]."""
-    kernel = _spatial(x, w, kernel_shape)
+    kernel = kernel_extents(x, w, kernel_shape)
     windows = sliding(x.shape[2:], kernel, strides, dilations, pads, auto_pad)
     total = convolution(x, w, windows, group, widened_product(accumulator(x.dtype)))
     if b is not None:
@@ -203,7 +203,7 @@ def conv_transpose(
 
     Output o gathers from every kernel position k the input (o + before - k*dilation) / stride where that is whole.
     """
-    kernel, rank = _spatial(x, w, kernel_shape), x.rank - 2
+    kernel, rank = kernel_extents(x, w, kernel_shape), x.rank - 2
     steps, spread = per_axis(strides, rank, "strides"), per_axis(dilations, rank, "dilations")
     extra = tuple(output_padding or (0,) * rank)
     before, output = transposed_sizes(
