@@ -20,7 +20,7 @@ _V8_6 = f"{_DOT} i8mm bf16"
 
 # Per CPU that LLVM knows by this name: its features, as far as this compiler asks for them, and the bytes of its caches
 # in KiB (L1 data, L2, last level per core), after the vendors' optimisation manuals.
-_X86: dict[str, tuple[str, tuple[int, int, int]]] = {
+X86_CPUS: dict[str, tuple[str, tuple[int, int, int]]] = {
     "x86-64": (_V1, (32, 256, 2048)),
     "x86-64-v2": (_V2, (32, 256, 2048)),
     "x86-64-v3": (_V3, (32, 256, 2048)),
@@ -44,7 +44,7 @@ _X86: dict[str, tuple[str, tuple[int, int, int]]] = {
     "znver4": (_BF16, (32, 1024, 4096)),
     "znver5": (f"{_BF16} avxvnni", (48, 1024, 4096)),
 }
-_ARM: dict[str, tuple[str, tuple[int, int, int]]] = {
+ARM_CPUS: dict[str, tuple[str, tuple[int, int, int]]] = {
     "aarch64": (_NEON, (32, 512, 1024)),
     "cortex-a53": (_NEON, (32, 512, 0)),
     "cortex-a72": (_NEON, (32, 1024, 0)),
@@ -141,14 +141,16 @@ class Target:
             flags = ",".join([host.features, *(f"+{feature}" for feature in extra)])
             caches = host.l1_bytes, host.l2_bytes, host.l3_bytes
             return _target(wanted, host.triple, host.cpu, flags, set(host.enabled) | set(extra), caches, host.threads)
-        for table, triple in ((_X86, "x86_64-unknown-linux-gnu"), (_ARM, "aarch64-unknown-linux-gnu")):
+        for table, triple in ((X86_CPUS, "x86_64-unknown-linux-gnu"), (ARM_CPUS, "aarch64-unknown-linux-gnu")):
             if base in table:
                 features, (l1, l2, l3) = table[base]
                 cpu = "generic" if base == "aarch64" else base
                 flags = ",".join(f"+{feature}" for feature in extra)
                 caches = l1 << 10, l2 << 10, l3 << 10
                 return _target(wanted, triple, cpu, flags, set(features.split()) | set(extra), caches, 1)
-        raise TargetError(f"unknown target {text!r}; known are cpu, {', '.join([*_X86, *_ARM])}, each with +feature")
+        raise TargetError(
+            f"unknown target {text!r}; known are cpu, {', '.join([*X86_CPUS, *ARM_CPUS])}, each with +feature"
+        )
 
 
 def _target(

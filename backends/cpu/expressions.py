@@ -263,10 +263,14 @@ class ExpressionRenderer(AddressRenderer):
                 x = self._half_bits.get(x) or self._narrowed(x, factor.dtype, factor.lanes)
             x = x if have == entry.operand else self.emit(f"bitcast {have} {x} to {entry.operand}")
             operands.append(f"{entry.operand} {x}")
+        name = f"llvm.{entry.intrinsic}"
+        types = [entry.operand] * 2
         if entry.accumulates:
-            return self.emit(f"call {kind} @llvm.{entry.intrinsic}({self.operand(total)}, {', '.join(operands)})")
-        product = self.emit(f"call {kind} @llvm.{entry.intrinsic}({', '.join(operands)})")
-        return self.emit(f"add {self.operand(total)}, {product}")
+            types, operands = [kind, *types], [self.operand(total), *operands]
+        # Declared, LLVM accepts the operand types of its older versions too.
+        self.module.helpers[name] = f"declare {kind} @{name}({', '.join(types)})\n"
+        result = self.emit(f"call {kind} @{name}({', '.join(operands)})")
+        return result if entry.accumulates else self.emit(f"add {self.operand(total)}, {result}")
 
     # Conversions
 
