@@ -1,0 +1,300 @@
+"""Matrix products: MatMul, Gemm, contractions by Einsum and whatever else is a sum of products of two operands.
+
+The right operand is packed into panels as wide as the register tile (constants when the model is compiled), the left
+one is read where it lies. Per panel, which stays in the second-level cache, the row tiles follow one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ....ir import loops as k
+from ....ir import scalars as s
+from ....ir.dims import Dim, dim_min, linear, product, symbol
+from ....ir.dtypes import I32, I64
+from ....ir.loops import Alias, Alloc, For, If, Kernel, Let, Statement, Store, free_sizes
+from ....ir.scalars import Buffer, Scalar
+from ....ir.target import Target
+from ....passes.regions import Call, Lowered, Region
+from ....passes.vector_step import NotVectorizable
+from .epilogue import REPEATED, Epilogue, epilogue, through_memory
+from .packing import Panels, pack_call, packer
+from .product import Product, find_product, flattened
+from .register_tile import Tile, accumulators, choose_tile, multiply_accumulate, remainders, used_buffers
+
+# Row tiles in one task of a parallel loop, at least: shorter tasks do not repay their start.
+TASK_TILES = 4
+# Tasks per thread that even out threads which progress at different speeds.
+TASKS_PER_THREAD = 4
+
+
+def schedule(region: Region, target: Target) -> Lowered | None:
+    """The kernels of a region whose anchor sums products of two buffers' elements; None for any other."""
+    found = find_product(region)
+    if found is None:
+        return None
+    outputs = epilogue(region, found.indices, found.shape, found.element, found.column.name)
+    if outputs is None:
+        return through_memory(region, lambda alone: schedule(alone, target))
+    array = region.constants.get(found.right.buffer.name)
+    if array is None and product(axis.extent for axis in found.rows) == 1:
+        return None  # A product of vectors by rows: the loop nest by definition reads the matrix once, in order.
+    return _Gemm(region, target, found, outputs, array).lowered()
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Panels of one width: `count` from number `first` on, of `vectors` vectors, `valid` columns in the last vector."""
+
+    first: Dim
+    count: Dim
+    vectors: int
+    valid: int
+
+
+class _Gemm:
+    def __init__(
+        self, region: Region, target: Target, found: Product, outputs: Epilogue, array: np.ndarray | None
+    ) -> None:
+        self.region, self.target, self.found, self.outputs, self.array = region, target, found, outputs, array
+        self.rows: Dim = product(axis.extent for axis in found.rows)
+        self.batches: Dim = product(axis.extent for axis in found.batch)
+        self.depth: Dim = product(axis.extent for axis in found.depth)
+        self.tile = choose_tile(self.rows, found.column.extent, self.depth, found.dtype, target)
+        self.panels = Panels(self.tile, found.column.extent, self.depth)
+        self.masked = target.has("avx512vl")
+        self.in_place = array is None and self._reads_in_place()
+        self.packed = Buffer("packed", found.dtype, self.batches * self.panels.size)
+
+    def _reads_in_place(self) -> bool:
+        """Whether packing the right operand would cost more than it saves."""
+        columns, rows = self.found.column, self.rows
+        if columns.right != 1 or self.found.right.dtype != self.found.dtype:
+            return False
+        if not self.masked and not (isinstance(columns.extent, int) and columns.extent % self.tile.lanes == 0):
+            return False
+        narrow = isinstance(columns.extent, int) and columns.extent <= self.tile.width
+        return narrow or (isinstance(rows, int) and rows <= 2 * self.tile.rows)
+
+    def lowered(self) -> Lowered:
+        body = tuple(self._body())
+        candidates = (*self.region.buffers, self.packed)
+        parameters = used_buffers(body, candidates)
+        outputs = tuple(buffer.name for buffer, _ in self.region.outputs)
+        name = f"{self.found.dtype}_gemm_{self.tile}"
+        kernel = Kernel(name, parameters, outputs, free_sizes(body, parameters), body, self.region.origin)
+        call = Call(kernel, tuple(b.name for b in parameters), tuple(symbol(n) for n in kernel.sizes))
+        if self.in_place:
+            return Lowered((call,))
+        if self.array is not None:
+            return Lowered((call,), packed={self.packed.name: packer(self.found, self.panels, self.array)})
+        pack = pack_call(
+            f"{self.found.dtype}_pack_x{self.tile.width}",
+            self.found,
+            self.panels,
+            self.packed,
+            self.target,
+            self.region.origin,
+        )
+        return Lowered((pack, call), (self.packed,))
+
+    # Tasks: (batch, panel, block of rows), blocks of one panel following one another.
+
+    def _body(self) -> Iterator[Statement]:
+        tile_rows = self.tile.rows
+        block = self._block_rows()
+        blocks = -(-self.rows // block) if isinstance(self.rows, int) else (self.rows + (block - 1)) // block
+        tasks = self.batches * self.panels.count * blocks
+        task = k.index_symbol("task", tasks)
+        rest = task // blocks
+        here: list[Statement] = [
+            Let("block", task % blocks),
+            Let("panel", rest % self.panels.count),
+            Let("batch", rest // self.panels.count),
+        ]
+        first_row = symbol("block", 0, blocks - 1) * block
+        rows: Dim = self.rows if blocks == 1 else block
+        if blocks != 1 and not (isinstance(self.rows, int) and self.rows % block == 0):
+            here.append(Let("rows", dim_min(block, self.rows - first_row)))
+            rows = symbol("rows", 0, block)
+        variants = list(self._columns())
+        inner: tuple[Statement, ...] = ()
+        for columns in reversed(variants):
+            statements = tuple(self._panel(columns, first_row, rows, tile_rows))
+            if inner:
+                condition = s.index(symbol("panel")) < s.index(columns.first + columns.count)
+                inner = (If(condition, statements, inner),)
+            else:
+                inner = statements
+        yield For("task", tasks, (*here, *inner), "parallel")
+
+    def _block_rows(self) -> int:
+        """Rows of one task, a multiple of the tile's."""
+        tile_rows = self.tile.rows
+        if not isinstance(self.rows, int):
+            return 8 * tile_rows
+        tiles = -(-self.rows // tile_rows)
+        panels = self.panels.count if isinstance(self.panels.count, int) else 8
+        batches = self.batches if isinstance(self.batches, int) else 1
+        wanted = max(1, self.target.threads * TASKS_PER_THREAD)
+        blocks = max(1, min(tiles // TASK_TILES, -(-wanted // max(1, panels * batches))))
+        return -(-max(tiles, 1) // blocks) * tile_rows
+
+    def _columns(self) -> Iterator[_Columns]:
+        extent, tile = self.found.column.extent, self.tile
+        if not isinstance(extent, int):
+            yield _Columns(0, self.panels.count, tile.vectors, tile.lanes)
+            return
+        vectors = -(-extent // tile.lanes)
+        valid = extent - (vectors - 1) * tile.lanes
+        full, rest = divmod(vectors, tile.vectors)
+        whole = full if rest or valid == tile.lanes else full - 1
+        if whole:
+            yield _Columns(0, whole, tile.vectors, tile.lanes)
+        if rest or valid != tile.lanes:
+            yield _Columns(whole, 1, rest or tile.vectors, valid)
+
+    def _panel(self, columns: _Columns, first_row: Dim, rows: Dim, tile_rows: int) -> Iterator[Statement]:
+        """All row tiles of one panel and one block of rows."""
+        panel: Dim = symbol("panel", 0, self.panels.count - 1) if columns.count != 1 else columns.first
+        column = panel * self.tile.width
+        full = rows // tile_rows
+        tile = Tile(tile_rows, columns.vectors, self.tile.lanes)
+        at = first_row + k.index_symbol("tile", full) * tile_rows
+        yield For("tile", full, tuple(self._tile(tile, columns, column, at)))
+        done = full * tile_rows
+        left = rows - done
+        if isinstance(self.rows, int):
+            size = self.rows % tile_rows
+            if size:
+                small = Tile(size, columns.vectors, self.tile.lanes)
+                statements = tuple(self._tile(small, columns, column, first_row + done))
+                yield If(s.const(0, I64) < s.index(left), statements)
+            return
+        for size in remainders(tile_rows):
+            count = left // size
+            at = first_row + done + k.index_symbol("tile", count) * size
+            small = Tile(size, columns.vectors, self.tile.lanes)
+            yield For("tile", count, tuple(self._tile(small, columns, column, at)))
+            done, left = done + count * size, left - count * size
+
+    # One tile
+
+    def _tile(self, tile: Tile, columns: _Columns, column: Dim, row: Dim) -> Iterator[Statement]:
+        aliases, left = self._left(tile, row)
+        yield from aliases
+        alias, right = self._right(columns, column)
+        yield alias
+        depth = self.found.depth
+        loops = [(axis.name, axis.extent) for axis in depth] or [("once", 1)]
+        yield from multiply_accumulate(tile, self.found.dtype, loops, left, right)
+        yield from self._finish(tile, columns, column, row)
+
+    def _batch(self) -> dict[str, Dim]:
+        return flattened(self.found.batch, symbol("batch", 0, self.batches - 1))
+
+    def _left(self, tile: Tile, row: Dim) -> tuple[list[Statement], Callable[[int], Scalar]]:
+        """Row pointers: one for all rows where the distance between them is a constant."""
+        found = self.found
+        batch = self._batch()
+        start = found.left_start
+        for axis in found.batch:
+            start = start + batch[axis.name] * axis.left
+
+        def offset(position: Dim) -> Dim:
+            where = flattened(found.rows, position)
+            return start + sum((where[axis.name] * axis.left for axis in found.rows), 0)
+
+        probe = linear(offset(symbol("row", 0, self.rows - 1)), "row")
+        inside = sum((axis.index * axis.left for axis in found.depth), 0)
+        element = found.left.buffer
+        if probe is not None and isinstance(probe[0], int) and abs(probe[0]) * tile.rows < 1 << 28:
+            step = probe[0]
+            rows = Buffer("left", element.dtype)
+            alias = Alias(rows, element, step * row + probe[1])
+            return [alias], lambda i: s.cast(s.load(rows, inside + i * step), found.dtype)
+        pointers = [Buffer(f"left{i}", element.dtype) for i in range(tile.rows)]
+        aliases: list[Statement] = [Alias(p, element, offset(row + i)) for i, p in enumerate(pointers)]
+        return aliases, lambda i: s.cast(s.load(pointers[i], inside), found.dtype)
+
+    def _right(self, columns: _Columns, column: Dim) -> tuple[Statement, Callable[[int], Scalar]]:
+        found, lanes = self.found, self.tile.lanes
+        panel = Buffer("right", found.dtype)
+        if not self.in_place:
+            at = symbol("batch", 0, self.batches - 1) * self.panels.size if self.batches != 1 else 0
+            inside: Dim = 0
+            for axis in found.depth:
+                inside = inside * axis.extent + axis.index
+            inside = inside * (columns.vectors * lanes)
+            alias = Alias(panel, self.packed, at + column * self.depth)
+            return alias, lambda v: s.load(panel, inside + v * lanes, lanes)
+        batch = self._batch()
+        start = found.right_start + column
+        for axis in found.batch:
+            start = start + batch[axis.name] * axis.right
+        inside = sum((axis.index * axis.right for axis in found.depth), 0)
+        alias = Alias(panel, found.right.buffer, start)
+
+        def read(v: int) -> Scalar:
+            left = self._valid(columns, column, v)
+            predicate = None if left is None else _first_lanes(left, lanes)
+            return s.load(panel, inside + v * lanes, lanes, predicate)
+
+        return alias, read
+
+    def _valid(self, columns: _Columns, column: Dim, v: int) -> Dim | None:
+        """How many lanes of a vector are columns; None where all are."""
+        if isinstance(self.found.column.extent, int):
+            return columns.valid if v == columns.vectors - 1 and columns.valid != self.tile.lanes else None
+        return self.found.column.extent - column - v * self.tile.lanes
+
+    def _finish(self, tile: Tile, columns: _Columns, column: Dim, row: Dim) -> Iterator[Statement]:
+        """The epilogue of one tile: straight from the registers, or by way of a scratch tile where it is long."""
+        known = isinstance(self.found.column.extent, int)
+        whole = columns.valid == tile.lanes
+        if known and (whole or self.masked) and self.outputs.cost <= REPEATED:
+            try:
+                yield from list(self._direct(tile, columns, column, row))
+                return
+            except NotVectorizable:
+                pass
+        sums, lanes = accumulators(tile, self.found.dtype), tile.lanes
+        scratch = Buffer("scratch", self.found.dtype, tile.rows * tile.width, "stack")
+        yield Alloc(scratch)
+        for number in range(tile.rows * tile.vectors):
+            yield Store(scratch, number * lanes, s.load(sums, number, lanes))
+        i = k.index_symbol("i", tile.rows)
+        dims = self._dims(row + i)
+        if self.outputs.linear(dims):
+            extent: Dim = tile.width - lanes + columns.valid
+            if not known:
+                extent = dim_min(tile.width, self.found.column.extent - column)
+            inner = [self.outputs.loop(dims, column, extent, scratch, i * tile.width, "j")]
+        else:
+            inner = []
+            for v in range(tile.vectors):
+                extent = columns.valid if v == tile.vectors - 1 else lanes
+                if not known:
+                    extent = dim_min(lanes, self.found.column.extent - column - v * lanes)
+                start = i * tile.width + v * lanes
+                inner.append(self.outputs.loop(dims, column + v * lanes, extent, scratch, start, f"j{v}"))
+        yield For("i", tile.rows, tuple(inner))
+
+    def _direct(self, tile: Tile, columns: _Columns, column: Dim, row: Dim) -> Iterator[Statement]:
+        sums = accumulators(tile, self.found.dtype)
+        for i in range(tile.rows):
+            dims = self._dims(row + i)
+            for v in range(tile.vectors):
+                total = s.load(sums, i * tile.vectors + v, tile.lanes)
+                left = self._valid(columns, column, v)
+                yield from self.outputs.stores(dims, column + v * tile.lanes, tile.lanes, total, left)
+
+    def _dims(self, row: Dim) -> Mapping[str, Dim]:
+        return {**self._batch(), **flattened(self.found.rows, row)}
+
+
+def _first_lanes(count: Dim, lanes: int) -> Scalar:
+    return s.binary("lt", s.cast(s.Lanes(I64, lanes), I32), s.cast(s.index(count), I32))

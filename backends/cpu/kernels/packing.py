@@ -1,0 +1,163 @@
+"""Operands in the form that register tiles read: panels of columns, each [depth][width], zeros behind the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ....ir import loops as k
+from ....ir import scalars as s
+from ....ir.dims import Dim, ceildiv, dim_min, product, symbol
+from ....ir.loops import Alias, Define, For, Kernel, Let, Statement, Store, free_sizes
+from ....ir.scalars import Buffer, Scalar
+from ....ir.target import Target
+from ....passes.regions import Call
+from .product import Product, flattened
+from .register_tile import Tile
+
+
+@dataclass(frozen=True)
+class Panels:
+    """How columns are cut: panels as wide as the tile, and a last narrower one where their number is known.
+
+    A panel of `v` vectors that starts at vector `first` lies at `first * lanes * depth` of its batch's memory.
+    """
+
+    tile: Tile
+    columns: Dim
+    depth: Dim
+
+    @property
+    def count(self) -> Dim:
+        return ceildiv(self.columns, self.tile.width)
+
+    @property
+    def padded(self) -> Dim:
+        """Columns with those of zeros that fill the last vector, or the last panel where their number is unknown."""
+        unit = self.tile.lanes if isinstance(self.columns, int) else self.tile.width
+        return ceildiv(self.columns, unit) * unit
+
+    @property
+    def size(self) -> Dim:
+        """Elements of one batch."""
+        return self.padded * self.depth
+
+
+def packer(product_: Product, panels: Panels, array: np.ndarray) -> Callable[[], np.ndarray]:
+    """A function that makes the panels of the constant right operand, every batch after the other."""
+    axes = (*product_.batch, *product_.depth, product_.column)
+    extents = [_known(axis.extent) for axis in axes]
+    strides = [_known(axis.right) for axis in axes]
+    start = _known(product_.right_start)
+    batches = int(np.prod([_known(axis.extent) for axis in product_.batch], dtype=np.int64))
+    dtype = product_.dtype.numpy
+
+    def pack() -> np.ndarray:
+        flat = np.ascontiguousarray(array).reshape(-1)[start:]
+        view = np.lib.stride_tricks.as_strided(
+            flat, extents, [stride * flat.itemsize for stride in strides], writeable=False
+        )
+        columns, depth, width = extents[-1], _known(panels.depth), panels.tile.width
+        result = np.zeros(batches * _known(panels.size), dtype)
+        matrices = view.reshape(batches, depth, columns)
+        for batch in range(batches):
+            at = batch * _known(panels.size)
+            for first in range(0, columns, width):
+                padded = min(width, _known(panels.padded) - first)
+                panel = result[at : at + depth * padded].reshape(depth, padded)
+                here = min(width, columns - first)
+                panel[:, :here] = matrices[batch, :, first : first + here]
+                at += depth * padded
+        return result
+
+    return pack
+
+
+def _known(dim: Dim) -> int:
+    assert isinstance(dim, int), f"{dim} is not a constant"
+    return dim
+
+
+def pack_call(
+    name: str, product_: Product, panels: Panels, into: Buffer, target: Target, origin: tuple[str, ...]
+) -> Call:
+    """The kernel that packs the right operand at run time: one task per panel."""
+    width, depth = panels.tile.width, panels.depth
+    tasks = product([*(axis.extent for axis in product_.batch), panels.count])
+    task = k.index_symbol("task", tasks)
+    panel = symbol("panel", 0, panels.count - 1)
+    batch = flattened(product_.batch, symbol("batch", 0, product(a.extent for a in product_.batch) - 1))
+    start = product_.right_start + panel * width * product_.column.right
+    for axis in product_.batch:
+        start = start + batch[axis.name] * axis.right
+    source, panel_out = Buffer("source", product_.right.dtype), Buffer("panel_out", product_.dtype)
+    left = symbol("left", 0, width)
+    body: list[Statement] = [
+        Let("panel", task % panels.count),
+        Let("batch", task // panels.count),
+        Let("left", dim_min(width, panels.columns - panel * width)),
+        Alias(source, product_.right.buffer, start),
+        Alias(panel_out, into, symbol("batch") * panels.size + panel * width * depth),
+    ]
+    padded: Dim = width if not isinstance(panels.columns, int) else symbol("padded", 0, width)
+    if not isinstance(padded, int):
+        body.append(Let("padded", dim_min(width, panels.padded - panel * width)))
+    flat = k.index_symbol("at", depth)
+    where = flattened(product_.depth, flat)
+    offset: Dim = sum((where[axis.name] * axis.right for axis in product_.depth), 0)
+    unit_depth = len(product_.depth) == 1 and product_.depth[0].right == 1
+    if unit_depth and product_.column.right != 1 and product_.right.dtype == product_.dtype:
+        body += _transposed(product_, panels, source, panel_out, padded, left, target)
+    else:
+        column = k.index_symbol("column", padded)
+        read = s.cast(s.load(source, offset + column * product_.column.right), product_.dtype)
+        value = s.select(s.index(column) < s.index(left), read, s.const(0, product_.dtype))
+        copy = For("column", padded, (Store(panel_out, flat * padded + column, value),), "vector")
+        body.append(For("at", depth, (copy,)))
+    loop = For("task", tasks, tuple(body), "parallel")
+    kernel_body = (loop,)
+    parameters = (product_.right.buffer, into)
+    kernel = Kernel(name, parameters, (into.name,), free_sizes(kernel_body, parameters), kernel_body, origin)
+    return Call(kernel, tuple(b.name for b in parameters), tuple(symbol(n) for n in kernel.sizes))
+
+
+def _transposed(
+    product_: Product, panels: Panels, source: Buffer, into: Buffer, padded: Dim, left: Dim, target: Target
+) -> list[Statement]:
+    """Columns that lie contiguous along the depth: squares of lanes x lanes are transposed in registers."""
+    lanes, depth, stride = panels.tile.lanes, panels.depth, product_.column.right
+    group = k.index_symbol("group", padded // lanes) * lanes
+    square = k.index_symbol("square", depth // lanes) * lanes
+    statements: list[Statement] = []
+    rows: list[Scalar] = []
+    for lane in range(lanes):
+        inside = s.widen(s.index(group + lane) < s.index(left), lanes)
+        register = Buffer(f"r{lane}", product_.dtype, 1, "register", lanes)
+        statements.append(Define(register, s.load(source, (group + lane) * stride + square, lanes, inside)))
+        rows.append(s.load(register, 0, lanes))
+    for step in range(lanes.bit_length() - 1):
+        half = 1 << step
+        mixed: list[Scalar] = [rows[0]] * lanes
+        for lane in range(lanes):
+            if lane & half:
+                continue
+            low = tuple(i if not i & half else lanes + i - half for i in range(lanes))
+            high = tuple(i + half if not i & half else lanes + i for i in range(lanes))
+            for target_lane, pick in ((lane, low), (lane + half, high)):
+                shuffled = s.Shuffle(product_.dtype, lanes, rows[lane], rows[lane + half], pick)
+                register = Buffer(f"t{step}_{target_lane}", product_.dtype, 1, "register", lanes)
+                statements.append(Define(register, shuffled))
+                mixed[target_lane] = s.load(register, 0, lanes)
+        rows = mixed
+    statements += [Store(into, (square + lane) * padded + group, row) for lane, row in enumerate(rows)]
+    whole = For("square", depth // lanes, tuple(statements))
+    rest, first = depth % lanes, depth // lanes * lanes
+    at = k.index_symbol("rest", rest)
+    lane_index = k.index_symbol("lane", lanes)
+    inside = s.index(group + lane_index) < s.index(left)
+    value = s.select(inside, s.load(source, (group + lane_index) * stride + first + at), s.const(0, product_.dtype))
+    store = Store(into, (first + at) * padded + group + lane_index, value)
+    tail = For("rest", rest, (For("lane", lanes, (store,), "vector"),))
+    return [For("group", padded // lanes, (whole, tail) if rest != 0 else (whole,))]

@@ -1,0 +1,185 @@
+"""Register tiles: the inner loops of matrix products and convolutions, and how large their tiles should be.
+
+A tile of `rows` x `vectors` accumulators takes, per step of the summed index, one vector load per column of vectors and
+one broadcast load per row, and feeds them to rows * vectors multiply-adds (Goto & van de Geijn 2008, without packing of
+the left operand).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ....ir import loops as k
+from ....ir import scalars as s
+from ....ir.dims import Dim, symbol
+from ....ir.dtypes import DType
+from ....ir.loops import Alloc, Define, For, Statement, Store
+from ....ir.scalars import Buffer, Scalar
+from ....ir.target import Target
+
+# Rows of a tile: each one is a stream of its own for the prefetcher, and where the distance between rows is not a
+# constant it takes a general register.
+MAX_ROWS = 8
+# Sums that a core must have in flight so that their latency (4 cycles) is hidden behind two multiply-adds a cycle.
+CHAINS = 8
+# Bytes a cycle that the second-level cache delivers.
+L2_BYTES_PER_CYCLE = 24.0
+# What one more variant of the inner loop must save of the running time to be worth its code.
+VARIANT_COST = 0.015
+# Rows to plan for where their number is only known at run time.
+USUAL_ROWS = 120
+
+
+@dataclass(frozen=True)
+class Tile:
+    """`rows` by `vectors` accumulators of `lanes` lanes."""
+
+    rows: int
+    vectors: int
+    lanes: int
+
+    @property
+    def width(self) -> int:
+        """Columns of the tile."""
+        return self.vectors * self.lanes
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.vectors}x{self.lanes}"
+
+
+def fits(rows: int, vectors: int, target: Target) -> bool:
+    """Whether accumulators, a row of vectors, a broadcast and (without fused multiply-add) a product have registers."""
+    return rows * vectors + vectors + 1 + (not target.fma) <= target.vector_registers
+
+
+def cycles(rows: int, vectors: int, target: Target, resident: bool) -> float:
+    """Cycles of one step of the summed index. `resident`: the column panel stays in the first-level cache."""
+    streamed = 0.0 if resident else vectors * target.vector_bits / 8 / L2_BYTES_PER_CYCLE
+    chains = CHAINS / 2 if rows * vectors >= CHAINS else rows * vectors / 2
+    return max(rows * vectors / 2, (rows + vectors) / 2, streamed, chains) + 0.25
+
+
+def pieces(extent: int, largest: int) -> list[tuple[int, int]]:
+    """(size, count) of pieces that cover `extent`: full ones, then what remains."""
+    full, rest = divmod(extent, largest)
+    return [(size, count) for size, count in ((largest, full), (rest, 1)) if size and count]
+
+
+def remainders(rows: int) -> tuple[int, ...]:
+    """Sizes of the tiles that do what is left of an unknown number of rows after tiles of `rows`."""
+    return (2, 1) if rows in (5, 6, 7) else tuple(size for size in (4, 2, 1) if size < rows)
+
+
+def choose_tile(rows: Dim, columns: Dim, depth: Dim, dtype: DType, target: Target, max_rows: int = MAX_ROWS) -> Tile:
+    """The tile that does rows x columns in the fewest cycles, its remainders included."""
+    lanes = target.lanes(dtype.bits)
+    row_count = rows if isinstance(rows, int) and rows > 0 else USUAL_ROWS
+    vectors = -(-columns // lanes) if isinstance(columns, int) and columns > 0 else 16
+    best: tuple[float, int, Tile] | None = None
+    for tile_rows in range(1, min(max_rows, row_count) + 1):
+        for tile_vectors in range(1, min(vectors, target.vector_registers) + 1):
+            if not fits(tile_rows, tile_vectors, target):
+                continue
+            panel = tile_vectors * lanes * dtype.bytes * (depth if isinstance(depth, int) else 512)
+            resident = panel <= target.l1_bytes // 2 or row_count <= tile_rows
+            row_pieces, column_pieces = pieces(row_count, tile_rows), pieces(vectors, tile_vectors)
+            total = sum(
+                row_number * column_number * cycles(row_size, column_size, target, resident)
+                for row_size, row_number in row_pieces
+                for column_size, column_number in column_pieces
+            )
+            total *= 1 + VARIANT_COST * (len(row_pieces) * len(column_pieces) - 1)
+            key = (total, -tile_rows, Tile(tile_rows, tile_vectors, lanes))
+            if best is None or key[:2] < best[:2]:
+                best = key
+    assert best is not None
+    return best[2]
+
+
+Loops = Sequence[tuple[str, Dim]]
+Reads = Callable[[int], Scalar]
+
+
+def accumulators(tile: Tile, dtype: DType) -> Buffer:
+    """The register variables of a tile, row by row."""
+    return Buffer("sum", dtype, tile.rows * tile.vectors, "register", tile.lanes)
+
+
+def multiply_accumulate(tile: Tile, dtype: DType, loops: Loops, left: Reads, right: Reads) -> Iterator[Statement]:
+    """Defines the tile's accumulators and adds to them left(row) * right(vector) over all of `loops` (outermost first).
+
+    `left` gives a scalar of `dtype`, `right` a vector of it, over the loops' indices. A small tile sums in several sets
+    of accumulators, which are added up at the end.
+    """
+    sums = accumulators(tile, dtype)
+    yield Alloc(sums)
+    count = tile.rows * tile.vectors
+    zero = s.const(0, dtype, tile.lanes)
+    for number in range(count):
+        yield Store(sums, number, zero)
+    name, depth = loops[-1]
+    sets = 1
+    while sets * count < CHAINS and not (isinstance(depth, int) and depth < 4 * sets):
+        sets *= 2
+    if sets == 1:
+        inner: list[Statement] = list(_step(tile, dtype, sums, left, right))
+        for index, extent in reversed(loops):
+            inner = [For(index, extent, tuple(inner))]
+        yield from inner
+        return
+    extra = Buffer("more", dtype, (sets - 1) * count, "register", tile.lanes)
+    yield Alloc(extra)
+    for number in range((sets - 1) * count):
+        yield Store(extra, number, zero)
+    steps: list[Statement] = []
+    main = depth // sets
+    for copy in range(sets):
+        at = s.Rewriter(dims={name: symbol(name, 0, main - 1) * sets + copy})
+        into, first = (sums, 0) if copy == 0 else (extra, (copy - 1) * count)
+        steps += _step(tile, dtype, into, lambda i, at=at: at(left(i)), lambda v, at=at: at(right(v)), first, copy)  # type: ignore[misc]
+    rest = s.Rewriter(dims={name: symbol(name, 0, depth - main * sets - 1) + main * sets})
+    tail = list(_step(tile, dtype, sums, lambda i: rest(left(i)), lambda v: rest(right(v))))
+    inner = [For(name, main, tuple(steps)), For(name, depth - main * sets, tuple(tail))]
+    for index, extent in reversed(loops[:-1]):
+        inner = [For(index, extent, tuple(inner))]
+    yield from inner
+    for number in range(count):
+        total = s.load(sums, number, tile.lanes)
+        for copy in range(sets - 1):
+            total = total + s.load(extra, copy * count + number, tile.lanes)
+        yield Store(sums, number, total)
+
+
+def _step(
+    tile: Tile, dtype: DType, sums: Buffer, left: Reads, right: Reads, first: int = 0, copy: int = 0
+) -> Iterator[Statement]:
+    columns = [Buffer(f"b{copy}_{v}", dtype, 1, "register", tile.lanes) for v in range(tile.vectors)]
+    for v, column in enumerate(columns):
+        yield Define(column, right(v))
+    for i in range(tile.rows):
+        row = Buffer(f"a{copy}_{i}", dtype, 1, "register", tile.lanes)
+        yield Define(row, s.widen(left(i), tile.lanes))
+        for v, column in enumerate(columns):
+            number = first + i * tile.vectors + v
+            product = s.fma(s.load(row, 0, tile.lanes), s.load(column, 0, tile.lanes), s.load(sums, number, tile.lanes))
+            yield Store(sums, number, product)
+
+
+def used_buffers(body: k.Block, candidates: Sequence[Buffer]) -> tuple[Buffer, ...]:
+    """Those of the candidates that statements read or write, in order."""
+    names: set[str] = set()
+    for statement in k.walk(body):
+        found: list[object] = [
+            getattr(statement, part, None) for part in ("value", "predicate", "condition", "offset", "extent")
+        ]
+        if isinstance(statement, k.Alias):
+            names |= {statement.source.name} | ({statement.otherwise.name} if statement.otherwise else set())
+        if isinstance(statement, Store):
+            names.add(statement.buffer.name)
+        for item in found:
+            if isinstance(item, Scalar):
+                names |= {part.buffer.name for part in s.walk(item) if isinstance(part, s.Load)}
+            elif item is not None:
+                names |= {part.buffer.name for part in s.walk(s.Index(s.I64, 1, item)) if isinstance(part, s.Load)}  # type: ignore[arg-type]
+    return tuple(buffer for buffer in candidates if buffer.name in names)
