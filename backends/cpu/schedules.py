@@ -8,8 +8,11 @@ from ...ir.errors import UnsupportedError
 from ...ir.target import Target
 from ...passes.lower import generic
 from ...passes.regions import Lowered, Region, Schedule
+from .kernels import gemm
 
-SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {}
+SCHEDULES: Mapping[str, tuple[Schedule, ...]] = dict.fromkeys(
+    ("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)
+)
 """For an anchor's operator: the schedules to try in order, before the generic loop nest."""
 
 
