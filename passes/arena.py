@@ -18,10 +18,13 @@ from math import gcd
 import numpy as np
 from numpy.typing import NDArray
 
-DEFAULT_EFFORT = 32
-"""Placements tried by the search for each buffer, some 70 microseconds each; ordinary networks need none."""
-
 _Array = NDArray[np.int64]
+
+DEFAULT_EFFORT = 32
+"""Placements tried by the search for each buffer, some 70 microseconds each; most networks need none."""
+_SEARCHED_BUFFERS = 500  # more buffers get no more placements, so the search ends after some seconds
+_SEARCHED_PAIRS = 10_000  # nor do more overlaps, whose placements cost more each
+
 _PLACED = 1 << 60  # the lowest offset of a buffer that needs none any more: above every real offset
 
 
@@ -51,7 +54,7 @@ def plan_offsets(buffers: Sequence[Buffer], *, alignment: int = 64, effort: int 
     """Offsets, multiples of `alignment` bytes, at which no two buffers overlap, in an arena as small as can be found.
 
     Every size is rounded up to `alignment`; a buffer of no bytes gets offset 0. `effort` bounds the search that runs
-    where the greedy orders miss the lower bound; 0 turns it off.
+    where the greedy orders miss the lower bound (see DEFAULT_EFFORT); 0 turns it off.
     Raises ValueError where `alignment` is not positive, a size is negative, or a buffer ends before it starts.
     """
     if alignment < 1:
@@ -73,7 +76,7 @@ def plan_offsets(buffers: Sequence[Buffer], *, alignment: int = 64, effort: int 
     lower_bound = int(instance.total.max())
     best, height = _greedy(instance, lower_bound)
     if height > lower_bound:
-        best, height = _improve(instance, best, height, lower_bound, effort * len(indices))
+        best, height = _improve(instance, best, height, lower_bound, effort)
     offsets = [0] * len(buffers)
     for index, offset in zip(indices, best, strict=True):
         offsets[index] = offset * unit
@@ -195,12 +198,10 @@ _CRITERIA: dict[str, Callable[[_Region], _Array]] = {
     "earliest": lambda region: -region.begin,
 }
 _GREEDY_ORDERS = (
-    ("size", "lifetime"),
     ("peak", "size"),
-    ("area",),
-    ("lifetime", "size"),
-    ("peak", "lifetime", "area"),
+    ("size", "lifetime"),
     ("earliest", "size"),
+    ("peak", "lifetime", "area"),
 )
 _BRANCHING_ORDERS = (
     ("peak", "lifetime", "area"),
@@ -242,16 +243,17 @@ def _greedy(region: _Region, lower_bound: int) -> tuple[list[int], int]:
 
 def _improve(region: _Region, best: list[int], height: int, lower_bound: int, effort: int) -> tuple[list[int], int]:
     """Search for a plan as low as the lower bound with half of `effort`, then bisect the height with the rest."""
-    budget, capacity = effort // 2, lower_bound
+    left = effort * min(len(best), _SEARCHED_BUFFERS) * _SEARCHED_PAIRS // max(_SEARCHED_PAIRS, len(region.pair_size))
+    budget, capacity = left // 2, lower_bound
     too_low = lower_bound - 1  # the largest capacity at which the search gave up
-    while effort > 0 and too_low + 1 < height:
-        found, used = _solve(region, capacity, min(budget, effort))
-        effort -= used
+    while left >= len(best) and too_low + 1 < height:
+        found, used = _solve(region, capacity, min(budget, left))
+        left -= used
         if found is None:
             too_low = capacity
         else:
             best, height = found, max(map(sum, zip(found, region.size.tolist(), strict=True)))
-        budget, capacity = max(effort // 4, 4 * len(best)), (too_low + height) // 2
+        budget, capacity = max(left // 4, 4 * len(best)), (too_low + height) // 2
     return best, height
 
 
