@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, numpy_helper
 
-from .dims import Opaque, Sum, atoms
-from .dtypes import DType
+from .dims import Dim, Opaque, Sum, atoms
+from .dtypes import F32, I64, DType
 from .errors import UnsupportedError
+from .export_sizes import Sizes
 from .graph import Attribute, Constant, Graph, Node, OptionalType, SequenceType, TensorType, Type, Value
+from .ops import REGISTRY
 
 IR_VERSION = 10
 """The IR version written at least; opsets above 22 ask for a later one."""
@@ -87,42 +90,104 @@ def _attribute_to_onnx(node: Node, name: str, value: Attribute) -> AttributeProt
     return onnx.helper.make_attribute(name, plain[0])
 
 
-def node_to_onnx(node: Node) -> list[NodeProto]:
+def with_static_operands(node: Node) -> tuple[Node, dict[Value, tuple[Attribute, ...]]]:
+    """The node with operands where it has attributes that only onnxc knows, and the content of those operands."""
+    operator = REGISTRY.get(node.op)
+    if operator is None or not operator.static:
+        return node, {}
+    inputs, attributes = list(node.inputs), dict(node.attributes)
+    contents: dict[Value, tuple[Attribute, ...]] = {}
+    for position, parameter in enumerate(operator.parameters):
+        elements = attributes.pop(parameter.name, None) if parameter.name in operator.static else None
+        if elements is None:
+            continue
+        assert isinstance(elements, tuple)
+        dtype = F32 if elements and all(isinstance(element, float) for element in elements) else I64
+        rank = 0 if (node.op, parameter.name) in SCALAR_OPERANDS else 1
+        value = Value(f"{node.outputs[0].name}~{parameter.name}", TensorType(dtype, (len(elements),) * rank))
+        inputs += [None] * (position + 1 - len(inputs))
+        inputs[position], contents[value] = value, elements
+    if node.op == "Reshape" and any(isinstance(element, Sum) for dims in contents.values() for element in dims):
+        attributes["allowzero"] = 1  # a size that is 0 at run time is that, not a copy of the operand's
+    return replace(node, inputs=tuple(inputs), attributes=attributes), contents
+
+
+SCALAR_OPERANDS = frozenset(
+    {("Trilu", "k"), ("CumSum", "axis"), ("CumProd", "axis"), ("DFT", "axis"), ("OneHot", "depth")}
+)
+"""Static operands that ONNX wants as scalars."""
+
+
+def node_to_onnx(node: Node, sizes: Sizes | None = None) -> list[NodeProto]:
     """The node in ONNX; a group of the compiler's own becomes the nodes of its body.
 
-    Raises UnsupportedError for an operator of the compiler's own without a body, and for a symbolic attribute.
+    Attributes that stand for operands become operands again; `sizes` writes symbolic ones, and knows the values that
+    are there. Raises UnsupportedError for an operator of the compiler's own without a body, and for symbolic sizes
+    that no value has.
     """
+    sizes = sizes or Sizes()
     domain, name = split_operator(node.op)
     body = node.regions.get("body")
+    if node.op == "Dims":
+        return _dims_to_onnx(node, sizes)
     if schema_of(node.op) is None and (not domain or domain == "onnxc"):
         if body is None:
             raise UnsupportedError(f"{node.where}: the operator has neither a meaning in ONNX nor a body")
         inlined = body.with_captures(dict(zip(body.inputs, node.operands, strict=True)))
         return [
-            *nodes_to_onnx(inlined.nodes),
+            *nodes_to_onnx(inlined.nodes, sizes),
             *(
                 NodeProto(op_type="Identity", input=[inner.name], output=[outer.name])
                 for inner, outer in zip(inlined.outputs, node.outputs, strict=True)
             ),
         ]
+    node, contents = with_static_operands(node)
+    for value, elements in contents.items():
+        _write_static(value, elements, sizes)
     proto = NodeProto(op_type=name, domain=domain, name=node.origin[0] if node.origin else "")
     proto.input.extend("" if value is None else value.name for value in node.inputs)
     proto.output.extend(value.name for value in node.outputs)
     proto.attribute.extend(_attribute_to_onnx(node, key, value) for key, value in node.attributes.items())
     for key, region in node.regions.items():
-        proto.attribute.append(onnx.helper.make_attribute(key, graph_to_onnx(region)))
-    return [proto]
+        proto.attribute.append(onnx.helper.make_attribute(key, graph_to_onnx(region, sizes)))
+    return [*sizes.take(), proto]
 
 
-def nodes_to_onnx(nodes: Iterable[Node]) -> list[NodeProto]:
+def _write_static(value: Value, elements: tuple[Attribute, ...], sizes: Sizes) -> None:
+    dims: list[Dim] = [element for element in elements if isinstance(element, int | Sum)]
+    if len(dims) == len(elements) and value.tensor.rank == 1:
+        sizes.vector(dims, value.name)
+    else:
+        shape = [extent for extent in value.shape if isinstance(extent, int)]
+        sizes.constant(np.array(elements, value.dtype.numpy).reshape(shape), value.name)
+
+
+def _dims_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:
+    values, shape = node.attributes["values"], node.attributes["shape"]
+    assert isinstance(values, tuple) and isinstance(shape, tuple)
+    flat = f"{node.output.name}~values"
+    sizes.vector([value for value in values if isinstance(value, int | Sum)], flat)
+    sizes.vector([extent for extent in shape if isinstance(extent, int | Sum)], f"{node.output.name}~shape")
+    reshape = NodeProto(op_type="Reshape", input=[flat, f"{node.output.name}~shape"], output=[node.output.name])
+    return [*sizes.take(), reshape]
+
+
+def nodes_to_onnx(nodes: Iterable[Node], sizes: Sizes | None = None) -> list[NodeProto]:
     """The nodes in ONNX, in order."""
-    return [proto for node in nodes for proto in node_to_onnx(node)]
+    sizes = sizes or Sizes()
+    protos = []
+    for node in nodes:
+        protos += node_to_onnx(node, sizes)
+        sizes.declare(node.outputs)
+    return protos
 
 
-def graph_to_onnx(graph: Graph) -> GraphProto:
+def graph_to_onnx(graph: Graph, outer: Sizes | None = None) -> GraphProto:
     """The graph, or a region; an output that is defined outside or listed before goes through an Identity."""
     proto = GraphProto(name=graph.name or "graph")
-    proto.node.extend(nodes_to_onnx(graph.nodes))
+    sizes = Sizes(outer)
+    sizes.declare(graph.inputs)
+    proto.node.extend(nodes_to_onnx(graph.nodes, sizes))
     proto.input.extend(map(value_to_onnx, graph.inputs))
     own = {value.name for node in graph.nodes for value in node.outputs} | {value.name for value in graph.inputs}
     for position, value in enumerate(graph.outputs):
@@ -197,7 +262,7 @@ def to_onnx(graph: Graph) -> ModelProto:
     opsets = {"": LEAST_OPSET}
     for node in graph.walk():
         domain = split_operator(node.op)[0]
-        opsets[domain] = max(opsets.get(domain, 1), _opset_of(node))
+        opsets[domain] = max(opsets.get(domain, 1), _opset_of(with_static_operands(node)[0]))
     proto = onnx.helper.make_model(graph_to_onnx(graph), producer_name="onnxc")
     _drop_repeated_names(proto.graph, set())
     del proto.opset_import[:]

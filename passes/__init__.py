@@ -1,7 +1,7 @@
 """Passes over graphs, and lowering. Importing this package makes every pass known by its name."""
 
-from . import fuse
+from . import canonicalize, cleanup, fold, fuse
 
-DEFAULT_PIPELINE = "fuse"
+DEFAULT_PIPELINE = "canonicalize,fold,canonicalize,fold,cleanup,fuse"
 
-__all__ = ["DEFAULT_PIPELINE", "fuse"]
+__all__ = ["DEFAULT_PIPELINE", "canonicalize", "cleanup", "fold", "fuse"]

@@ -1,0 +1,104 @@
+"""Sizes as ONNX nodes: symbolic dimensions have no spelling in ONNX, so they are computed from shapes again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
+
+import numpy as np
+from onnx import NodeProto, helper, numpy_helper
+
+from .dims import Atom, Dim, Extremum, Quotient, Symbol, as_symbol
+from .errors import UnsupportedError
+from .graph import TensorType, Value
+
+
+class Sizes:
+    """Writes dims as ONNX nodes within one graph; `outer` is that of the graph around.
+
+    A symbol is the size of an axis of some value that is already there (`declare` tells which are).
+    """
+
+    def __init__(self, outer: Sizes | None = None) -> None:
+        self._outer = outer
+        self._axes: dict[str, tuple[str, int]] = {}
+        self._written: dict[Dim, str] = {}
+        self._numbers: Iterator[int] = outer._numbers if outer is not None else count()
+        self.nodes: list[NodeProto] = []
+
+    def declare(self, values: Iterable[Value]) -> None:
+        """Makes known what has been defined."""
+        for value in values:
+            for axis, dim in enumerate(value.type.shape if isinstance(value.type, TensorType) else ()):
+                found = as_symbol(dim)
+                if found is not None:
+                    self._axes.setdefault(found.name, (value.name, axis))
+
+    def take(self) -> list[NodeProto]:
+        """The nodes written since the last call."""
+        nodes, self.nodes = self.nodes, []
+        return nodes
+
+    def vector(self, dims: Sequence[Dim], name: str) -> None:
+        """Defines the i64 vector `name` of the given dims."""
+        if all(isinstance(dim, int) for dim in dims):
+            self.constant(np.array(dims, np.int64), name)
+        else:
+            self._node("Concat", [self.scalar(dim) for dim in dims], name, axis=0)
+
+    def constant(self, array: np.ndarray, name: str) -> str:
+        """Defines `name` as an array."""
+        return self._node("Constant", [], name, value=numpy_helper.from_array(array, name))
+
+    def scalar(self, dim: Dim) -> str:
+        """The name of an i64 vector that holds `dim` alone."""
+        found = self._found(dim)
+        if found is None:
+            found = self._written[dim] = self._sum(dim)
+        return found
+
+    def _found(self, dim: Dim) -> str | None:
+        return self._written.get(dim) or (self._outer._found(dim) if self._outer is not None else None)
+
+    def _sum(self, dim: Dim) -> str:
+        if isinstance(dim, int):
+            return self.constant(np.array([dim], np.int64), self._name())
+        terms = []
+        for monomial, coefficient in dim.terms:
+            factors = [self._atom(atom) for atom in monomial]
+            if coefficient != 1 or not factors:
+                factors.append(self.scalar(coefficient))
+            terms.append(self._chain("Mul", factors))
+        return self._chain("Add", terms)
+
+    def _chain(self, op: str, operands: Sequence[str]) -> str:
+        result = operands[0]
+        for operand in operands[1:]:
+            result = self._node(op, [result, operand])
+        return result
+
+    def _atom(self, atom: Atom) -> str:
+        if isinstance(atom, Symbol):
+            source = self._axis(atom.name)
+            if source is None:
+                raise UnsupportedError(f"the size {atom} cannot be written in ONNX: no value has it as an axis")
+            return self._node("Shape", [source[0]], start=source[1], end=source[1] + 1)
+        if isinstance(atom, Quotient):
+            numerator, denominator = self.scalar(atom.numerator), self.scalar(atom.denominator)
+            # ONNX's integer division truncates, its Mod has the divisor's sign: together they give the floor.
+            rest = self._node("Mod", [numerator, denominator])
+            return self._node("Div", [self._node("Sub", [numerator, rest]), denominator])
+        if isinstance(atom, Extremum):
+            return self._node("Min" if atom.kind == "min" else "Max", [self.scalar(dim) for dim in atom.operands])
+        raise UnsupportedError(f"the size {atom} is computed from data and cannot be written in ONNX")
+
+    def _axis(self, name: str) -> tuple[str, int] | None:
+        return self._axes.get(name) or (self._outer._axis(name) if self._outer is not None else None)
+
+    def _node(self, op: str, inputs: Sequence[str], name: str | None = None, **attributes: object) -> str:
+        name = name or self._name()
+        self.nodes.append(helper.make_node(op, inputs, [name], **attributes))
+        return name
+
+    def _name(self) -> str:
+        return f"~size{next(self._numbers)}"

@@ -1,0 +1,183 @@
+"""Constant folding: what does not depend on the inputs is computed once, at compile time, by ONNX's reference.
+
+What shape arithmetic knows to be numbers becomes constants too, and an If whose condition is known its branch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..ir.dtypes import BOOL, of_numpy
+from ..ir.errors import OnnxcError
+from ..ir.export import to_onnx
+from ..ir.graph import Graph, Node, TensorType, Value, constant_node
+from ..ir.ops import REGISTRY
+from ..ir.ops.declare import identifier
+from .pipeline import Pass, register
+from .rewriting import Rewriter, attribute_symbols, is_small, rename, tensor_bytes, until_stable
+
+RANDOM = frozenset(
+    ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout")
+)
+"""Operators that give something else each time."""
+
+
+@register
+@dataclass(frozen=True)
+class Fold(Pass):
+    """Folds nodes of constant operands.
+
+    A result of more than `large` bytes that has more than `growth` times the bytes of its operands is left to the run:
+    a constant that is expanded costs memory, and expanding it costs little.
+    """
+
+    name = "fold"
+    large: int = 1 << 16
+    growth: float = 2.0
+
+    def run(self, graph: Graph) -> Graph:
+        return until_stable(lambda found: Folder(found, options=self).run(), graph)
+
+
+class Folder(Rewriter):
+    """The sweep of `Fold`."""
+
+    def __init__(self, graph: Graph, parent: Folder | None = None, options: Fold | None = None) -> None:
+        super().__init__(graph, parent)
+        self.options: Fold = options or (parent.options if parent else Fold())
+        self.defined: Counter[str] = parent.defined if parent else _definitions(graph)
+
+    def visit(self, node: Node) -> None:
+        if node.op == "Constant":
+            self.add(node)
+        elif node.op == "If" and (taken := self.condition(node.inputs[0])) is not None:
+            self.inline(node, node.regions["then_branch" if taken else "else_branch"])
+        elif (arrays := self.known_sizes(node)) is not None or (arrays := self.evaluated(node)) is not None:
+            for value, array in zip(node.outputs, arrays, strict=True):
+                self.define(value, array, node.origin)
+        else:
+            self.add(node)
+
+    def define(self, value: Value, array: np.ndarray, origin: tuple[str, ...]) -> None:
+        """Lets a constant be the definition of a value; a shape that was not known before is known now."""
+        made = constant_node(value.name, array, TensorType(of_numpy(array.dtype), array.shape), origin)
+        if made.output != value:
+            self.replace(value, made.output)
+        self.add(made)
+        if value.dtype.is_integer and is_small(made.output):
+            stem = identifier(value.name)
+            self.sizes.update((f"{stem}_{k}", int(element)) for k, element in enumerate(array.reshape(-1).tolist()))
+
+    # Values that shape arithmetic knows.
+
+    def known_sizes(self, node: Node) -> list[np.ndarray] | None:
+        """The outputs, where shape arithmetic knows all their elements as integers or truth values."""
+        if node.op not in REGISTRY or node.op in RANDOM or not node.outputs:
+            return None
+        if not all(is_small(value) and (value.dtype.is_integer or value.dtype == BOOL) for value in node.outputs):
+            return None
+        self.learn(node)
+        found = []
+        for value in node.outputs:
+            known = self.inference.values.get(value.name)
+            if known is None or not all(isinstance(element, int) for element in known):
+                return None
+            shape = [extent for extent in value.shape if isinstance(extent, int)]
+            low, high = value.dtype.limits
+            if any(not low <= element <= high for element in known if isinstance(element, int)):
+                return None
+            found.append(np.array(known, value.dtype.numpy).reshape(shape))
+        return found
+
+    def condition(self, value: Value | None) -> bool | None:
+        """A condition that is known."""
+        number = self.scalar(value)
+        if number is None and value is not None:
+            known = self.inference.values.get(value.name)
+            number = known[0] if known is not None and isinstance(known[0], bool) else None
+        return None if number is None else bool(number)
+
+    # Evaluation.
+
+    def evaluated(self, node: Node) -> Sequence[np.ndarray] | None:
+        """The outputs of a node of constants, by ONNX's reference; None where it may or can not be folded."""
+        tensors = all(isinstance(value.type, TensorType) for value in (*node.operands, *node.outputs))
+        if node.op in RANDOM or node.regions or not node.outputs or not tensors:
+            return None
+        if any(attribute_symbols(attribute) for attribute in node.attributes.values()):
+            return None
+        arrays = [self.array(value) for value in node.operands]
+        if any(array is None for array in arrays) or not self.worthwhile(node):
+            return None
+        feeds = {value.name: array for value, array in zip(node.operands, arrays, strict=True) if array is not None}
+        try:
+            results = evaluate(node, feeds)
+        except Exception as error:  # the reference raises whatever its numpy code meets
+            logging.getLogger(__name__).debug("%s is not folded: %s", node.where, error)
+            return None
+        for value, array in zip(node.outputs, results, strict=True):
+            if value.dtype.kind != "string" and of_numpy(array.dtype) != value.dtype:
+                return None
+        return results
+
+    def worthwhile(self, node: Node) -> bool:
+        """Whether the outputs take no more memory than is allowed."""
+        sizes = [tensor_bytes(value.type) for value in node.outputs]
+        total = sum(size for size in sizes if size is not None)
+        read = sum(tensor_bytes(value.type) or 0 for value in dict.fromkeys(node.operands))
+        return total <= self.options.large or total <= self.options.growth * read
+
+    # Branches.
+
+    def inline(self, node: Node, region: Graph) -> None:
+        """The nodes of a branch in place of the If."""
+        names: dict[Value, Value] = {}
+        for inner in region.nodes:
+            for value in inner.outputs:
+                # Two branches may use one name, but a graph may not define what is used elsewhere.
+                if self.defined[value.name] > 1:
+                    names[value] = Value(self.names.fresh(value.name), value.type)
+        for old, new in names.items():
+            self.resize(old, new)
+        region = rename(region, names)
+        for inner in region.nodes:
+            self.visit(inner.with_inputs(self.mapping))
+        for value, result in zip(node.outputs, region.outputs, strict=True):
+            result = self.mapping.get(result, result)
+            own = result.name in self._producers and result not in self.graph.outputs
+            if value in self.graph.outputs and not own:
+                self.add(Node("Identity", (result,), (value,), origin=node.origin))
+            else:
+                self.replace(value, result)
+
+
+def _definitions(graph: Graph) -> Counter[str]:
+    """How many graphs, regions counted one by one, define each name."""
+    found = Counter(value.name for value in graph.inputs)
+    for node in graph.walk():
+        found.update(value.name for value in node.outputs)
+        found.update(value.name for region in node.regions.values() for value in region.inputs)
+    return found
+
+
+def evaluate(node: Node, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs of one node on arrays, by `onnx.reference`; raises what that raises, OnnxcError where ONNX has no
+    such operator."""
+    from onnx.reference import ReferenceEvaluator
+
+    for array in feeds.values():
+        if array.dtype.hasobject and not math.prod(array.shape):
+            raise OnnxcError("the reference cannot tell the type of no strings")
+    graph = Graph("fold", tuple(dict.fromkeys(node.operands)), node.outputs, (node,))
+    model = to_onnx(graph)
+    # Shapes play no part; a name of the model's may be no name for a dimension.
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    with np.errstate(all="ignore"):
+        return [np.asarray(result) for result in ReferenceEvaluator(model).run(None, feeds)]
