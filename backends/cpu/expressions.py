@@ -158,8 +158,10 @@ class ExpressionRenderer(AddressRenderer):
         if dtype == BOOL:
             return self.emit(f"{_BOOL_OPS[op]} {kind} {a}, {b}")
         if op in ("min", "max"):
-            name = f"{op}imum" if dtype.is_float else f"{'s' if dtype.kind == 'int' else 'u'}{op}"
-            return self.intrinsic(name, kind, a, b)
+            if not dtype.is_float:
+                return self.intrinsic(f"{'s' if dtype.kind == 'int' else 'u'}{op}", kind, a, b)
+            # NaN propagates; which zero of two is given is left open (nsz), as x86 has no instruction that tells.
+            return self.emit(f"call nsz {kind} @llvm.{op}imum.{mangled(kind)}({kind} {a}, {kind} {b})")
         table = _FLOAT_OPS if dtype.is_float else _SIGNED_OPS if dtype.kind == "int" else _UNSIGNED_OPS
         assert op in table, f"{op} of {dtype}"
         return self.emit(f"{table[op]} {kind} {a}, {b}")

@@ -15,7 +15,7 @@ def guard_loads(root: Scalar) -> Scalar:
 
     What is computed whichever way the selects go stays unguarded. A predicate also guards loads in its load's index.
     """
-    return _Guard(None, {}).run(root) if _has_guarded_load(root, False, set()) else root
+    return _Guard(None, {}).run(root) if _needs_guards(root) else root
 
 
 def _reads_memory(scalar: Scalar) -> bool:
@@ -31,20 +31,34 @@ def _index_values(scalar: Scalar) -> Iterator[Scalar]:
                     yield atom.value
 
 
-def _has_guarded_load(scalar: Scalar, guarded: bool, seen: set[tuple[int, bool]]) -> bool:
-    if (id(scalar), guarded) in seen or (id(scalar), True) in seen:
-        return False
-    seen.add((id(scalar), guarded))
-    if guarded and _reads_memory(scalar):
-        return True
-    if isinstance(scalar, s.Select):
-        return _has_guarded_load(scalar.condition, guarded, seen) or any(
-            _has_guarded_load(branch, True, seen) for branch in (scalar.yes, scalar.no)
+def _needs_guards(root: Scalar) -> bool:
+    """Whether a load is only made under a condition; by identity alone, so that most expressions are cleared fast."""
+    always: dict[int, Scalar] = {}
+    waiting = [root]
+    branches: list[Scalar] = []
+    while waiting:
+        scalar = waiting.pop()
+        if id(scalar) in always:
+            continue
+        always[id(scalar)] = scalar
+        if isinstance(scalar, s.Select):
+            waiting.append(scalar.condition)
+            branches += scalar.yes, scalar.no
+            continue
+        waiting += scalar.children
+        (branches if isinstance(scalar, s.Load) and scalar.predicate is not None else waiting).extend(
+            _index_values(scalar)
         )
-    inside = guarded or (isinstance(scalar, s.Load) and scalar.predicate is not None)
-    return any(_has_guarded_load(value, inside, seen) for value in _index_values(scalar)) or any(
-        _has_guarded_load(child, guarded, seen) for child in scalar.children
-    )
+    while branches:
+        scalar = branches.pop()
+        if id(scalar) in always:
+            continue
+        always[id(scalar)] = scalar
+        if _reads_memory(scalar):
+            return True
+        branches += scalar.children
+        branches += _index_values(scalar)
+    return False
 
 
 def _always_evaluated(root: Scalar, selects: dict[bytes, frozenset[bytes]]) -> set[bytes]:

@@ -46,8 +46,6 @@ def expand(scalar: Scalar, target: Target) -> Scalar | None:
     elif isinstance(scalar, s.Binary):
         if scalar.left.dtype.is_integer and scalar.op in ("div", "rem", "shl", "shr"):
             return _guarded_integer(scalar.op, scalar.left, scalar.right)
-        if scalar.left.dtype.is_float and scalar.op in ("min", "max") and target.architecture == "x86_64":
-            return _extremum(scalar.op, scalar.left, scalar.right)
         if scalar.left.dtype.is_float and scalar.op == "rem":
             return _remainder(scalar.left, scalar.right)
     elif isinstance(scalar, s.Fma):
@@ -127,24 +125,6 @@ def _guarded_integer(op: str, a: Scalar, b: Scalar) -> Scalar:
     if minus_one is not None:
         result = s.select(minus_one, zero - a, result)
     return s.select(special, zero, result)
-
-
-def _never_nan(x: Scalar) -> bool:
-    constant = known_constant(x)
-    return (constant is not None and constant == constant) or (isinstance(x, s.Cast) and not x.operand.dtype.is_float)
-
-
-def _extremum(op: str, a: Scalar, b: Scalar) -> Scalar:
-    """minps and maxps give their second operand where one is NaN: alone enough where the first is known not to be."""
-
-    def hardware(first: Scalar, second: Scalar) -> Scalar:
-        return s.select(first < second if op == "min" else second < first, first, second)
-
-    if _never_nan(b):
-        return hardware(b, a)
-    if _never_nan(a):
-        return hardware(a, b)
-    return s.select(s.unary("isnan", a), a, hardware(a, b))
 
 
 def _remainder(a: Scalar, b: Scalar) -> Scalar:
