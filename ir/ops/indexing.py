@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..dims import Dim
+from ..dims import Dim, modulo
 from ..dtypes import I64
 from ..errors import ShapeError
 from ..functions import cast, where
 from ..scalars import Scalar, as_dim, index
-from ..tensors import Tensor, assume_equal, compute, normalize_axis, position_of
+from ..tensors import Tensor, assume_equal, compute, inside, normalize_axis, position_of
 from .declare import Registry, Static
 from .movement import replaced
 
@@ -89,3 +89,21 @@ def reverse_sequence(x: Tensor, sequence_lens: Tensor, *, batch_axis: int = 1, t
         return x.at(replaced(i, {time_axis: as_dim(source, 0, x.shape[time_axis] - 1)}))
 
     return compute(x.shape, x.dtype, element, x, sequence_lens)
+
+
+@declare.op("TensorScatter")
+def tensor_scatter(
+    past_cache: Tensor, update: Tensor, write_indices: Tensor | None = None, *, axis: int = -2, mode: str = "linear"
+) -> Tensor:
+    """The cache with `update` written along the axis from write_indices[batch] on, round its end where "circular"."""
+    along = normalize_axis(axis, past_cache.rank)
+    extent, length = past_cache.shape[along], update.shape[along]
+
+    def element(*i: Dim) -> Scalar:
+        start: Dim = 0 if write_indices is None else as_dim(cast(write_indices.at((i[0],)), I64), 0, extent)
+        place = i[along] - start
+        place = modulo(place, extent) if mode == "circular" else place
+        return where(inside(place, length), update.at(replaced(i, {along: place})), past_cache.at(i))
+
+    sources = (past_cache, update) if write_indices is None else (past_cache, update, write_indices)
+    return compute(past_cache.shape, past_cache.dtype, element, *sources)

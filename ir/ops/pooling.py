@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from ..dims import Dim, product
@@ -82,8 +83,10 @@ def average_pool(
     total = pooled("add", widened(x), windows)
 
     def element(*i: Dim) -> Scalar:
-        count = product(windows.counts(i[2:], bool(count_include_pad)))
-        divisor = const(count, total.dtype) if isinstance(count, int) else cast(index(count), total.dtype)
+        counts = windows.counts(i[2:], bool(count_include_pad))
+        divisor = const(math.prod(count for count in counts if isinstance(count, int)), total.dtype)
+        for count in counts:
+            divisor = divisor if isinstance(count, int) else divisor * cast(index(count), total.dtype)
         return total.at(i) / divisor
 
     return cast(compute(total.shape, total.dtype, element, total), x.dtype)

@@ -9,13 +9,13 @@ from fractions import Fraction
 
 import numpy as np
 
-from ..dims import Dim, Sum, ceildiv, dim_max, dim_min, floordiv, known_le, symbol
+from ..dims import Dim, Sum, ceildiv, dim_max, dim_min, divide_exactly, floordiv, known_le, symbol
 from ..dtypes import F32
 from ..errors import ShapeError, UnsupportedError
 from ..functions import absolute, cast, maximum, where
-from ..scalars import Scalar, const, index
+from ..scalars import Scalar, index
 from ..symbolic import Ratio
-from ..tensors import Tensor, compute, normalize_axis, reduction
+from ..tensors import Tensor, compute, normalize_axis, reduction, view
 from .declare import Registry, Static
 from .movement import replaced
 from .reduction import widened
@@ -36,6 +36,14 @@ def rational(number: object) -> Rational:
     simple = Fraction(number).limit_denominator(4096)
     exact = simple if np.float32(float(simple)) == np.float32(number) else Fraction(number)
     return exact.numerator, exact.denominator
+
+
+def ratio(a: Dim, b: Dim) -> Rational:
+    """a / b, simplified where one divides the other."""
+    if isinstance(a, int) and isinstance(b, int):
+        return Fraction(a, b).as_integer_ratio() if b else (1, 1)
+    whole, part = divide_exactly(a, b), divide_exactly(b, a)
+    return (whole, 1) if whole is not None else (1, part) if part is not None else (a, b)
 
 
 @dataclass(frozen=True)
@@ -81,74 +89,88 @@ _ROUNDING: dict[str, Callable[[Dim, Dim], Dim]] = {
 }
 
 
+def clamped(position: Callable[[Dim], Dim], plan: Axis) -> Callable[[Dim], Dim]:
+    """`position`, which grows with the output index, taken to the borders of the input where it can pass them."""
+    below, above = not known_le(0, position(0)), not known_le(position(plan.output - 1) + 1, plan.extent)
+
+    def inside(i: Dim) -> Dim:
+        place = dim_min(position(i), plan.extent - 1) if above else position(i)
+        return dim_max(0, place) if below else place
+
+    return inside
+
+
 def nearest(x: Tensor, plan: Axis, mode: str, rounding: str) -> Tensor:
     """Each element is the nearest one of the input."""
     if rounding not in _ROUNDING:
         raise UnsupportedError(f"nearest_mode {rounding!r}")
-
-    def rounded(i: Dim) -> Dim:
-        return _ROUNDING[rounding](*plan.coordinate(i, mode))
-
-    # Coordinates grow with the index, so the first and the last tell which borders can be passed.
-    below, above = not known_le(0, rounded(0)), not known_le(rounded(plan.output - 1) + 1, plan.extent)
-
-    def element(*i: Dim) -> Scalar:
-        position = rounded(i[plan.axis])
-        position = dim_max(0, position) if below else position
-        return x.at(replaced(i, {plan.axis: dim_min(position, plan.extent - 1) if above else position}))
-
-    return compute(replaced(x.shape, {plan.axis: plan.output}), x.dtype, element, x)
+    source = clamped(lambda i: _ROUNDING[rounding](*plan.coordinate(i, mode)), plan)
+    axis = plan.axis
+    return view(x, replaced(x.shape, {axis: plan.output}), lambda *i: replaced(i, {axis: source(i[axis])}))
 
 
-def linear_weight(distance: Scalar) -> Scalar:
-    """The triangle of width 2."""
-    return maximum(1 - absolute(distance), 0)
+def distance_to(offset: int, part: Scalar) -> Scalar:
+    """How far the neighbour at `offset` is from a coordinate that lies `part` above the one at 0."""
+    return part if offset == 0 else part - offset if offset < 0 else offset - part
 
 
-def cubic_weight(a: float) -> Callable[[Scalar], Scalar]:
-    """Keys' cubic convolution kernel."""
+def linear_weight(offset: int, part: Scalar) -> Scalar:
+    """The triangle of width 2 over the two neighbours."""
+    return part if offset else 1 - part
 
-    def weight(distance: Scalar) -> Scalar:
-        d = absolute(distance)
-        near = ((a + 2) * d - (a + 3)) * d * d + 1
-        far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-        return where(d <= 1, near, where(d < 2, far, 0))
+
+def cubic_weight(a: float) -> Callable[[Scalar, bool], Scalar]:
+    """Keys' cubic convolution kernel, for a distance in [0, 1] (near) or in [1, 2]."""
+
+    def weight(d: Scalar, near: bool) -> Scalar:
+        if near:
+            return ((d * (a + 2)) - (a + 3)) * d * d + 1
+        return ((d * a - 5 * a) * d + 8 * a) * d - 4 * a
 
     return weight
 
 
-def interpolated(
-    x: Tensor,
-    plan: Axis,
-    mode: str,
-    weight: Callable[[Scalar], Scalar],
-    radius: int,
-    antialias: bool,
-    exclude_outside: bool,
-) -> Tensor:
-    """Each element is a weighted mean of those within `radius`, or a wider range where the axis shrinks."""
+def interpolated(x: Tensor, plan: Axis, mode: str, cubic: float | None, antialias: bool, exclude: bool) -> Tensor:
+    """Each element is a weighted mean of its neighbours: linear, or cubic with the given coefficient.
+
+    `antialias` widens the weights where the axis shrinks; `exclude` gives none to what lies outside the input.
+    """
     p, q = plan.scale
     shrink = 1.0
     if antialias:
         if not isinstance(p, int) or not isinstance(q, int):
             raise UnsupportedError(f"antialiasing with a scale {p}/{q} that is known only at run time")
         shrink = min(1.0, p / q)
+    radius = 1 if cubic is None else 2
     first = math.floor(-radius / shrink) + 1
     taps = 2 - 2 * first
-    normalise = exclude_outside or shrink < 1
+    kernel = None if cubic is None else cubic_weight(cubic)
+
+    def weight(offset: Dim, part: Scalar) -> Scalar:
+        """Of the neighbour at `offset` from the one below the coordinate, which lies `part` above that."""
+        if shrink == 1 and isinstance(offset, int):
+            if kernel is None:
+                return linear_weight(offset, part)
+            return kernel(distance_to(offset, part), offset in (0, 1))
+        distance = absolute((cast(index(offset), x.dtype) - part) * shrink)
+        if kernel is None:
+            return maximum(1 - distance, 0)
+        return where(distance <= 1, kernel(distance, True), where(distance < 2, kernel(distance, False), 0))
+
+    def base(i: Dim) -> Dim:
+        return floordiv(*plan.coordinate(i, mode))
 
     def element(*i: Dim) -> Scalar:
         numerator, denominator = plan.coordinate(i[plan.axis], mode)
-        base = floordiv(numerator, denominator)
-        part = cast(index(numerator - base * denominator), x.dtype) * _inverse(denominator, x)
+        rest = cast(index(numerator - base(i[plan.axis]) * denominator), x.dtype)
+        part = rest * (1 / denominator) if isinstance(denominator, int) else rest / cast(index(denominator), x.dtype)
 
         def tap(k: Dim) -> tuple[Scalar, Scalar]:
-            position = base + first + k
-            inside = dim_max(0, dim_min(position, plan.extent - 1))
-            size = weight((cast(index(first + k), x.dtype) - part) * shrink)
-            if exclude_outside:
-                size = where(index(position).equal(index(inside)), size, 0)
-            return size, size * x.at(replaced(i, {plan.axis: inside}))
+            place = clamped(lambda j: base(j) + first + k, plan)(i[plan.axis])
+            size = weight(first + k, part)
+            if exclude:
+                size = where(index(base(i[plan.axis]) + first + k).equal(index(place)), size, 0)
+            return size, size * x.at(replaced(i, {plan.axis: place}))
 
         if taps > 4:
             weights = reduction("add", i, (taps,), lambda k: tap(k)[0])
@@ -157,15 +179,9 @@ def interpolated(
         total, weights = pairs[0][1], pairs[0][0]
         for size, value in pairs[1:]:
             total, weights = total + value, weights + size
-        return total / weights if normalise else total
+        return total / weights if exclude or shrink < 1 else total
 
     return compute(replaced(x.shape, {plan.axis: plan.output}), x.dtype, element, x)
-
-
-def _inverse(denominator: Dim, x: Tensor) -> Scalar:
-    if isinstance(denominator, int):
-        return const(1 / denominator, x.dtype)
-    return 1 / cast(index(denominator), x.dtype)
 
 
 def _keeps_places(plan: Axis, mode: str) -> bool:
@@ -196,7 +212,7 @@ def _sizes(
             [math.floor(common * extent + Fraction(1, 2)) for _, extent in pairs],
             [(common.numerator, common.denominator)] * len(pairs),
         )
-    return wanted, [(size, x.shape[axis]) for size, axis in zip(wanted, axes, strict=True)]
+    return wanted, [ratio(size, x.shape[axis]) for size, axis in zip(wanted, axes, strict=True)]
 
 
 @declare.op("Resize", static=("roi", "scales", "sizes"))
@@ -233,15 +249,9 @@ def resize(
         if mode == "nearest":
             result = nearest(result, plan, coordinate_transformation_mode, nearest_mode)
         else:
-            weight = linear_weight if mode == "linear" else cubic_weight(cubic_coeff_a)
+            cubic = None if mode == "linear" else cubic_coeff_a
             result = interpolated(
-                result,
-                plan,
-                coordinate_transformation_mode,
-                weight,
-                1 if mode == "linear" else 2,
-                bool(antialias),
-                bool(exclude_outside),
+                result, plan, coordinate_transformation_mode, cubic, bool(antialias), bool(exclude_outside)
             )
     if crops:
         result = _extrapolated(result, plans, extrapolation_value)

@@ -23,7 +23,7 @@ from ..tensors import (
 )
 from .contraction import per_channel
 from .declare import Registry, Static
-from .resize import cubic_weight
+from .resize import cubic_weight, distance_to, linear_weight
 from .windows import per_axis, sliding
 
 declare = Registry()
@@ -90,7 +90,12 @@ def grid_sample(
     offsets = {"nearest": (0,), "linear": (0, 1), "cubic": (-1, 0, 1, 2)}.get(mode)
     if offsets is None or padding_mode not in ("zeros", "border", "reflection"):
         raise UnsupportedError(f"mode {mode!r} with padding_mode {padding_mode!r}")
-    kernel = cubic_weight(-0.75)
+    cubic = cubic_weight(-0.75)
+
+    def weight(offset: int, part: Scalar) -> Scalar:
+        if mode == "linear":
+            return linear_weight(offset, part)
+        return cubic(distance_to(offset, part), offset in (0, 1))
 
     def place(value: Scalar, extent: Dim) -> Scalar:
         size = size_scalar(extent, value)
@@ -121,7 +126,7 @@ def grid_sample(
                 term = along(axis + 1, (*chosen, clipped(round_even(position), extents[axis])), [*conditions, *tests])
                 if mode != "nearest":
                     part = places[axis] - low
-                    term = term * (kernel(offset - part) if mode == "cubic" else part if offset else 1 - part)
+                    term = term * weight(offset, part)
                 total = term if total is None else total + term
             assert total is not None
             return total
@@ -129,6 +134,26 @@ def grid_sample(
         return cast(along(0, (), []), x.dtype)
 
     return compute((*x.shape[:2], *grid.shape[1:-1]), x.dtype, element, x, grid)
+
+
+@declare.op("AffineGrid", static=("size",))
+def affine_grid(theta: Tensor, size: Static, *, align_corners: int = 0) -> Tensor:
+    """The grid [N, *output, rank] that theta [N, rank, rank + 1] maps an output of `size` [N, C, *output] to."""
+    output = tuple(size[2:])
+    rank = len(output)
+
+    def element(*i: Dim) -> Scalar:
+        total = theta.at((i[0], i[-1], rank))
+        for axis, extent in enumerate(reversed(output)):
+            step = cast(index(i[rank - axis]), theta.dtype)
+            if align_corners:
+                place = step * 2 / size_scalar(extent - 1, total) - 1
+            else:
+                place = (step * 2 + 1) / size_scalar(extent, total) - 1
+            total = total + theta.at((i[0], i[-1], axis)) * place
+        return total
+
+    return compute((theta.shape[0], *output, rank), theta.dtype, element, theta)
 
 
 @declare.op("RoiAlign")
