@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .dims import Dim, Sum, bounds, dim_max, symbol
+from .dims import Dim, Sum, bounds, dim_max, symbol, symbols
 from .dtypes import I32, I64
 from .errors import OnnxcError, ShapeError, UnsupportedError, ValueNeeded
 from .graph import Attribute, Constant, Graph, Node, TensorType, Type, Value
@@ -165,7 +165,7 @@ class Inference:
         if array is not None:
             return tuple(array.reshape(-1).tolist())
         count = math.prod(d for d in value.shape if isinstance(d, int)) if value.tensor.static else None
-        if count is None or not value.dtype.is_integer:
+        if count is None or count > SYMBOLIC_LIMIT or not value.dtype.is_integer:
             raise ValueNeeded(f"%{value.name} decides a shape but is known only at run time, as {value.type}")
         elements: list[Dim] = []
         for element in range(count):
