@@ -35,6 +35,7 @@ class Case:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     extras: Sequence[Any] = ()
     epilogue: Epilogue = lambda anchor, *extras: anchor
+    define: Callable[..., Tensor] | None = None
 
     def region(self) -> Region:
         tensors, constants = [], {}
@@ -47,7 +48,10 @@ class Case:
                 shape, dtype = operand
                 tensors.append(buffer_tensor(name, of_numpy(np.dtype(dtype)), shape))
         count = len(self.operands)
-        (definition,) = REGISTRY[self.op](tensors[:count], self.attributes)
+        if self.define is None:
+            (definition,) = REGISTRY[self.op](tensors[:count], self.attributes)
+        else:
+            definition = self.define(*tensors[:count], **self.attributes)
         assert isinstance(definition, Tensor)
         found = self.epilogue(anchor_tensor(definition.shape, definition), *tensors[count:])
         inline = self.epilogue(definition, *tensors[count:])

@@ -6,8 +6,7 @@ one is read where it lies. Per panel, which stays in the second-level cache, the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -15,15 +14,14 @@ from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, dim_min, linear, product, symbol
 from ....ir.dtypes import I32, I64
-from ....ir.loops import Alias, Alloc, For, If, Kernel, Let, Statement, Store, free_sizes
+from ....ir.loops import Alias, For, If, Kernel, Let, Statement, free_sizes
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
 from ....passes.regions import Call, Lowered, Region
-from ....passes.vector_step import NotVectorizable
-from .epilogue import REPEATED, Epilogue, epilogue, through_memory
-from .packing import Panels, pack_call, packer
+from .epilogue import Epilogue, epilogue, finish_tile, through_memory
+from .packing import Columns, Panels, column_runs, pack_call, packer
 from .product import Product, find_product, flattened
-from .register_tile import Tile, accumulators, choose_tile, multiply_accumulate, remainders, used_buffers
+from .register_tile import Tile, choose_tile, multiply_accumulate, remainders, used_buffers
 
 # Row tiles in one task of a parallel loop, at least: shorter tasks do not repay their start.
 TASK_TILES = 4
@@ -43,16 +41,6 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     if array is None and product(axis.extent for axis in found.rows) == 1:
         return None  # A product of vectors by rows: the loop nest by definition reads the matrix once, in order.
     return _Gemm(region, target, found, outputs, array).lowered()
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Panels of one width: `count` from number `first` on, of `vectors` vectors, `valid` columns in the last vector."""
-
-    first: Dim
-    count: Dim
-    vectors: int
-    valid: int
 
 
 class _Gemm:
@@ -120,7 +108,7 @@ class _Gemm:
         if blocks != 1 and not (isinstance(self.rows, int) and self.rows % block == 0):
             here.append(Let("rows", dim_min(block, self.rows - first_row)))
             rows = symbol("rows", 0, block)
-        variants = list(self._columns())
+        variants = list(column_runs(self.panels))
         inner: tuple[Statement, ...] = ()
         for columns in reversed(variants):
             statements = tuple(self._panel(columns, first_row, rows, tile_rows))
@@ -143,21 +131,7 @@ class _Gemm:
         blocks = max(1, min(tiles // TASK_TILES, -(-wanted // max(1, panels * batches))))
         return -(-max(tiles, 1) // blocks) * tile_rows
 
-    def _columns(self) -> Iterator[_Columns]:
-        extent, tile = self.found.column.extent, self.tile
-        if not isinstance(extent, int):
-            yield _Columns(0, self.panels.count, tile.vectors, tile.lanes)
-            return
-        vectors = -(-extent // tile.lanes)
-        valid = extent - (vectors - 1) * tile.lanes
-        full, rest = divmod(vectors, tile.vectors)
-        whole = full if rest or valid == tile.lanes else full - 1
-        if whole:
-            yield _Columns(0, whole, tile.vectors, tile.lanes)
-        if rest or valid != tile.lanes:
-            yield _Columns(whole, 1, rest or tile.vectors, valid)
-
-    def _panel(self, columns: _Columns, first_row: Dim, rows: Dim, tile_rows: int) -> Iterator[Statement]:
+    def _panel(self, columns: Columns, first_row: Dim, rows: Dim, tile_rows: int) -> Iterator[Statement]:
         """All row tiles of one panel and one block of rows."""
         panel: Dim = symbol("panel", 0, self.panels.count - 1) if columns.count != 1 else columns.first
         column = panel * self.tile.width
@@ -183,7 +157,7 @@ class _Gemm:
 
     # One tile
 
-    def _tile(self, tile: Tile, columns: _Columns, column: Dim, row: Dim) -> Iterator[Statement]:
+    def _tile(self, tile: Tile, columns: Columns, column: Dim, row: Dim) -> Iterator[Statement]:
         aliases, left = self._left(tile, row)
         yield from aliases
         alias, right = self._right(columns, column)
@@ -220,7 +194,7 @@ class _Gemm:
         aliases: list[Statement] = [Alias(p, element, offset(row + i)) for i, p in enumerate(pointers)]
         return aliases, lambda i: s.cast(s.load(pointers[i], inside), found.dtype)
 
-    def _right(self, columns: _Columns, column: Dim) -> tuple[Statement, Callable[[int], Scalar]]:
+    def _right(self, columns: Columns, column: Dim) -> tuple[Statement, Callable[[int], Scalar]]:
         found, lanes = self.found, self.tile.lanes
         panel = Buffer("right", found.dtype)
         if not self.in_place:
@@ -245,55 +219,22 @@ class _Gemm:
 
         return alias, read
 
-    def _valid(self, columns: _Columns, column: Dim, v: int) -> Dim | None:
+    def _valid(self, columns: Columns, column: Dim, v: int) -> Dim | None:
         """How many lanes of a vector are columns; None where all are."""
         if isinstance(self.found.column.extent, int):
             return columns.valid if v == columns.vectors - 1 and columns.valid != self.tile.lanes else None
         return self.found.column.extent - column - v * self.tile.lanes
 
-    def _finish(self, tile: Tile, columns: _Columns, column: Dim, row: Dim) -> Iterator[Statement]:
-        """The epilogue of one tile: straight from the registers, or by way of a scratch tile where it is long."""
-        known = isinstance(self.found.column.extent, int)
-        whole = columns.valid == tile.lanes
-        if known and (whole or self.masked) and self.outputs.cost <= REPEATED:
-            try:
-                yield from list(self._direct(tile, columns, column, row))
-                return
-            except NotVectorizable:
-                pass
-        sums, lanes = accumulators(tile, self.found.dtype), tile.lanes
-        scratch = Buffer("scratch", self.found.dtype, tile.rows * tile.width, "stack")
-        yield Alloc(scratch)
-        for number in range(tile.rows * tile.vectors):
-            yield Store(scratch, number * lanes, s.load(sums, number, lanes))
-        i = k.index_symbol("i", tile.rows)
-        dims = self._dims(row + i)
-        if self.outputs.linear(dims):
-            extent: Dim = tile.width - lanes + columns.valid
-            if not known:
-                extent = dim_min(tile.width, self.found.column.extent - column)
-            inner = [self.outputs.loop(dims, column, extent, scratch, i * tile.width, "j")]
-        else:
-            inner = []
-            for v in range(tile.vectors):
-                extent = columns.valid if v == tile.vectors - 1 else lanes
-                if not known:
-                    extent = dim_min(lanes, self.found.column.extent - column - v * lanes)
-                start = i * tile.width + v * lanes
-                inner.append(self.outputs.loop(dims, column + v * lanes, extent, scratch, start, f"j{v}"))
-        yield For("i", tile.rows, tuple(inner))
-
-    def _direct(self, tile: Tile, columns: _Columns, column: Dim, row: Dim) -> Iterator[Statement]:
-        sums = accumulators(tile, self.found.dtype)
-        for i in range(tile.rows):
-            dims = self._dims(row + i)
-            for v in range(tile.vectors):
-                total = s.load(sums, i * tile.vectors + v, tile.lanes)
-                left = self._valid(columns, column, v)
-                yield from self.outputs.stores(dims, column + v * tile.lanes, tile.lanes, total, left)
-
-    def _dims(self, row: Dim) -> Mapping[str, Dim]:
-        return {**self._batch(), **flattened(self.found.rows, row)}
+    def _finish(self, tile: Tile, columns: Columns, column: Dim, row: Dim) -> list[Statement]:
+        return finish_tile(
+            self.outputs,
+            tile,
+            self.found.dtype,
+            lambda i: {**self._batch(), **flattened(self.found.rows, row + i)},
+            column,
+            lambda v: self._valid(columns, column, v),
+            self.masked,
+        )
 
 
 def _first_lanes(count: Dim, lanes: int) -> Scalar:

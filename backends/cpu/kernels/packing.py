@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_min, product, symbol
+from ....ir.dtypes import DType
 from ....ir.loops import Alias, Define, For, Kernel, Let, Statement, Store, free_sizes
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
@@ -45,6 +46,32 @@ class Panels:
         return self.padded * self.depth
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Panels of one width: `count` from number `first` on, of `vectors` vectors; `valid` columns in the last vector."""
+
+    first: Dim
+    count: Dim
+    vectors: int
+    valid: int
+
+
+def column_runs(panels: Panels) -> Iterator[Columns]:
+    """The panels by width. Where the number of columns is unknown, all are as wide as the tile."""
+    extent, tile = panels.columns, panels.tile
+    if not isinstance(extent, int):
+        yield Columns(0, panels.count, tile.vectors, tile.lanes)
+        return
+    vectors = -(-extent // tile.lanes)
+    valid = extent - (vectors - 1) * tile.lanes
+    full, rest = divmod(vectors, tile.vectors)
+    whole = full if rest or valid == tile.lanes else full - 1
+    if whole:
+        yield Columns(0, whole, tile.vectors, tile.lanes)
+    if rest or valid != tile.lanes:
+        yield Columns(whole, 1, rest or tile.vectors, valid)
+
+
 def packer(product_: Product, panels: Panels, array: np.ndarray) -> Callable[[], np.ndarray]:
     """A function that makes the panels of the constant right operand, every batch after the other."""
     axes = (*product_.batch, *product_.depth, product_.column)
@@ -52,27 +79,30 @@ def packer(product_: Product, panels: Panels, array: np.ndarray) -> Callable[[],
     strides = [_known(axis.right) for axis in axes]
     start = _known(product_.right_start)
     batches = int(np.prod([_known(axis.extent) for axis in product_.batch], dtype=np.int64))
-    dtype = product_.dtype.numpy
 
     def pack() -> np.ndarray:
         flat = np.ascontiguousarray(array).reshape(-1)[start:]
         view = np.lib.stride_tricks.as_strided(
             flat, extents, [stride * flat.itemsize for stride in strides], writeable=False
         )
-        columns, depth, width = extents[-1], _known(panels.depth), panels.tile.width
-        result = np.zeros(batches * _known(panels.size), dtype)
-        matrices = view.reshape(batches, depth, columns)
-        for batch in range(batches):
-            at = batch * _known(panels.size)
-            for first in range(0, columns, width):
-                padded = min(width, _known(panels.padded) - first)
-                panel = result[at : at + depth * padded].reshape(depth, padded)
-                here = min(width, columns - first)
-                panel[:, :here] = matrices[batch, :, first : first + here]
-                at += depth * padded
-        return result
+        return packed(view.reshape(batches, -1, extents[-1]), panels, product_.dtype)
 
     return pack
+
+
+def packed(matrices: np.ndarray, panels: Panels, dtype: DType) -> np.ndarray:
+    """The panels of matrices [batches, depth, columns] in one row."""
+    batches, depth, columns = matrices.shape
+    size, width, all_columns = _known(panels.size), panels.tile.width, _known(panels.padded)
+    result = np.zeros(batches * size, dtype.numpy)
+    for batch in range(batches):
+        at = batch * size
+        for first in range(0, columns, width):
+            padded, here = min(width, all_columns - first), min(width, columns - first)
+            panel = result[at : at + depth * padded].reshape(depth, padded)
+            panel[:, :here] = matrices[batch, :, first : first + here]
+            at += depth * padded
+    return result
 
 
 def _known(dim: Dim) -> int:

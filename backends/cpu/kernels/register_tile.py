@@ -7,6 +7,7 @@ the left operand).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,8 +24,9 @@ from ....ir.target import Target
 MAX_ROWS = 8
 # Sums that a core must have in flight so that their latency (4 cycles) is hidden behind two multiply-adds a cycle.
 CHAINS = 8
-# Bytes a cycle that the second-level cache delivers.
+# Bytes a cycle that the second-level cache delivers, and what lies behind it.
 L2_BYTES_PER_CYCLE = 24.0
+L3_BYTES_PER_CYCLE = 8.0
 # What one more variant of the inner loop must save of the running time to be worth its code.
 VARIANT_COST = 0.015
 # Rows to plan for where their number is only known at run time.
@@ -53,9 +55,9 @@ def fits(rows: int, vectors: int, target: Target) -> bool:
     return rows * vectors + vectors + 1 + (not target.fma) <= target.vector_registers
 
 
-def cycles(rows: int, vectors: int, target: Target, resident: bool) -> float:
-    """Cycles of one step of the summed index. `resident`: the column panel stays in the first-level cache."""
-    streamed = 0.0 if resident else vectors * target.vector_bits / 8 / L2_BYTES_PER_CYCLE
+def cycles(rows: int, vectors: int, target: Target, rate: float) -> float:
+    """Cycles of one step of the summed index; `rate` are the bytes a cycle by which the column panel arrives."""
+    streamed = vectors * target.vector_bits / 8 / rate
     chains = CHAINS / 2 if rows * vectors >= CHAINS else rows * vectors / 2
     return max(rows * vectors / 2, (rows + vectors) / 2, streamed, chains) + 0.25
 
@@ -71,21 +73,32 @@ def remainders(rows: int) -> tuple[int, ...]:
     return (2, 1) if rows in (5, 6, 7) else tuple(size for size in (4, 2, 1) if size < rows)
 
 
-def choose_tile(rows: Dim, columns: Dim, depth: Dim, dtype: DType, target: Target, max_rows: int = MAX_ROWS) -> Tile:
-    """The tile that does rows x columns in the fewest cycles, its remainders included."""
+def choose_tile(
+    rows: Dim, columns: Dim, depth: Dim, dtype: DType, target: Target, repeats: int = 1, whole: bool = False
+) -> Tile:
+    """The tile that does rows x columns in the fewest cycles, its remainders included.
+
+    `repeats`: how often the same columns are used with other rows. `whole`: a remainder of rows costs a whole tile.
+    """
     lanes = target.lanes(dtype.bits)
+    while isinstance(columns, int) and lanes >= 2 * max(columns, 2):
+        lanes //= 2
     row_count = rows if isinstance(rows, int) and rows > 0 else USUAL_ROWS
     vectors = -(-columns // lanes) if isinstance(columns, int) and columns > 0 else 16
     best: tuple[float, int, Tile] | None = None
-    for tile_rows in range(1, min(max_rows, row_count) + 1):
+    for tile_rows in range(1, min(MAX_ROWS, row_count) + 1):
         for tile_vectors in range(1, min(vectors, target.vector_registers) + 1):
             if not fits(tile_rows, tile_vectors, target):
                 continue
             panel = tile_vectors * lanes * dtype.bytes * (depth if isinstance(depth, int) else 512)
-            resident = panel <= target.l1_bytes // 2 or row_count <= tile_rows
+            again = row_count * repeats > tile_rows
+            rate = math.inf if panel <= target.l1_bytes // 2 or not again else L2_BYTES_PER_CYCLE
+            rate = L3_BYTES_PER_CYCLE if again and panel > target.l2_bytes * 3 // 4 else rate
             row_pieces, column_pieces = pieces(row_count, tile_rows), pieces(vectors, tile_vectors)
+            if whole:
+                row_pieces = [(tile_rows, -(-row_count // tile_rows))]
             total = sum(
-                row_number * column_number * cycles(row_size, column_size, target, resident)
+                row_number * column_number * cycles(row_size, column_size, target, rate)
                 for row_size, row_number in row_pieces
                 for column_size, column_number in column_pieces
             )
@@ -106,11 +119,13 @@ def accumulators(tile: Tile, dtype: DType) -> Buffer:
     return Buffer("sum", dtype, tile.rows * tile.vectors, "register", tile.lanes)
 
 
-def multiply_accumulate(tile: Tile, dtype: DType, loops: Loops, left: Reads, right: Reads) -> Iterator[Statement]:
+def multiply_accumulate(
+    tile: Tile, dtype: DType, loops: Loops, left: Reads, right: Reads, setup: Sequence[Statement] = ()
+) -> Iterator[Statement]:
     """Defines the tile's accumulators and adds to them left(row) * right(vector) over all of `loops` (outermost first).
 
     `left` gives a scalar of `dtype`, `right` a vector of it, over the loops' indices. A small tile sums in several sets
-    of accumulators, which are added up at the end.
+    of accumulators, which are added up at the end. `setup` comes right before the innermost loop.
     """
     sums = accumulators(tile, dtype)
     yield Alloc(sums)
@@ -123,10 +138,8 @@ def multiply_accumulate(tile: Tile, dtype: DType, loops: Loops, left: Reads, rig
     while sets * count < CHAINS and not (isinstance(depth, int) and depth < 4 * sets):
         sets *= 2
     if sets == 1:
-        inner: list[Statement] = list(_step(tile, dtype, sums, left, right))
-        for index, extent in reversed(loops):
-            inner = [For(index, extent, tuple(inner))]
-        yield from inner
+        step = tuple(_step(tile, dtype, sums, left, right))
+        yield from _nested(loops[:-1], [*setup, For(name, depth, step)])
         return
     extra = Buffer("more", dtype, (sets - 1) * count, "register", tile.lanes)
     yield Alloc(extra)
@@ -141,14 +154,18 @@ def multiply_accumulate(tile: Tile, dtype: DType, loops: Loops, left: Reads, rig
     rest = s.Rewriter(dims={name: symbol(name, 0, depth - main * sets - 1) + main * sets})
     tail = list(_step(tile, dtype, sums, lambda i: rest(left(i)), lambda v: rest(right(v))))
     inner = [For(name, main, tuple(steps)), For(name, depth - main * sets, tuple(tail))]
-    for index, extent in reversed(loops[:-1]):
-        inner = [For(index, extent, tuple(inner))]
-    yield from inner
+    yield from _nested(loops[:-1], [*setup, *inner])
     for number in range(count):
         total = s.load(sums, number, tile.lanes)
         for copy in range(sets - 1):
             total = total + s.load(extra, copy * count + number, tile.lanes)
         yield Store(sums, number, total)
+
+
+def _nested(loops: Loops, inner: Sequence[Statement]) -> Sequence[Statement]:
+    for index, extent in reversed(loops):
+        inner = [For(index, extent, tuple(inner))]
+    return inner
 
 
 def _step(

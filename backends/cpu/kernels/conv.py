@@ -1,0 +1,351 @@
+"""Convolutions over channels-last images [batch, height, width, channels], as matrix products without an im2col.
+
+A register tile holds neighbouring pixels of one output row by some vectors of output channels. Inside the image all
+taps of a kernel row read one contiguous stretch per pixel; at the left and right border each tap takes a row pointer per
+pixel, to zeros where it is outside. Taps above and below the image are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ....ir import loops as k
+from ....ir import scalars as s
+from ....ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, linear, symbol
+from ....ir.dtypes import F32, F64, I64, DType
+from ....ir.loops import Alias, For, If, Kernel, Let, Statement, free_sizes
+from ....ir.ops.reduction import accumulator
+from ....ir.ops.windows import Windows, sliding
+from ....ir.scalars import Buffer, Load, Scalar
+from ....ir.target import Target
+from ....passes.regions import Call, Lowered, Region
+from . import gemm
+from .epilogue import Epilogue, accumulator_leaf, anchor_indices, epilogue, finish_tile, through_memory
+from .packing import Columns, Panels, column_runs, packed
+from .register_tile import Tile, choose_tile, multiply_accumulate, used_buffers
+
+# Output rows in one task of a parallel loop where their number is only known at run time.
+TASK_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A channels-last convolution. `strides` are those of the input in memory: batch, height, width (channels: 1)."""
+
+    windows: Windows
+    images: Dim
+    group: int
+    channels: int
+    filters: int
+    input: Buffer
+    start: Dim
+    strides: tuple[Dim, Dim, Dim]
+    dtype: DType
+    weights: np.ndarray
+    outputs: Epilogue
+    pixel: Callable[[Dim, Dim, Dim], Mapping[str, Dim]]
+    column: str
+
+
+def find_convolution(region: Region) -> Convolution | None:
+    """The region's anchor as a convolution over one or two spatial axes with constant weights; None where it is not."""
+    node, output = region.anchor, region.anchor_output
+    if node is None or output is None or node.op != "Conv" or node.attributes.get("layout") != "NHWC":
+        return None
+    x, w, *rest = region.operands
+    bias = rest[0] if rest else None
+    array = region.constant(w)
+    if x is None or array is None or x.rank not in (3, 4) or 0 in output.shape or not x.dtype.is_float:
+        return None
+    names = ("strides", "dilations", "pads", "auto_pad")
+    options = {name: node.attributes[name] for name in names if node.attributes.get(name) is not None}
+    windows = sliding(x.shape[1:-1], array.shape[2:], **options)  # type: ignore[arg-type]
+    group = int(node.attributes.get("group", 1))  # type: ignore[call-overload]
+    indices = tuple(symbol(f"i{a}", 0, d - 1) for a, d in enumerate(x.shape))
+    read = x.at(indices)
+    if not isinstance(read, Load) or read.predicate is not None:
+        return None
+    strides: list[Dim] = []
+    start = read.offset
+    for a in range(x.rank):
+        split = linear(start, f"i{a}")
+        if split is None:
+            return None
+        strides.append(split[0])
+        start = split[1]
+    if any(s.free_symbols(stride) & {f"i{a}" for a in range(x.rank)} for stride in strides) or strides[-1] != 1:
+        return None
+    own = anchor_indices(output.shape)
+    column = f"o{len(own) - 1}"
+    dtype = accumulator(x.dtype)
+    element: Scalar = accumulator_leaf(dtype, own[-1])
+    if bias is not None:
+        element = element + s.cast(bias.at((own[-1],)), dtype)
+    outputs = epilogue(region, own, output.shape, s.cast(element, output.dtype), column)
+    if outputs is None or dtype not in (F32, F64):
+        return None
+    if x.rank == 3:  # One spatial axis: an image of height 1.
+        windows = Windows(
+            *((first, *given) for first, given in zip((1, 1, 1, 1, 0, 0, 1), _fields(windows), strict=True))  # type: ignore[arg-type]
+        )
+        array = array[:, :, None, :]
+        strides.insert(1, 0)
+
+    def pixel(image: Dim, row: Dim, at: Dim) -> Mapping[str, Dim]:
+        where = (image, at) if x.rank == 3 else (image, row, at)
+        return {f"o{a}": d for a, d in enumerate(where)}
+
+    return Convolution(
+        windows,
+        x.shape[0],
+        group,
+        int(array.shape[1]),
+        int(array.shape[0]) // group,
+        read.buffer,
+        start,
+        (strides[0], strides[1], strides[2]),
+        dtype,
+        array,
+        outputs,
+        pixel,
+        column,
+    )
+
+
+def _fields(windows: Windows) -> tuple[tuple[Dim, ...], ...]:
+    w = windows
+    return w.input, w.kernel, w.strides, w.dilations, w.before, w.after, w.output
+
+
+def schedule(region: Region, target: Target) -> Lowered | None:
+    """The kernels of a region whose anchor is a channels-last convolution with constant weights; None for others."""
+    if region.anchor is None or region.anchor.op != "Conv":
+        return None
+    product = gemm.schedule(region, target)
+    if product is not None:
+        return product  # A kernel of one pixel with stride 1, or any other that is a plain matrix product.
+    found = find_convolution(region)
+    if found is None:
+        own = anchor_indices(region.anchor_output.shape) if region.anchor_output else ()
+        alone = region.anchor_output is not None and not _own_elements(region, own)
+        return through_memory(region, lambda inner: schedule(inner, target)) if alone else None
+    if found.channels == 1 and found.filters == 1 and found.group > 1:
+        return None
+    return _Conv(region, target, found).lowered()
+
+
+def _own_elements(region: Region, indices: tuple[Dim, ...]) -> bool:
+    """Whether every output has one element for each of the anchor's."""
+    assert region.anchor_output is not None
+    shape = region.anchor_output.shape
+    return epilogue(region, indices, shape, s.const(0, region.anchor_output.dtype), f"o{len(shape) - 1}") is not None
+
+
+class _Conv:
+    def __init__(self, region: Region, target: Target, found: Convolution) -> None:
+        self.region, self.target, self.found = region, target, found
+        windows = found.windows
+        self.kernel = tuple(_known(d) for d in windows.kernel)
+        self.depth = self.kernel[0] * self.kernel[1] * found.channels
+        height = windows.output[0] if isinstance(windows.output[0], int) else 32
+        rows = windows.output[1]
+        self.tile = choose_tile(rows, found.filters, self.depth, found.dtype, target, height, whole=True)
+        self.panels = Panels(self.tile, found.filters, self.depth)
+        self.packed = Buffer("packed", found.dtype, found.group * _known(self.panels.size))
+        self.zeros = Buffer("zeros", found.input.dtype, found.channels)
+        self.masked = target.has("avx512vl")
+
+    def lowered(self) -> Lowered:
+        found = self.found
+        body = tuple(self._body())
+        parameters = used_buffers(body, (*self.region.buffers, self.packed, self.zeros))
+        outputs = tuple(buffer.name for buffer, _ in self.region.outputs)
+        stride = f"s{found.windows.strides[1]}" if found.windows.strides[1] != 1 else ""
+        name = f"{found.dtype}_conv{self.kernel[0]}x{self.kernel[1]}{stride}_{self.tile}"
+        kernel = Kernel(name, parameters, outputs, free_sizes(body, parameters), body, self.region.origin)
+        call = Call(kernel, tuple(b.name for b in parameters), tuple(symbol(n) for n in kernel.sizes))
+        made: dict[str, Callable[[], np.ndarray]] = {self.packed.name: self._pack}
+        if self.zeros in parameters:
+            made[self.zeros.name] = lambda: np.zeros(found.channels, found.input.dtype.numpy)
+        return Lowered((call,), packed=made)
+
+    def _pack(self) -> np.ndarray:
+        found = self.found
+        grouped = found.weights.reshape(found.group, found.filters, found.channels, *self.kernel)
+        matrices = grouped.transpose(0, 3, 4, 2, 1).reshape(found.group, self.depth, found.filters)
+        return packed(matrices, self.panels, found.dtype)
+
+    # Tasks: (group, panel, image, block of output rows)
+
+    def _body(self) -> Iterator[Statement]:
+        found, windows = self.found, self.found.windows
+        height = windows.output[0]
+        panels = _known(self.panels.count)
+        block = self._block_rows()
+        blocks = ceildiv(height, block)
+        tasks = found.group * panels * found.images * blocks
+        task = k.index_symbol("task", tasks)
+        rest = task // blocks
+        column = rest // found.images
+        yield For(
+            "task",
+            tasks,
+            (
+                Let("block", task % blocks),
+                Let("image", rest % found.images),
+                Let("panel", column % panels),
+                Let("group", column // panels),
+                Let("rows", dim_min(block, height - symbol("block", 0, blocks - 1) * block)),
+                *self._panels(block),
+            ),
+            "parallel",
+        )
+
+    def _block_rows(self) -> int:
+        height, images = self.found.windows.output[0], self.found.images
+        if not isinstance(height, int):
+            return TASK_ROWS
+        others = self.found.group * _known(self.panels.count) * (images if isinstance(images, int) else 1)
+        blocks = max(1, -(-self.target.threads * gemm.TASKS_PER_THREAD // max(others, 1)))
+        return max(1, -(-height // blocks))
+
+    def _panels(self, block: int) -> tuple[Statement, ...]:
+        """What a task does, for each width of panels."""
+        result: tuple[Statement, ...] = ()
+        for columns in reversed(list(column_runs(self.panels))):
+            panel: Dim = symbol("panel", 0, columns.first + columns.count - 1) if columns.count != 1 else columns.first
+            row = symbol("block", 0) * block + k.index_symbol("row", symbol("rows", 0, block))
+            statements: tuple[Statement, ...] = (
+                For("row", symbol("rows", 0, block), tuple(self._row(columns, panel * self.tile.width, row))),
+            )
+            if result:
+                condition = s.index(symbol("panel", 0)) < s.index(columns.first + columns.count)
+                result = (If(condition, statements, result),)
+            else:
+                result = statements
+        return result
+
+    def _row(self, columns: Columns, column: Dim, row: Dim) -> Iterator[Statement]:
+        """One output row of one panel: which taps and which tiles are inside, then the tiles."""
+        windows = self.found.windows
+        width, size = windows.output[1], self.tile.rows
+        stride, spread, before, extent = (entry[0] for entry in _axes(windows))
+        reach = row * stride - before
+        low, high = dim_max(0, ceildiv(-reach, spread)), dim_min(self.kernel[0], ceildiv(extent - reach, spread))
+        if not windows.padded[0]:
+            low, high = 0, self.kernel[0]
+        yield Let("low", low)
+        yield Let("taps", dim_max(0, high - low))
+        # The tiles all of whose taps are inside the image lie between two borders.
+        stride, spread, before, extent = (entry[1] for entry in _axes(windows))
+        tiles = ceildiv(width, size)
+        full = floordiv(width, size)
+        if windows.padded[1]:
+            last = floordiv(extent - 1 - (self.kernel[1] - 1) * spread + before, stride)
+            first_inside = dim_min(full, ceildiv(ceildiv(before, stride), size))
+            last_inside = dim_max(first_inside, dim_min(full, floordiv(last + 1, size)))
+        else:
+            first_inside, last_inside = 0, full
+        inside = last_inside - first_inside
+        if inside != 0:
+            yield Let("start", first_inside)
+            at = (symbol("start", 0) + k.index_symbol("tile", inside)) * size
+            yield For("tile", inside, tuple(self._tile(columns, column, row, at, border=False)))
+        outside = tiles - inside
+        if outside != 0:
+            number = k.index_symbol("tile", outside)
+            after = s.select(
+                s.index(number) < s.index(first_inside), s.index(number), s.index(number + last_inside - first_inside)
+            )
+            body = (Let("at", after), *self._tile(columns, column, row, symbol("at", 0, tiles - 1) * size, border=True))
+            yield For("tile", outside, body)
+
+    def _tile(self, columns: Columns, column: Dim, row: Dim, at: Dim, border: bool) -> Iterator[Statement]:
+        found, windows = self.found, self.found.windows
+        tile = Tile(self.tile.rows, columns.vectors, self.tile.lanes)
+        channels, lanes = found.channels, tile.lanes
+        image_stride, row_stride, pixel_stride = found.strides
+        group, image = symbol("group", 0, found.group - 1), symbol("image", 0)
+        start = found.start + group * channels + image * image_stride
+        panel = Buffer("right", found.dtype)
+        yield Alias(panel, self.packed, group * self.panels.size + column * self.depth)
+        (strides, spreads, befores, extents) = _axes(windows)
+        tap = symbol("low", 0) + k.index_symbol("tap_row", symbol("taps", 0, self.kernel[0]))
+        line = (row * strides[0] - befores[0] + tap * spreads[0]) * row_stride
+        x = at * strides[1] - befores[1]
+        taps: list[tuple[str, Dim]] = [("tap_row", symbol("taps", 0, self.kernel[0]))]
+        setup: list[Statement] = []
+        if not border:
+            pixels = Buffer("left", found.input.dtype)
+            yield Alias(pixels, found.input, start + x * pixel_stride)
+            merged = (spreads[1] == 1 and pixel_stride == channels) or self.kernel[1] == 1
+            if merged:
+                inner = k.index_symbol("c", self.kernel[1] * channels)
+                taps.append(("c", self.kernel[1] * channels))
+                position, weight = inner, inner
+            else:
+                tap_column, c = k.index_symbol("tap_column", self.kernel[1]), k.index_symbol("c", channels)
+                taps += [("tap_column", self.kernel[1]), ("c", channels)]
+                position, weight = tap_column * spreads[1] * pixel_stride + c, tap_column * channels + c
+
+            def left(i: int) -> Scalar:
+                return s.cast(s.load(pixels, line + position + i * strides[1] * pixel_stride), found.dtype)
+        else:
+            tap_column, c = k.index_symbol("tap_column", self.kernel[1]), k.index_symbol("c", channels)
+            taps += [("tap_column", self.kernel[1]), ("c", channels)]
+            weight = tap_column * channels + c
+            pointers = [Buffer(f"left{i}", found.input.dtype) for i in range(tile.rows)]
+            for i, pointer in enumerate(pointers):
+                there = x + i * strides[1] + tap_column * spreads[1]
+                condition = (s.const(0, I64) <= s.index(there)) & (s.index(there) < s.index(extents[1]))
+                if i and not self._whole:
+                    condition = condition & (s.index(at + i) < s.index(windows.output[1]))
+                offset = start + line + there * pixel_stride
+                if isinstance(condition, s.Const) and condition.value:
+                    setup.append(Alias(pointer, found.input, offset))
+                else:
+                    setup.append(Alias(pointer, found.input, offset, condition, self.zeros))
+
+            def left(i: int) -> Scalar:
+                return s.cast(s.load(pointers[i], c), found.dtype)
+
+        def right(v: int) -> Scalar:
+            inside = (tap * (self.kernel[1] * channels) + weight) * (columns.vectors * lanes)
+            return s.load(panel, inside + v * lanes, lanes)
+
+        yield from multiply_accumulate(tile, found.dtype, taps, left, right, setup)
+        yield from self._finish(tile, columns, column, row, at, border and not self._whole)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether tiles cover an output row exactly."""
+        width = self.found.windows.output[1]
+        return isinstance(width, int) and width % self.tile.rows == 0
+
+    def _finish(self, tile: Tile, columns: Columns, column: Dim, row: Dim, at: Dim, partial: bool) -> list[Statement]:
+        """The epilogue of a tile; of a partial one, for the pixels that exist."""
+        found, width = self.found, self.found.windows.output[1]
+        narrow = columns.valid != tile.lanes
+        return finish_tile(
+            found.outputs,
+            tile,
+            found.dtype,
+            lambda i: found.pixel(symbol("image", 0), row, at + i),
+            symbol("group", 0, found.group - 1) * found.filters + column,
+            lambda v: columns.valid if narrow and v == tile.vectors - 1 else None,
+            self.masked,
+            (lambda i: s.index(at + i) < s.index(width)) if partial else None,
+            dim_min(tile.rows, width - at) if partial else None,
+        )
+
+
+def _axes(windows: Windows) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Dim, ...], tuple[Dim, ...]]:
+    return windows.strides, windows.dilations, windows.before, windows.input
+
+
+def _known(dim: Dim) -> int:
+    assert isinstance(dim, int), f"{dim} is not a constant"
+    return dim
