@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..ir.dims import Dim, Sum, as_symbol, evaluate, linear, symbols
+from ..ir.dims import Dim, Sum, as_symbol, evaluate, linear, symbol, symbols
 from ..ir.errors import ShapeError
 from ..ir.graph import Value
+from ..passes.lower import MARK
+
+
+def plain(dim: Dim) -> str:
+    """A dim of a program as users know it: without the mark that programs put on the model's symbols."""
+    return str(dim).replace('"', "").replace(MARK, "")
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class Port:
 
     @staticmethod
     def of(value: Value) -> Port:
-        shape = tuple(d if isinstance(d, int) else str(d) for d in value.shape)
+        shape = tuple(d if isinstance(d, int) else plain(d) for d in value.shape)
         return Port(value.name, value.dtype.name, shape)
 
     def __str__(self) -> str:
@@ -53,15 +59,21 @@ def bind_symbols(
         _solve(dim, size, bound, source, f"axis {axis} of input {value.name!r}")
         expected = evaluate(dim, bound)
         if expected != size:
-            reason = ", ".join(f"{s.name} = {bound[s.name]} by {source[s.name]}" for s in symbols(dim))
+            reason = ", ".join(f"{plain(symbol(s.name))} = {bound[s.name]} by {source[s.name]}" for s in symbols(dim))
             because = f" = {expected} ({reason})" if isinstance(dim, Sum) else ""
-            raise ShapeError(f"axis {axis} of input {value.name!r} is {size}: it must be {dim}{because}, {Port.of(value)}")
+            raise ShapeError(
+                f"axis {axis} of input {value.name!r} is {size}: it must be {plain(dim)}{because}, {Port.of(value)}"
+            )
     for a, b in assumptions:
         if not all(s.name in bound for dim in (a, b) for s in symbols(dim)):
             continue
         if evaluate(a, bound) != evaluate(b, bound):
-            places = ", ".join(f"{s.name} = {bound[s.name]} by {source[s.name]}" for dim in (a, b) for s in symbols(dim))
-            raise ShapeError(f"the model needs {a} = {b}, but {evaluate(a, bound)} and {evaluate(b, bound)} differ ({places})")
+            places = ", ".join(
+                f"{plain(symbol(s.name))} = {bound[s.name]} by {source[s.name]}" for dim in (a, b) for s in symbols(dim)
+            )
+            raise ShapeError(
+                f"the model needs {plain(a)} = {plain(b)}, but {evaluate(a, bound)} and {evaluate(b, bound)} differ ({places})"
+            )
     return bound
 
 
@@ -70,7 +82,9 @@ def _solve(dim: Dim, size: int, bound: dict[str, int], source: dict[str, str], w
     unknown = [s for s in symbols(dim) if s.name not in bound]
     if len(unknown) != 1:
         if unknown:
-            raise ShapeError(f"{where} is {dim}: {', '.join(s.name for s in unknown)} cannot be told from the inputs")
+            raise ShapeError(
+                f"{where} is {plain(dim)}: {', '.join(plain(symbol(s.name)) for s in unknown)} cannot be told from the inputs"
+            )
         return
     split = linear(dim, unknown[0].name)
     if split is not None:
@@ -79,7 +93,7 @@ def _solve(dim: Dim, size: int, bound: dict[str, int], source: dict[str, str], w
             bound[unknown[0].name] = (size - rest) // factor
             source[unknown[0].name] = where
             return
-    raise ShapeError(f"{where} is {size}: no {unknown[0].name} makes it {dim}")
+    raise ShapeError(f"{where} is {size}: no {plain(symbol(unknown[0].name))} makes it {plain(dim)}")
 
 
 def check_names(given: Mapping[str, object], inputs: Sequence[Value]) -> None:
@@ -89,4 +103,6 @@ def check_names(given: Mapping[str, object], inputs: Sequence[Value]) -> None:
     unknown = [name for name in given if name not in expected]
     if missing or unknown:
         parts = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"unknown: {', '.join(unknown)}"] * bool(unknown)
-        raise ShapeError(f"inputs do not fit ({'; '.join(parts)}); the model takes {', '.join(map(str, map(Port.of, inputs)))}")
+        raise ShapeError(
+            f"inputs do not fit ({'; '.join(parts)}); the model takes {', '.join(map(str, map(Port.of, inputs)))}"
+        )

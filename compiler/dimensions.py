@@ -202,8 +202,8 @@ def input_types(
 ) -> dict[str, Type]:
     """The types of a graph's inputs, specialised by `dims` (symbol or dim_param -> number) and `shapes` (by input).
 
-    A dimension without a name becomes the symbol <input>_<axis>. Raises ShapeError where `dims`, `shapes` and the
-    model contradict each other or name what is not there, ModelError for a negative dimension.
+    A dimension without a name, or of size -1 as Paddle writes it, becomes the symbol <input>_<axis>. Raises ShapeError
+    where `dims`, `shapes` and the model contradict each other or name what is not there, ModelError for a size below -1.
     """
     declared = list(inputs)
     shapes = dict(shapes or {})
@@ -249,10 +249,11 @@ def _declared_type(
     value: onnx.ValueInfoProto, symbols_of: Symbols, known: frozenset[str], shape: Sequence[int] | None
 ) -> Type:
     def dim(declared: onnx.TensorShapeProto.Dimension, axis: int) -> Dim:
-        if declared.dim_value < 0 and shape is None:
-            raise ModelError(f'axis {axis} of "{value.name}" is {declared.dim_value}; give its shape with shapes=')
-        if declared.HasField("dim_value") and declared.dim_value >= 0:
-            return declared.dim_value
+        size = declared.dim_value
+        if size < -1 and shape is None:
+            raise ModelError(f'axis {axis} of "{value.name}" has the size {size}; give the right shape with shapes=')
+        if declared.HasField("dim_value") and size >= 0:
+            return size
         if declared.dim_param in _ANONYMOUS:
             return symbols_of.fresh(f"{value.name}_{axis}")
         return symbols_of.parse(declared.dim_param, known)

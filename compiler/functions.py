@@ -34,8 +34,23 @@ class Function:
 
 
 def opsets_of(proto: ModelProto | FunctionProto) -> dict[str, int]:
-    """The version of each domain that a model or a function imports."""
-    return {domain_of(entry.domain): entry.version for entry in proto.opset_import}
+    """The version of each domain that a model or a function imports.
+
+    Raises UnsupportedError for one that is newer than the installed onnx package, ModelError for one that never was.
+    """
+    opsets = {domain_of(entry.domain): entry.version for entry in proto.opset_import}
+    if not opsets and isinstance(proto, ModelProto) and proto.ir_version < 3:
+        return {"": 1}
+    newest = onnx.defs.onnx_opset_version()
+    if opsets.get("", 1) > newest:
+        raise UnsupportedError(
+            f"the model is of opset {opsets['']}, the installed onnx {onnx.__version__} knows up to {newest}: "
+            "upgrade the package onnx, or export with an older opset"
+        )
+    for domain, version in opsets.items():
+        if not 0 < version < 1 << 31:
+            raise ModelError(f'the model imports opset {version} of "{domain or "ai.onnx"}", which does not exist')
+    return opsets
 
 
 def local_functions(model: ModelProto) -> dict[Key, Function]:
@@ -84,4 +99,5 @@ def schema_function(call: Call, node: NodeProto) -> Function | None:
     if not proto.node:
         raise UnsupportedError(f"ONNX gives no body for {call.op} with these operands")
     defaults = {a.name: a.default_value for a in schema.attributes.values() if a.default_value.name}
-    return Function(call.op, proto, defaults, {"": versions[-1]} | opsets_of(proto))
+    own = versions[-1] if not schema.domain else onnx.defs.onnx_opset_version()
+    return Function(call.op, proto, defaults, {"": own} | opsets_of(proto))

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
-import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 from onnx.defs import OpSchema
 
@@ -41,9 +40,6 @@ from .nodes import (
     schema_in,
 )  # fmt: skip
 from .weights import Weights, load_model
-
-FIRST_OPSET = 7
-"""The first opset with today's broadcasting. Older models are imported as far as their operators can be lifted."""
 
 
 class TypeRules(Protocol):
@@ -121,7 +117,7 @@ class Importer:
         types = input_types(inputs, self._symbols, dims, shapes)
         _refuse_twins([value.name for value in inputs], "inputs")
         _refuse_twins([value.name for value in proto.output], "outputs")
-        scope = Scope(_checked_opsets(self._model), frozenset(), declared=_declared(proto))
+        scope = Scope(opsets_of(self._model), frozenset(), declared=_declared(proto))
         values = tuple(Value(self._define(name), type) for name, type in types.items())
         scope.values.update(zip(types, values, strict=True))
         outputs = self._body(proto, scope)
@@ -246,7 +242,7 @@ class Importer:
         schema = schema_in(node, scope.opsets)
         if schema is not None:
             check_node(node, attributes, schema)
-        elif operator_name(node) not in self._operators:
+        elif not domain_of(node.domain) or operator_name(node) not in self._operators:
             raise UnsupportedError(
                 "neither ONNX nor onnxc knows this operator, and the model brings no function for it; "
                 "`onnxc ops` lists those there are: export the model without it"
@@ -480,21 +476,6 @@ def _all_names(graph: GraphProto) -> Iterator[str]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _all_names(attribute.g)
-
-
-def _checked_opsets(model: ModelProto) -> dict[str, int]:
-    opsets = opsets_of(model)
-    if not opsets and model.ir_version < 3:
-        opsets[""] = 1
-    newest = onnx.defs.onnx_opset_version()
-    if opsets.get("", newest) > newest:
-        raise UnsupportedError(
-            f"the model is of opset {opsets['']}, the installed onnx {onnx.__version__} knows up to {newest}: "
-            "upgrade the package onnx, or export with an older opset"
-        )
-    if opsets.get("", 1) < 1:
-        raise ModelError(f"the model imports the opset {opsets['']}, which does not exist")
-    return opsets
 
 
 def import_model(

@@ -19,7 +19,7 @@ from typing import TypeAlias, Union
 
 Dim: TypeAlias = Union[int, "Sum"]
 
-_PLAIN_SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PLAIN_SYMBOL = re.compile(r"\$?[A-Za-z_][A-Za-z0-9_]*")
 
 
 def quote(text: str) -> str:

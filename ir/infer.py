@@ -13,7 +13,7 @@ from .dtypes import I32, I64
 from .errors import OnnxcError, ShapeError, UnsupportedError, ValueNeeded
 from .graph import Attribute, Constant, Graph, Node, TensorType, Type, Value
 from .ops import REGISTRY
-from .ops.declare import Context
+from .ops.declare import Context, identifier
 from .symbolic import SymbolicValue, evaluate_scalar
 from .tensors import Tensor, buffer_tensor, collecting_assumptions, opaque_tensor, unflatten
 
@@ -29,7 +29,9 @@ class Inference:
     knows which element of which value it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mark: str = "") -> None:
+        """`mark` begins the names of the symbols that are made here."""
+        self.mark = mark
         self.values: dict[str, tuple[SymbolicValue, ...]] = {}
         self.arrays: dict[str, np.ndarray] = {}
         self.ranges: dict[str, tuple[int | None, Dim | None]] = {}
@@ -169,7 +171,7 @@ class Inference:
             raise ValueNeeded(f"%{value.name} decides a shape but is known only at run time, as {value.type}")
         elements: list[Dim] = []
         for element in range(count):
-            name = "".join(c if c.isalnum() else "_" for c in value.name) + f"_{element}"
+            name = f"{self.mark}{identifier(value.name)}_{element}"
             self.bindings[name] = (value.name, element)
             elements.append(symbol(name, None))
         return tuple(elements)

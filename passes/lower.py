@@ -26,6 +26,9 @@ from .control import lower_loop, lower_scan
 from .nests import build_nests
 from .plan import plan_arena
 from .regions import BindSymbol, Call, Lowered, Region, Schedule, anchor_tensor
+from .rewriting import substitute_graph, symbol_names
+
+MARK = "$"
 
 
 def generic(region: Region, target: Target | None = None) -> Lowered | None:
@@ -45,7 +48,10 @@ def lower(graph: Graph, schedule: Schedule, target: Target, hints: Mapping[str, 
 
     Raises UnsupportedError, with the node, where no schedule applies.
     """
-    return Lowering(graph, schedule, target).program(hints or {})
+    # Kernels and programs mark the graph's symbols, so that no name of a loop can be one of theirs.
+    names = symbol_names(graph) | {item.name for item in graph.symbols()}
+    marked = substitute_graph(graph, {name: symbol(f"{MARK}{name}") for name in names if not name.startswith(MARK)})
+    return Lowering(marked, schedule, target).program({f"{MARK}{name}": size for name, size in (hints or {}).items()})
 
 
 @dataclass
@@ -55,7 +61,7 @@ class Lowering:
     graph: Graph
     schedule: Schedule
     target: Target
-    inference: Inference = field(default_factory=Inference)
+    inference: Inference = field(default_factory=lambda: Inference(MARK))
     memories: dict[str, Memory] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
@@ -240,7 +246,7 @@ class Lowering:
     def fresh_symbol(self, stem: str) -> str:
         """A name for a symbol of the program's own."""
         self.count += 1
-        return f"{stem}_{self.count}"
+        return f"{MARK}{stem}_{self.count}"
 
     def resize(self, place: Place, size: Dim) -> None:
         """Gives an arena memory room for `size` elements, a limit known before its actual size is."""
@@ -429,10 +435,12 @@ class Lowering:
         segments: list[list[Step]] = [[]]
         for step in steps:
             segments[-1].append(step)
-            if isinstance(step, Bind | Assign) and step.symbol in needed:
-                segments.append([])
-            elif isinstance(step, Choose | Repeat) and any(
-                (getattr(inner, "symbol", None) or getattr(inner, "count", None)) in needed for inner in walk((step,))
+            if (isinstance(step, Bind | Assign) and step.symbol in needed) or (
+                isinstance(step, Choose | Repeat)
+                and any(
+                    (getattr(inner, "symbol", None) or getattr(inner, "count", None)) in needed
+                    for inner in walk((step,))
+                )
             ):
                 segments.append([])
         return tuple(tuple(segment) for segment in segments if segment) or ((),)

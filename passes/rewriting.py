@@ -229,7 +229,7 @@ def substitute_attribute(attribute: Attribute, values: Mapping[str, Dim]) -> Att
 
 def substitute_graph(graph: Graph, values: Mapping[str, Dim]) -> Graph:
     """The graph with symbols replaced by name in all types and attributes; replacements may hold such symbols."""
-    present = _symbol_names(graph) & set(values)
+    present = symbol_names(graph) & set(values)
     if not present:
         return graph
     resolved = {name: values[name] for name in present}
@@ -276,11 +276,11 @@ def node_symbols(node: Node) -> set[str]:
     found = {symbol.name for value in node.outputs for symbol in type_symbols(value.type)}
     found |= {symbol.name for attribute in node.attributes.values() for symbol in attribute_symbols(attribute)}
     for region in node.regions.values():
-        found |= _symbol_names(region)
+        found |= symbol_names(region)
     return found
 
 
-def _symbol_names(graph: Graph) -> set[str]:
+def symbol_names(graph: Graph) -> set[str]:
     found = {symbol.name for value in graph.inputs for symbol in type_symbols(value.type)}
     return found.union(*map(node_symbols, graph.nodes))
 
@@ -303,7 +303,7 @@ def keep_output_names(graph: Graph, before: Graph) -> Graph:
     taken = {value.name for node in graph.walk() for value in node.outputs} | {value.name for value in graph.inputs}
     own = {value.name for value in before.outputs}
     names: dict[Value, Value] = {}
-    mentioned = _symbol_names(graph)
+    mentioned = symbol_names(graph)
     for value, old in zip(graph.outputs, before.outputs, strict=True):
         free = value.name != old.name and old.name not in taken and value.name not in own
         # A size known by the name of the value (see Inference.static) must go on being so.

@@ -21,6 +21,8 @@ from ..ir.target import Target
 from .vector_step import Key, NotVectorizable, Step, as_update
 
 _TINY_BODY = 8  # Nodes of an elementwise body below which the loop's own two instructions are worth halving.
+_FUNCTION_NODES = 20  # What a function becomes later.
+_FUNCTIONS = (*s.MATH, "pow")
 _UNROLLED_BODY = 80  # Nodes of a reduction's body above which arithmetic hides the latency of one accumulator.
 
 
@@ -123,6 +125,16 @@ def _lane_bits(body: Block, index: str) -> int:
     return max((max(dtype.bits, 8) for dtype in types), default=32)
 
 
+def _node_count(body: Block) -> int:
+    """Distinct nodes of all expressions, functions counted as what they become."""
+    seen: set[bytes] = set()
+    parts = [
+        part for statement in loops.walk(body) for whole in _expressions(statement) for part in s.walk(whole, seen)
+    ]
+    functions = sum(isinstance(part, s.Unary | s.Binary) and part.op in _FUNCTIONS for part in parts)
+    return len(parts) + functions * _FUNCTION_NODES
+
+
 def _indexes_registers(body: Block, index: str) -> bool:
     """Whether registers are chosen by a loop index, which must then be a constant in each iteration."""
     for statement in loops.walk(body):
@@ -211,7 +223,7 @@ class _Vectorizer:
     def stages(self, index: str, extent: Dim, body: Block, lanes: int, straight: bool) -> list[Statement]:
         """The vector steps, from the widest to the scalar remainder."""
         reductions = _reductions(body, index)
-        nodes = len({part.digest for inner in loops.walk(body) for e in _expressions(inner) for part in s.walk(e)})
+        nodes = _node_count(body)
         unroll = 1
         if straight and reductions and nodes < _UNROLLED_BODY:
             unroll = self.vectors.unroll

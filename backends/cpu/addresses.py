@@ -250,7 +250,7 @@ class AddressRenderer:
         if isinstance(atom, Opaque):
             assert isinstance(atom.value, Scalar) and atom.value.dtype == I64, f"index {atom} is no i64"
             known = known_constant(atom.value)
-            return (int(known), 0) if known is not None else (self.value(atom.value), self.frames[-1].depth)
+            return (int(known), 0) if known is not None else (self.index_value(atom.value), self.frames[-1].depth)
         if isinstance(atom, Quotient):
             return self._quotient(atom)
         operands = [self._dim(operand) for operand in atom.operands]
@@ -321,6 +321,6 @@ class AddressRenderer:
         assert lanes == buffer.lanes, f"register {buffer} of {buffer.lanes} lanes used with {lanes}"
         return found.slots[index], found.type
 
-    def value(self, scalar: Scalar) -> str:
-        """The value of an expression as an operand, without its type."""
+    def index_value(self, scalar: Scalar) -> str:
+        """The run-time value of an index."""
         raise NotImplementedError

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ...ir.loops import Kernel
 from ...ir.program import Program
 from ...ir.target import Target
+
 try:
     from ...passes.math import expand_kernel
 except ImportError:  # TEMPORARY until passes.math lands

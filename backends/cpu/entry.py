@@ -13,8 +13,8 @@ from ...ir.dims import Dim, Sum, symbols
 from ...ir.dtypes import DType
 from ...ir.program import ALIGNMENT, ArenaSlot, Assign, Bind, Choose, Place, Program, Repeat, Run, Step, Steps, walk
 from ...ir.target import Target
-from .expressions import ModuleText, Value
 from .addresses import quoted
+from .expressions import ModuleText, Value
 from .llvm import THREADS, FunctionRenderer
 
 

@@ -82,6 +82,7 @@ class ExpressionRenderer(AddressRenderer):
         super().__init__(module)
         self._values: dict[int, tuple[Scalar, str]] = {}
         self._half_bits: dict[str, str] = {}
+        self._is_guarded = False  # whether the expression that is being rendered is free of unsafe selects
 
     def begin_statement(self) -> None:
         """Forgets loaded values: the last statement may have changed memory."""
@@ -92,7 +93,13 @@ class ExpressionRenderer(AddressRenderer):
         found = self.module.guarded.get(id(root))
         if found is None:
             found = self.module.guarded[id(root)] = (root, guard_loads(root))
-        return self.value(found[1])
+        before, self._is_guarded = self._is_guarded, True
+        result = self.value(found[1])
+        self._is_guarded = before
+        return result
+
+    def index_value(self, scalar: Scalar) -> str:
+        return self.value(scalar) if self._is_guarded else self.expression(scalar)
 
     def value(self, scalar: Scalar) -> str:
         """The value as an operand, without its type."""
@@ -161,7 +168,8 @@ class ExpressionRenderer(AddressRenderer):
             if not dtype.is_float:
                 return self.intrinsic(f"{'s' if dtype.kind == 'int' else 'u'}{op}", kind, a, b)
             # NaN propagates; which zero of two is given is left open (nsz), as x86 has no instruction that tells.
-            return self.emit(f"call nsz {kind} @llvm.{op}imum.{mangled(kind)}({kind} {a}, {kind} {b})")
+            # An accumulator is usually on the left; x86 checks its first operand, so that the chain stays short.
+            return self.emit(f"call nsz {kind} @llvm.{op}imum.{mangled(kind)}({kind} {b}, {kind} {a})")
         table = _FLOAT_OPS if dtype.is_float else _SIGNED_OPS if dtype.kind == "int" else _UNSIGNED_OPS
         assert op in table, f"{op} of {dtype}"
         return self.emit(f"{table[op]} {kind} {a}, {b}")

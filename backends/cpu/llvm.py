@@ -129,7 +129,7 @@ class FunctionRenderer(ExpressionRenderer):
 
     # Statements
 
-    def block(self, statements: k.Block, depth: int = 0, **symbols: tuple[Value, int]) -> None:
+    def block(self, statements: k.Block, depth: int = 0, /, **symbols: tuple[Value, int]) -> None:
         """Statements in a frame of their own; `depth` counts the loops entered with it."""
         self.frames.append(Frame(self.frames[-1].depth + depth, dict(symbols)))
         for statement in statements:

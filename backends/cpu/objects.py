@@ -116,8 +116,14 @@ def compile_objects(
     """
     cache = cache or ObjectCache.default()
     machine = target_machine(target)
-    recipe = [llvmlite.__version__, worker.PIPELINE, target.triple, target.cpu, target.features]
-    keys = [_digest("\0".join([*recipe, text]).encode()).hex() for _, text in modules]
+    # Besides the text, an object depends on LLVM, on what the worker asks of it, and on the target.
+    recipe = [llvmlite.__version__, Path(worker.__file__).read_text(), target.triple, target.cpu, target.features]
+    start = hashlib.blake2b("\0".join(recipe).encode(), digest_size=16)
+    keys = []
+    for _, text in modules:
+        state = start.copy()
+        state.update(text.encode())
+        keys.append(state.hexdigest())
     found: dict[str, bytes] = {}
     missing: dict[str, tuple[str, str]] = {}
     for key, module in zip(keys, modules, strict=True):

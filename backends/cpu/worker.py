@@ -13,9 +13,6 @@ from typing import BinaryIO
 
 from llvmlite import binding
 
-# What of LLVM's work is not in the IR text, so that cached objects know how they came to be.
-PIPELINE = "O2 without loop and SLP vectorisation, interleaving, unrolling; pic, small code model"
-
 
 def create_machine(triple: str, cpu: str, features: str) -> binding.TargetMachine:
     """A generator of position-independent code, to be loaded here or linked. RuntimeError where LLVM has none."""
@@ -31,6 +28,8 @@ def optimize(ir_text: str, machine: binding.TargetMachine) -> binding.ModuleRef:
     Raises RuntimeError where the text is not valid.
     """
     module = binding.parse_assembly(ir_text)
+    module.triple = machine.triple
+    module.data_layout = str(machine.target_data)
     module.verify()
     options = binding.create_pipeline_tuning_options(speed_level=2)
     options.loop_vectorization = options.slp_vectorization = False

@@ -44,7 +44,7 @@ class Context:
 
     def fresh(self, stem: str, upper: Dim | None = None) -> Dim:
         """A symbol for a size that only the run tells, named after the first output."""
-        return symbol(f"{identifier(self.outputs[0])}_{stem}", 0, upper)
+        return symbol(f"{self.mark}{identifier(self.outputs[0])}_{stem}", 0, upper)
 
 
 def identifier(name: str) -> str:

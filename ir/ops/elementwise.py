@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..dtypes import BOOL, F32, F64, DType
+from ..dtypes import BOOL, BY_NAME, F32, F64, U8, U32, DType
 from ..errors import UnsupportedError
 from ..functions import (
     absolute,
@@ -42,11 +42,13 @@ from ..functions import (
     tanh,
     where,
 )  # fmt: skip
-from ..scalars import Scalar, const
+from ..scalars import Scalar, bitcast, const
 from ..tensors import Tensor, elementwise
 from .declare import Registry
 
 declare = Registry()
+
+E8M0 = BY_NAME["f8e8m0"]
 
 for _name, _function in {
     "Exp": exp, "Log": log, "Tanh": tanh, "Erf": erf, "Sin": sin, "Cos": cos, "Tan": tan, "Asin": asin, "Acos": acos,
@@ -227,10 +229,37 @@ def mean(*operands: Tensor) -> Tensor:
     return total / float(len(operands))
 
 
-def converted(x: Scalar, to: DType, saturate: bool = True) -> Scalar:
+def _as_power_of_two(x: Scalar, saturate: bool, round_mode: str) -> Scalar:
+    """The float8 of an exponent alone (e8m0) nearest to |x|, at or above it ("up"), or at or below ("down")."""
+    bits = bitcast(cast(x, F32), U32)
+    exponent, fraction = shift_right(bits, 23) & 0xFF, bits & 0x7FFFFF
+    half = 0x400000
+    more = {
+        "up": fraction > 0,
+        "nearest": (fraction > half) | (fraction.equal(half) & (exponent > 0)),
+        "down": const(False, BOOL),
+    }[round_mode]
+    rounded = where(more & (exponent < (0xFE if saturate else 0xFF)), exponent + 1, exponent)
+    return bitcast(cast(rounded, U8), E8M0)
+
+
+def _power_of_two(x: Scalar) -> Scalar:
+    """The f32 that an e8m0 stands for."""
+    exponent = cast(bitcast(x, U8), U32)
+    bits = where(exponent.equal(0xFF), 0x7FC00000, where(exponent.equal(0), 0x400000, shift_left(exponent, 23)))
+    return bitcast(bits, F32)
+
+
+def converted(x: Scalar, to: DType, saturate: bool = True, round_mode: str = "up") -> Scalar:
     """x in another type; what exceeds a float8 becomes its greatest value where `saturate`."""
     if "string" in (to.kind, x.dtype.kind):
         raise UnsupportedError("conversion between text and numbers is not compiled")
+    if x.dtype == to:
+        return x
+    if x.dtype == E8M0:
+        x = _power_of_two(x)
+    if to == E8M0:
+        return _as_power_of_two(x, saturate, round_mode)
     if to.is_float and to.bits == 8:
         x = x if x.dtype.is_float else cast(x, F32)
         if saturate:
@@ -240,7 +269,7 @@ def converted(x: Scalar, to: DType, saturate: bool = True) -> Scalar:
 
 @declare.pointwise("Cast")
 def cast_(x: Scalar, *, to: DType, saturate: int = 1, round_mode: str = "up") -> Scalar:
-    return converted(x, to, bool(saturate))
+    return converted(x, to, bool(saturate), round_mode)
 
 
 @declare.pointwise("IsInf")

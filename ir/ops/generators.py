@@ -77,7 +77,7 @@ def eye_like(x: Tensor, *, dtype: DType | None = None, k: int = 0) -> Tensor:
 
 @declare.op("CastLike")
 def cast_like(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
-    return compute(x.shape, like.dtype, lambda *i: converted(x.at(i), like.dtype, bool(saturate)), x)
+    return compute(x.shape, like.dtype, lambda *i: converted(x.at(i), like.dtype, bool(saturate), round_mode), x)
 
 
 @declare.op("BitCast")

@@ -1,0 +1,106 @@
+"""What explicit kernels share: a body made into a call, loops over the indices of a shape, registers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ....ir import loops as k
+from ....ir import scalars as s
+from ....ir.dims import Dim, product, symbol
+from ....ir.dtypes import I64, DType
+from ....ir.errors import UnsupportedError
+from ....ir.loops import Define, For, Kernel, Let, Statement, Store, free_sizes
+from ....ir.ops import REGISTRY
+from ....ir.scalars import Buffer, Scalar, ScalarLike
+from ....ir.tensors import Indices, Tensor, unflatten
+from ....passes.regions import Call, Region
+from .register_tile import used_buffers
+
+# Elements below which sharing a loop among threads costs more than it saves.
+PARALLEL_ELEMENTS = 16384
+
+
+def attribute(region: Region, name: str) -> Any:
+    """An attribute of the region's anchor; its declared default where the model gives none."""
+    assert region.anchor is not None
+    found = region.anchor.attributes.get(name)
+    return REGISTRY[region.anchor.op].attributes[name].default if found is None else found
+
+
+def operand(region: Region, position: int) -> Tensor | None:
+    """An operand of the region's anchor, None where it is absent."""
+    return region.operands[position] if position < len(region.operands) else None
+
+
+def present(region: Region, position: int) -> Tensor:
+    """An operand that cannot be absent."""
+    found = operand(region, position)
+    assert found is not None, f"{region.name} lacks its operand {position}"
+    return found
+
+
+def call(region: Region, name: str, body: Sequence[Statement], scratch: Sequence[Buffer] = ()) -> Call:
+    """A call of the kernel with this body, on the region's buffers and the `scratch` that it uses."""
+    block = tuple(body)
+    parameters = used_buffers(block, (*region.buffers, *scratch))
+    written = {statement.buffer.name for statement in k.walk(block) if isinstance(statement, Store)}
+    outputs = tuple(p.name for p in parameters if p.name in written)
+    kernel = Kernel(name, parameters, outputs, free_sizes(block, parameters), block, region.origin)
+    return Call(kernel, tuple(p.name for p in parameters), tuple(symbol(n, None) for n in kernel.sizes))
+
+
+def over(
+    shape: Sequence[Dim], body: Callable[[Indices], Sequence[Statement]], stem: str, kind: str = "serial"
+) -> Statement:
+    """The body for every index tuple of a shape, in row-major order, by one loop."""
+    total = product(shape)
+    flat = k.index_symbol(f"{stem}_at", total)
+    indices: list[Dim] = []
+    lets: list[Statement] = []
+    for axis, index in enumerate(unflatten(flat, shape)):
+        if isinstance(index, int) or shape[axis] == 1:
+            indices.append(0)
+            continue
+        lets.append(Let(f"{stem}_{axis}", index))
+        indices.append(k.index_symbol(f"{stem}_{axis}", shape[axis]))
+    shared = kind == "parallel" and isinstance(total, int) and total < PARALLEL_ELEMENTS
+    return For(f"{stem}_at", total, (*lets, *body(tuple(indices))), "serial" if shared else kind)
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A scalar in a register that statements change."""
+
+    name: str
+    dtype: DType = I64
+
+    @property
+    def buffer(self) -> Buffer:
+        return Buffer(self.name, self.dtype, 1, "register")
+
+    @property
+    def value(self) -> Scalar:
+        return s.load(self.buffer, 0)
+
+    def index(self, upper: Dim | None = None, lower: int | None = 0) -> Dim:
+        """The value as an index; what is stated of it must hold wherever the index is used."""
+        return s.as_dim(self.value, lower, upper)
+
+    def define(self, value: ScalarLike) -> Statement:
+        return Define(self.buffer, s.as_scalar(value, self.dtype))
+
+    def set(self, value: ScalarLike) -> Statement:
+        return Store(self.buffer, 0, s.as_scalar(value, self.dtype))
+
+    def add(self, value: ScalarLike) -> Statement:
+        return self.set(self.value + value)
+
+
+def arithmetic_type(region: Region, dtype: DType) -> DType:
+    """`dtype` where the kernels can compute with it; UnsupportedError for text and other types without arithmetic."""
+    if dtype.kind in ("float", "int", "uint", "bool") and dtype.bits >= 8:
+        return dtype
+    assert region.anchor is not None
+    raise UnsupportedError(f"{region.anchor.where}: elements of type {dtype} are not compiled")
