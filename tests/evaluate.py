@@ -138,7 +138,7 @@ class _Frame:
         if isinstance(node, s.Fma):
             return operands[0] * operands[1] + operands[2]
         if isinstance(node, s.Bitcast):
-            return operands[0].view(node.dtype.numpy)
+            return np.ascontiguousarray(operands[0]).view(node.dtype.numpy).reshape(np.shape(operands[0]))
         assert isinstance(node, s.Cast), type(node).__name__
         return convert(operands[0], node.operand.dtype, node.dtype)
 

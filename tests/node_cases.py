@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -12,12 +13,14 @@ import onnx
 from evaluate import evaluate_tensor
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
-from onnxc.ir.dims import Dim, evaluate, symbol
+from onnx.reference import ReferenceEvaluator
+from onnxc.ir.dims import Dim, as_symbol, evaluate, symbol
 from onnxc.ir.dtypes import BY_ONNX, of_numpy
 from onnxc.ir.graph import Constant, TensorType, Value
 from onnxc.ir.infer import Inference
 from onnxc.ir.tensors import Tensor
 
+RANDOM = ("Bernoulli",)
 DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type", "precision", "output_datatype")
 
 
@@ -52,6 +55,7 @@ class Evaluation:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     bindings: dict[str, int] = field(default_factory=dict)
+    opsets: Sequence[onnx.OperatorSetIdProto] = ()
 
     def add_input(self, name: str, array: np.ndarray, known: bool) -> None:
         """An input: `known` at compile time, or only its type; symbolic where that is asked for."""
@@ -85,10 +89,33 @@ class Evaluation:
             if not name:
                 continue
             assert isinstance(tensor, Tensor) and isinstance(type, TensorType)
-            array = evaluate_tensor(tensor, self.arrays, self.bindings)
+            if tensor.kind == "opaque":
+                array = self.reference(node, outputs.index(name))
+                self.bind(type, array)
+            else:
+                array = evaluate_tensor(tensor, self.arrays, self.bindings)
             self.check_known(name, array, tensor)
             self.arrays[name] = array
             self.values[name] = Value(name, type)
+
+    def reference(self, node: onnx.NodeProto, output: int) -> np.ndarray:
+        """An output that has no definition by elements."""
+        graph = onnx.helper.make_graph([node], "node", [], [])
+        graph.input.extend(onnx.ValueInfoProto(name=name) for name in node.input if name)
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in node.output if name)
+        evaluator = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=self.opsets))
+        feeds = {name: self.arrays[name] for name in node.input if name}
+        return np.asarray(evaluator.run([node.output[output]], feeds)[0])
+
+    def bind(self, type: TensorType, array: np.ndarray) -> None:
+        """Gives new size symbols the values that the array shows; its type must be the inferred one."""
+        for dim, size in zip(type.shape, array.shape, strict=True):
+            symbol = as_symbol(dim)
+            if symbol is not None and symbol.name not in self.bindings:
+                assert symbol.upper is None or size <= evaluate(symbol.upper, self.bindings)
+                self.bindings[symbol.name] = size
+        assert tuple(evaluate(dim, self.bindings) for dim in type.shape) == array.shape, f"{type} for {array.shape}"
+        assert of_numpy(array.dtype) == type.dtype
 
     def check_known(self, name: str, array: np.ndarray, tensor: Tensor) -> None:
         """What inference claims to know of the values must be true of them."""
@@ -127,7 +154,7 @@ def run_case(case: Any, symbolic: bool = False) -> None:
     graph = case.model.graph
     wanted = static_inputs(graph)
     for inputs, expected in case.data_sets:
-        evaluation = Evaluation(symbolic)
+        evaluation = Evaluation(symbolic, opsets=case.model.opset_import)
         for info, array in zip(graph.input, inputs, strict=False):
             evaluation.add_input(info.name, as_array(array), info.name in wanted)
         for initializer in graph.initializer:
@@ -150,7 +177,15 @@ def as_array(data: Any) -> np.ndarray:
 def compare(actual: np.ndarray, expected: np.ndarray, case: Any) -> None:
     assert actual.dtype == expected.dtype, f"{actual.dtype} instead of {expected.dtype}"
     assert actual.shape == expected.shape, f"{actual.shape} instead of {expected.shape}"
+    if all(node.op_type in RANDOM for node in case.model.graph.node):
+        return
     if actual.dtype.kind in "iub":
         np.testing.assert_array_equal(actual, expected)
         return
-    np.testing.assert_allclose(actual.astype(np.float64), expected.astype(np.float64), case.rtol, case.atol)
+    # Results that are zero but for rounding differ by it: as f32 does beside the greatest element.
+    finite = np.abs(expected.astype(np.float64))
+    finite = finite[np.isfinite(finite)]
+    noise = 1e-6 * finite.max() if finite.size and expected.dtype.itemsize >= 4 else 0
+    np.testing.assert_allclose(
+        actual.astype(np.float64), expected.astype(np.float64), case.rtol, max(case.atol, noise), equal_nan=True
+    )

@@ -46,6 +46,10 @@ def range_(
         dtype = given.dtype
     elif dtype is None:
         dtype = F32 if isinstance(first, float) else I64
+    # Exporters count in floats too: whole numbers stay exact sizes.
+    first, stop, step = (
+        int(v) if isinstance(v, float) and v.is_integer() and abs(v) < 1 << 24 else v for v in (first, stop, step)
+    )
     if all(isinstance(value, int | Sum) for value in (first, stop, step)):
         if known_le(1, step):
             count = ceildiv(stop - first, step)
