@@ -159,6 +159,8 @@ class _Fusion:
         node = self.nodes[i]
         if len(group.members) + len(other.members) > self.max_members:
             return False
+        if "map" not in (group.kind, other.kind) and (group.kind, other.kind) != ("rows", "rows"):
+            return False
         if len(self._inputs(group.members + other.members)) > self.max_inputs:
             return False
         shared = [value for value in node.operands if self.index.get(value) == producer]
@@ -223,12 +225,13 @@ class _Fusion:
         return bool(where) and all([d for d in found if d != 0] == own for found in where)
 
     def _merge(self, other: _Group, group: _Group, access: Access) -> None:
+        """Moves the members of `group` into `other`; what reduces or contracts decides the domain of both."""
+        if other.kind == "map" and group.kind != "map":
+            other.kind, other.domain, other.rows = group.kind, group.domain, group.rows
+        elif group.kind == "map" and access.kind == "map" and other.kind in ("map", "heavy", "window"):
+            other.domain = self.nodes[group.members[-1]].outputs[0].shape
         other.members = sorted(other.members + group.members)
         other.clones += [clone for clone in group.clones if clone not in other.clones]
-        if group.kind == "rows" and other.kind == "map":
-            other.kind, other.domain, other.rows = "rows", group.domain, group.rows
-        elif other.kind in ("map", "heavy") and access.kind == "map":
-            other.domain = self.nodes[group.members[-1]].outputs[0].shape
         for member in group.members:
             self.group_of[member] = other
 
