@@ -312,7 +312,7 @@ def _simple_power(x: Scalar, exponent: s.Number | None) -> Scalar | None:
     }
     if exponent in direct:
         return direct[exponent]()
-    if x.dtype == F32 and exponent == int(exponent) and 0 < abs(exponent) <= 16:
+    if x.dtype == F32 and 0 < abs(exponent) <= 16 and exponent == int(exponent):
         wide = s.cast(x, F64)
         power = _repeated(wide, int(abs(exponent)))
         return s.cast(power if exponent > 0 else 1 / power, F32)

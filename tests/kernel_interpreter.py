@@ -21,7 +21,7 @@ from onnxc.ir.scalars import Scalar
 
 Array = npt.NDArray[Any]
 
-_MATH: Mapping[str, Callable[[Array], Array]] = {
+MATH: Mapping[str, Callable[[Array], Array]] = {
     "exp": np.exp, "log": np.log, "tanh": np.tanh, "sin": np.sin, "cos": np.cos, "tan": np.tan, "sinh": np.sinh,
     "cosh": np.cosh, "log1p": np.log1p, "expm1": np.expm1, "exp2": np.exp2, "log2": np.log2, "asin": np.arcsin,
     "acos": np.arccos, "atan": np.arctan, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
@@ -297,7 +297,7 @@ class Interpreter:
     def _combine(self, scalar: Scalar, parts: list[Array], dtype: np.dtype[np.generic]) -> Array:
         if isinstance(scalar, s.Unary):
             if scalar.op in s.MATH:
-                return _MATH[scalar.op](parts[0].astype(np.float64)).astype(dtype)
+                return MATH[scalar.op](parts[0].astype(np.float64)).astype(dtype)
             return _UNARY[scalar.op](parts[0]).astype(dtype)
         if isinstance(scalar, s.Binary):
             return _binary(scalar.op, *parts)
