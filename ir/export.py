@@ -15,6 +15,7 @@ from .errors import UnsupportedError
 from .export_sizes import Sizes
 from .graph import Attribute, Constant, Graph, Node, OptionalType, SequenceType, TensorType, Type, Value
 from .ops import REGISTRY
+from .ops.declare import CHANNELS_LAST
 
 IR_VERSION = 10
 """The IR version written at least; opsets above 22 ask for a later one."""
@@ -102,20 +103,24 @@ def with_static_operands(node: Node) -> tuple[Node, dict[Value, tuple[Attribute,
         if elements is None:
             continue
         assert isinstance(elements, tuple)
-        dtype = F32 if elements and all(isinstance(element, float) for element in elements) else I64
-        rank = 0 if (node.op, parameter.name) in SCALAR_OPERANDS else 1
+        is_float = any(isinstance(element, float) for element in elements)
+        dtype = attributes.get("dtype") if node.op == "Range" else F32 if is_float else I64
+        assert isinstance(dtype, DType)
+        rank = 0 if node.op in SCALAR_OPERANDS else 1
         value = Value(f"{node.outputs[0].name}~{parameter.name}", TensorType(dtype, (len(elements),) * rank))
         inputs += [None] * (position + 1 - len(inputs))
         inputs[position], contents[value] = value, elements
+    if node.op == "Range" and contents:
+        del attributes["dtype"]
     if node.op == "Reshape" and any(isinstance(element, Sum) for dims in contents.values() for element in dims):
         attributes["allowzero"] = 1  # a size that is 0 at run time is that, not a copy of the operand's
     return replace(node, inputs=tuple(inputs), attributes=attributes), contents
 
 
 SCALAR_OPERANDS = frozenset(
-    {("Trilu", "k"), ("CumSum", "axis"), ("CumProd", "axis"), ("DFT", "axis"), ("OneHot", "depth")}
+    ("Trilu", "CumSum", "CumProd", "DFT", "STFT", "MelWeightMatrix", "Range", "OneHot", "Dropout")
 )
-"""Static operands that ONNX wants as scalars."""
+"""Operators whose static operands ONNX wants as scalars, not as vectors."""
 
 
 def node_to_onnx(node: Node, sizes: Sizes | None = None) -> list[NodeProto]:
@@ -141,6 +146,8 @@ def node_to_onnx(node: Node, sizes: Sizes | None = None) -> list[NodeProto]:
                 for inner, outer in zip(inlined.outputs, node.outputs, strict=True)
             ),
         ]
+    if node.attributes.get("layout") == CHANNELS_LAST:
+        return _channels_last_to_onnx(node, sizes)
     node, contents = with_static_operands(node)
     for value, elements in contents.items():
         _write_static(value, elements, sizes)
@@ -151,6 +158,28 @@ def node_to_onnx(node: Node, sizes: Sizes | None = None) -> list[NodeProto]:
     for key, region in node.regions.items():
         proto.attribute.append(onnx.helper.make_attribute(key, graph_to_onnx(region, sizes)))
     return [*sizes.take(), proto]
+
+
+def _channels_last_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:
+    """The operator on channels-first images, between transposes."""
+    (image, *others), plain = node.inputs, dict(node.attributes)
+    assert image is not None
+    del plain["layout"]
+    rank = image.tensor.rank
+    to_first, to_last = [0, rank - 1, *range(1, rank - 1)], [0, *range(2, rank), 1]
+
+    def first(value: Value, name: str) -> Value:
+        return Value(name, TensorType(value.dtype, tuple(value.shape[axis] for axis in to_first)))
+
+    source = first(image, f"{node.outputs[0].name}~image")
+    results = tuple(first(value, f"{value.name}~first") for value in node.outputs)
+    inner = replace(node, inputs=(source, *others), outputs=results, attributes=plain)
+    before = onnx.helper.make_node("Transpose", [image.name], [source.name], perm=to_first)
+    after = [
+        onnx.helper.make_node("Transpose", [result.name], [value.name], perm=to_last)
+        for result, value in zip(results, node.outputs, strict=True)
+    ]
+    return [before, *node_to_onnx(inner, sizes), *after]
 
 
 def _write_static(value: Value, elements: tuple[Attribute, ...], sizes: Sizes) -> None:
@@ -262,7 +291,9 @@ def to_onnx(graph: Graph) -> ModelProto:
     opsets = {"": LEAST_OPSET}
     for node in graph.walk():
         domain = split_operator(node.op)[0]
-        opsets[domain] = max(opsets.get(domain, 1), _opset_of(with_static_operands(node)[0]))
+        plain = {name: value for name, value in node.attributes.items() if value != CHANNELS_LAST}
+        plain_node = with_static_operands(replace(node, attributes=plain))[0]
+        opsets[domain] = max(opsets.get(domain, 1), _opset_of(plain_node))
     proto = onnx.helper.make_model(graph_to_onnx(graph), producer_name="onnxc")
     _drop_repeated_names(proto.graph, set())
     del proto.opset_import[:]

@@ -85,6 +85,8 @@ class Canonicalizer(Rewriter):
                 inputs[position], attributes[name] = None, elements
         while inputs and inputs[-1] is None:
             inputs.pop()
+        if node.op == "Range" and inputs != list(node.inputs):
+            attributes["dtype"] = node.output.dtype  # it is that of the operands
         changed = replace(node, inputs=tuple(inputs), attributes=attributes)
         if changed == node or not self.same_element_types(operator, changed):
             return node
@@ -301,10 +303,20 @@ def _reduced_over_ones(rewriter: Rewriter, node: Node) -> Node | None:
     return _reshape(rewriter, node) if same else None
 
 
+def _resize(_: Rewriter, node: Node) -> Node | None:
+    """Without the operands that older exporters give as empty, and without a region that is not looked at."""
+    crops = node.attributes.get("coordinate_transformation_mode") == "tf_crop_and_resize"
+    absent = {name for name in ("roi", "scales", "sizes") if node.attributes.get(name) == ()}
+    absent |= set() if crops else {"roi"}
+    kept = {name: value for name, value in node.attributes.items() if name not in absent}
+    return None if len(kept) == len(node.attributes) else replace(node, attributes=kept)
+
+
 BECOMES: dict[str, Becomes] = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
     **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd"), _reduced_over_ones),
     **dict.fromkeys(("Add", "Mul", "Min", "Max", "Equal", "And", "Or", "Xor"), _constant_right),
     **dict.fromkeys(("BitwiseAnd", "BitwiseOr", "BitwiseXor"), _constant_right),
     "Expand": _expand, "Transpose": _transpose, "Concat": _concat, "Sum": _sum, "Cast": _cast,
+    "Resize": _resize,
 }  # fmt: skip

@@ -161,7 +161,7 @@ def per_channel(values: Tensor, rank: int) -> Tensor:
     return view(values, (*values.shape, *(1,) * (rank - 2)), lambda c, *_: (c,))
 
 
-@declare.op("Conv", heavy=True)
+@declare.op("Conv", heavy=True, spatial=True)
 def conv(
     x: Tensor,
     w: Tensor,
@@ -184,7 +184,7 @@ def conv(
     return cast(total, x.dtype)
 
 
-@declare.op("ConvTranspose", heavy=True)
+@declare.op("ConvTranspose", heavy=True, spatial=True)
 def conv_transpose(
     x: Tensor,
     w: Tensor,

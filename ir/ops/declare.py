@@ -17,12 +17,15 @@ from ..dims import Dim, symbol
 from ..errors import UnsupportedError
 from ..graph import Type
 from ..scalars import Scalar
-from ..tensors import Tensor, elementwise
+from ..tensors import Tensor, elementwise, view
 
 Definition = TypeVar("Definition", bound=Callable[..., Any])
 ScalarDefinition = TypeVar("ScalarDefinition", bound=Callable[..., Scalar])
 Static: TypeAlias = tuple[Any, ...]
 """The elements of an operand that decides the shape of the result: dims, or numbers of a float operand."""
+
+CHANNELS_LAST = "channels_last"
+"""The attribute `layout` of spatial operators whose images are stored as [N, *spatial, C]."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Operator:
     `static` names the operands whose values decide shapes: the definition gets them as a tuple of dims (or numbers),
     None where absent. `heavy` marks contractions that have schedules and anchor a fused group. `movement` says that
     every output element is one input element. `pointwise` that output element i depends on operand elements i alone.
+    `spatial` that operand 0 and the outputs are images [N, C, *spatial], which the attribute `layout` = "channels_last"
+    says to be stored as [N, *spatial, C]; all else that the operator means stays the same.
     """
 
     name: str
@@ -67,6 +72,7 @@ class Operator:
     heavy: bool = False
     movement: bool = False
     pointwise: bool = False
+    spatial: bool = False
 
     @property
     def parameters(self) -> list[inspect.Parameter]:
@@ -89,6 +95,8 @@ class Operator:
         self, operands: Sequence[Any], attributes: Mapping[str, Any], context: Context | None = None
     ) -> tuple[Tensor | Type, ...]:
         """The outputs for the given operands (tensors; tuples for static ones; None where absent)."""
+        if self.spatial and "layout" in attributes:
+            return self._channels_last(operands, attributes, context)
         declared = self.attributes
         keywords = {}
         static_names = set(self.static)
@@ -120,6 +128,33 @@ class Operator:
             result = self.define(*arguments, **keywords)
         return result if isinstance(result, tuple) else (result,)
 
+    def _channels_last(
+        self, operands: Sequence[Any], attributes: Mapping[str, Any], context: Context | None
+    ) -> tuple[Tensor | Type, ...]:
+        if attributes["layout"] != CHANNELS_LAST:
+            raise UnsupportedError(
+                f"{self.name} has the layout {attributes['layout']!r}, there is {CHANNELS_LAST!r} only"
+            )
+        plain = {name: value for name, value in attributes.items() if name != "layout"}
+        image = operands[0]
+        last, spatial = image.rank - 1, range(1, image.rank - 1)
+        first = view(
+            image,
+            (image.shape[0], image.shape[last], *image.shape[1:last]),
+            lambda n, c, *where: (n, *where, c),
+        )
+        outputs = self((first, *operands[1:]), plain, context)
+        return tuple(
+            view(
+                output,
+                (output.shape[0], *(output.shape[1 + axis] for axis in spatial), output.shape[1]),
+                lambda n, *where: (n, where[-1], *where[:-1]),
+            )
+            if isinstance(output, Tensor)
+            else output
+            for output in outputs
+        )
+
 
 class Registry:
     """Collects the declarations of one file (`declare = Registry()`); `ir.ops` joins all files' registries."""
@@ -132,13 +167,18 @@ class Registry:
         return MappingProxyType(self._operators)
 
     def op(
-        self, *names: str, static: Sequence[str] = (), heavy: bool = False, movement: bool = False
+        self,
+        *names: str,
+        static: Sequence[str] = (),
+        heavy: bool = False,
+        movement: bool = False,
+        spatial: bool = False,
     ) -> Callable[[Definition], Definition]:
         """Declares operators by a function of tensors: positional parameters are operands, keyword-only attributes."""
 
         def register(function: Definition) -> Definition:
             for name in names:
-                self._operators[name] = Operator(name, function, tuple(static), heavy, movement)
+                self._operators[name] = Operator(name, function, tuple(static), heavy, movement, spatial=spatial)
             return function
 
         return register

@@ -186,19 +186,20 @@ def slice_bounds(start: Dim, end: Dim, step: int, extent: Dim) -> tuple[Dim, Dim
         return first, ceildiv(length, step)
     # Backwards: positions from `first` down to `stop`, exclusive; -1 stands before the first element.
     unbounded = isinstance(start, int) and start >= UNBOUNDED
-    first = extent - 1 if unbounded else dim_min(_back(start, extent), extent - 1)
+    first = extent - 1 if unbounded else dim_min(_counted(start, extent, 0), extent - 1)
     all_down = isinstance(end, int) and end <= -UNBOUNDED
-    stop = -1 if all_down else dim_min(_back(end, extent), extent - 1)
+    stop = -1 if all_down else dim_min(_counted(end, extent, -1), extent - 1)
     length = first - stop
     return first, ceildiv(length if stop == -1 else dim_max(0, length), -step)
 
 
-def _back(position: Dim, extent: Dim) -> Dim:
+def _counted(position: Dim, extent: Dim, least: int) -> Dim:
+    """A slice bound counted from the front, `least` where it lies before that."""
     if known_le(0, position):
         return position
     if known_le(position + 1, 0):
-        return dim_max(-1, position + extent)
-    return dim_max(-1, position + extent * dim_min(1, dim_max(0, -position)))
+        return dim_max(least, position + extent)
+    return dim_max(least, position + extent * dim_min(1, dim_max(0, -position)))
 
 
 @declare.op("Slice", static=("starts", "ends", "axes", "steps"), movement=True)
@@ -268,7 +269,7 @@ def border_index(position: Dim, extent: Dim, mode: str) -> Dim:
     return dim_min(position, turn - position)
 
 
-@declare.op("DepthToSpace", movement=True)
+@declare.op("DepthToSpace", movement=True, spatial=True)
 def depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     """[N, C*b*b, H, W] -> [N, C, H*b, W*b]; the block position stands before (DCR) or after (CRD) the channel."""
     n, c, h, w = x.shape
@@ -283,7 +284,7 @@ def depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     return view(x, (n, channels, h * b, w * b), source)
 
 
-@declare.op("SpaceToDepth", movement=True)
+@declare.op("SpaceToDepth", movement=True, spatial=True)
 def space_to_depth(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     """[N, C, H*b, W*b] -> [N, C*b*b, H, W], the inverse of DepthToSpace of the same mode."""
     n, c, h, w = x.shape

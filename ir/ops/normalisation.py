@@ -26,7 +26,7 @@ from .reduction import divided, reduce_mean, reduce_sum, widened
 declare = Registry()
 
 
-@declare.op("BatchNormalization")
+@declare.op("BatchNormalization", spatial=True)
 def batch_normalization(
     x: Tensor,
     scale: Tensor,
@@ -140,7 +140,7 @@ def group_statistics(x: Tensor, groups: Dim, epsilon: float) -> tuple[Tensor, Te
     return mean, 1.0 / sqrt(variance + epsilon)
 
 
-@declare.op("GroupNormalization")
+@declare.op("GroupNormalization", spatial=True)
 def group_normalization(
     x: Tensor,
     scale: Tensor,
@@ -154,7 +154,7 @@ def group_normalization(
     return _normalise_groups(cast(x, stash_type), num_groups, epsilon, scale, bias, x.dtype)
 
 
-@declare.op("InstanceNormalization")
+@declare.op("InstanceNormalization", spatial=True)
 def instance_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5) -> Tensor:
     """x [N, C, *spatial] normalised per image and channel."""
     return _normalise_groups(widened(x), x.shape[1], epsilon, scale, bias, x.dtype)
@@ -189,7 +189,7 @@ def mean_variance_normalization(x: Tensor, *, axes: Sequence[int] = (0, 2, 3)) -
     return cast(centred / (sqrt(reduce_mean(centred * centred, chosen)) + 1e-9), x.dtype)
 
 
-@declare.op("LRN")
+@declare.op("LRN", spatial=True)
 def local_response_normalization(
     x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
 ) -> Tensor:

@@ -28,7 +28,7 @@ def pooled(op: str, x: Tensor, windows: Windows, transform: Callable[[Scalar], S
     return reduce_tensor(op, (*x.shape[:2], *windows.output), x.dtype, windows.kernel, body, x)
 
 
-@declare.op("MaxPool")
+@declare.op("MaxPool", spatial=True)
 def max_pool(
     x: Tensor,
     *,
@@ -66,7 +66,7 @@ def max_pool(
     return best, compute(best.shape, I64, element, first)
 
 
-@declare.op("AveragePool")
+@declare.op("AveragePool", spatial=True)
 def average_pool(
     x: Tensor,
     *,
@@ -101,7 +101,7 @@ def _raised(value: Scalar, p: int) -> Scalar:
     return size if p == 1 else size * size if p == 2 else power(size, p)
 
 
-@declare.op("LpPool")
+@declare.op("LpPool", spatial=True)
 def lp_pool(
     x: Tensor,
     *,
@@ -118,17 +118,17 @@ def lp_pool(
     return cast(_root(pooled("add", widened(x), windows, lambda value: _raised(value, p)), p), x.dtype)
 
 
-@declare.op("GlobalAveragePool")
+@declare.op("GlobalAveragePool", spatial=True)
 def global_average_pool(x: Tensor) -> Tensor:
     return cast(reduce_mean(widened(x), tuple(range(2, x.rank))), x.dtype)
 
 
-@declare.op("GlobalMaxPool")
+@declare.op("GlobalMaxPool", spatial=True)
 def global_max_pool(x: Tensor) -> Tensor:
     return reduce_max(x, tuple(range(2, x.rank)))
 
 
-@declare.op("GlobalLpPool")
+@declare.op("GlobalLpPool", spatial=True)
 def global_lp_pool(x: Tensor, *, p: int = 2) -> Tensor:
     wide = widened(x)
     raised = compute(x.shape, wide.dtype, lambda *i: _raised(wide.at(i), p), wide)

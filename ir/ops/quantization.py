@@ -146,7 +146,7 @@ def qlinear_matmul(
     return quantized(cast(product, F32) * scale, cast(y_scale, F32), y_zero_point, y_zero_point.dtype)
 
 
-@declare.op("ConvInteger", heavy=True)
+@declare.op("ConvInteger", heavy=True, spatial=True)
 def conv_integer(
     x: Tensor,
     w: Tensor,
@@ -167,7 +167,7 @@ def conv_integer(
     return convolution(shifted(x, x_zero), shifted(w, zero), windows, group, widened_product(I32))
 
 
-@declare.op("QLinearConv", heavy=True)
+@declare.op("QLinearConv", heavy=True, spatial=True)
 def qlinear_conv(
     x: Tensor,
     x_scale: Tensor,
