@@ -53,8 +53,19 @@ class Quotient:
     numerator: Dim
     denominator: Dim
 
-    def __str__(self) -> str:
+    @cached_property
+    def _text(self) -> str:
         return f"floordiv({self.numerator}, {self.denominator})"
+
+    def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.numerator, self.denominator))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,11 @@ class Sum:
     @cached_property
     def _hash(self) -> int:
         return hash(self.terms)
+
+    @cached_property
+    def _bounds(self) -> dict[bool, tuple[int | None, int]]:
+        """Bounds found so far, lower and upper, with the depth of the search that found them."""
+        return {}
 
     def __hash__(self) -> int:
         return self._hash
@@ -146,6 +162,10 @@ class Sum:
         return modulo(other, self)
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         parts: list[str] = []
         for monomial, coefficient in sorted(self.terms, key=lambda term: (not term[0], term[1] < 0)):
             factors = [str(atom) for atom in monomial]
@@ -444,6 +464,16 @@ def _bound(dim: Dim, want_upper: bool, depth: int = 0) -> int | None:
         return dim
     if depth > 12:
         return None
+    # A failure is final for this depth and below: the search gives up by depth alone.
+    known = dim._bounds.get(want_upper)
+    if known is not None and (known[0] is not None or depth >= known[1]):
+        return known[0]
+    found = _find_bound(dim, want_upper, depth)
+    dim._bounds[want_upper] = (found, depth)
+    return found
+
+
+def _find_bound(dim: Sum, want_upper: bool, depth: int) -> int | None:
     # A remainder c*(a - n*floordiv(a, n)) lies in c*[0, n-1]: bound it as one.
     for monomial, coefficient in dim.terms:
         if len(monomial) == 1 and isinstance(monomial[0], Quotient) and isinstance(monomial[0].denominator, int):
