@@ -8,10 +8,11 @@ from ...ir.errors import UnsupportedError
 from ...ir.target import Target
 from ...passes.lower import generic
 from ...passes.regions import Lowered, Region, Schedule
-from .kernels import gemm, recurrent
+from .kernels import conv, depthwise, gemm, recurrent
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),
+    "Conv": (gemm.schedule, depthwise.schedule, conv.schedule),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), (recurrent.schedule,)),
 }
 """For an anchor's operator: the schedules to try in order, before the generic loop nest."""

@@ -16,7 +16,7 @@ import numpy as np
 from ....ir import functions as f
 from ....ir import loops as k
 from ....ir import scalars as s
-from ....ir.dims import Dim, ceildiv, dim_min, product, symbol
+from ....ir.dims import Dim, ceildiv, dim_max, dim_min, product, symbol
 from ....ir.dtypes import F32, I64
 from ....ir.errors import ModelError
 from ....ir.loops import Define, For, If, Let, Statement, Store
@@ -273,19 +273,20 @@ class _Layer:
         count = self._tile_rows()
         groups = max(1, self.target.threads // int(str(directions))) if self.batch != 1 else 1
         share = ceildiv(self.batch, groups * count) * count
-        direction, first = k.index_symbol("direction", directions), k.index_symbol("first", self.batch)
+        direction, first = k.index_symbol("direction", directions), symbol("first")  # perhaps behind the last row
         task = k.index_symbol("task", directions * groups)
         here: list[Statement] = [Let("direction", task // groups), Let("first", task % groups * share)]
         rows: Dim = self.batch
         if groups > 1:
-            here.append(Let("rows", dim_min(share, self.batch - first)))
-            rows = symbol("rows", None, share)
+            here.append(Let("rows", dim_max(0, dim_min(share, self.batch - first))))
+            rows = symbol("rows", 0, share)
         inside: list[Statement] = []
         for phase in self.phases:
             whole_blocks = self.hidden // self.lanes
             block = k.index_symbol("block", whole_blocks)
-            statements = tuple(self._rows(phase, direction, first, rows, step, block, self.lanes))
-            inside.append(For("block", whole_blocks, statements))
+            if whole_blocks:
+                statements = tuple(self._rows(phase, direction, first, rows, step, block, self.lanes))
+                inside.append(For("block", whole_blocks, statements))
             if self._left != self.lanes:
                 inside += self._rows(phase, direction, first, rows, step, whole_blocks, self._left)
         return For("task", directions * groups, (*here, For("step", self.steps, tuple(inside))), "parallel")
@@ -345,7 +346,8 @@ class _Layer:
         body: list[Statement] = [Define(total, const(0, self.dtype)) for total in sums.values()]
         whole, rest = divmod(self.hidden, copies)
         depth = k.index_symbol("depth", whole) * copies
-        body.append(For("depth", whole, tuple(st for u in range(copies) for st in step_of_sum(depth + u, u))))
+        if whole:
+            body.append(For("depth", whole, tuple(st for u in range(copies) for st in step_of_sum(depth + u, u))))
         for position in range(rest):
             body += step_of_sum(whole * copies + position, position)
         for r, unit in enumerate(units):
