@@ -163,43 +163,33 @@ def split(
     return tuple(slice_axis(x, axis, start, size) for start, size in zip(starts, sizes, strict=False))
 
 
-def _from_end(position: Dim, extent: Dim) -> Dim:
-    """A slice bound counted from the front: max(0, extent + position) where it is negative."""
-    if known_le(0, position):
-        return position
-    if known_le(position + 1, 0):
-        # Written so that a difference to the end of the axis simplifies.
-        return extent - dim_min(extent, -position)
-    is_negative = dim_min(1, dim_max(0, -position))
-    return dim_max(0, position + extent * is_negative)
-
-
-def slice_bounds(start: Dim, end: Dim, step: int, extent: Dim) -> tuple[Dim, Dim]:
-    """(first element, number of elements) of a slice of an axis, as numpy and ONNX clamp it."""
-    if step > 0:
-        unbounded = isinstance(end, int) and end >= UNBOUNDED
-        first = 0 if start == 0 else dim_min(_from_end(start, extent), extent)
-        stop = extent if unbounded or end == extent else dim_min(_from_end(end, extent), extent)
-        length = stop - first
-        if not (first == 0 or stop == extent):
-            length = dim_max(0, length)
-        return first, ceildiv(length, step)
-    # Backwards: positions from `first` down to `stop`, exclusive; -1 stands before the first element.
-    unbounded = isinstance(start, int) and start >= UNBOUNDED
-    first = extent - 1 if unbounded else dim_min(_counted(start, extent, 0), extent - 1)
-    all_down = isinstance(end, int) and end <= -UNBOUNDED
-    stop = -1 if all_down else dim_min(_counted(end, extent, -1), extent - 1)
-    length = first - stop
-    return first, ceildiv(length if stop == -1 else dim_max(0, length), -step)
-
-
-def _counted(position: Dim, extent: Dim, least: int) -> Dim:
+def _from_front(position: Dim, extent: Dim, least: int) -> Dim:
     """A slice bound counted from the front, `least` where it lies before that."""
     if known_le(0, position):
         return position
     if known_le(position + 1, 0):
-        return dim_max(least, position + extent)
-    return dim_max(least, position + extent * dim_min(1, dim_max(0, -position)))
+        # extent - min(extent, n) says the same as max(0, extent - n), but simplifies against the end of the axis.
+        return extent - dim_min(extent, -position) if least == 0 else dim_max(least, position + extent)
+    is_negative = dim_min(1, dim_max(0, -position))
+    return dim_max(least, position + extent * is_negative)
+
+
+def slice_bounds(start: Dim, end: Dim, step: int, extent: Dim) -> tuple[Dim, Dim]:
+    """(first element, number of elements) of a slice of an axis, as ONNX clamps it."""
+    # Backwards, positions go down from at most the last element; -1 stands before the first.
+    least, greatest = (0, extent) if step > 0 else (-1, extent - 1)
+
+    def clamped(position: Dim, lowest: int) -> Dim:
+        if isinstance(position, int) and abs(position) >= UNBOUNDED:
+            return greatest if position > 0 else dim_min(lowest, greatest)
+        if position == greatest or (position == -1 and step < 0):
+            return greatest
+        return dim_min(_from_front(position, extent, lowest), greatest)
+
+    first, stop = clamped(start, 0), clamped(end, least)
+    length = (stop - first) if step > 0 else (first - stop)
+    certain = (first == 0 or stop == extent) if step > 0 else stop == -1
+    return first, ceildiv(length if certain else dim_max(0, length), abs(step))
 
 
 @declare.op("Slice", static=("starts", "ends", "axes", "steps"), movement=True)

@@ -75,7 +75,7 @@ class Axis:
             span = length - q
             return (first * b * span + x * q * (last * a - first * b)) * (self.extent - 1), a * b * dim_max(1, span)
         if mode == "pytorch_half_pixel" and length == q:
-            return -1, 2
+            return 0, 1
         if mode in ("half_pixel", "pytorch_half_pixel"):
             return (2 * x + 1) * q - p, 2 * p
         raise UnsupportedError(f"coordinate_transformation_mode {mode!r}")
