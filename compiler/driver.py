@@ -79,7 +79,11 @@ def compile_model(model: Model, options: Options) -> Executable | SpecializingEx
         proto, folder = load_proto(model)
         within = replace(options, folder=folder)
         return SpecializingExecutable(
-            proto, lambda known: compile_graph(graph_of(known, within), target, within), str(error)
+            proto,
+            lambda known, shapes: compile_graph(
+                graph_of(known, replace(within, shapes={**(within.shapes or {}), **shapes})), target, within
+            ),
+            str(error),
         )
 
 

@@ -23,6 +23,7 @@ from ..ir.errors import ModelError, OnnxcError, UnsupportedError
 from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Type, Value, constant_node
 from ..ir.infer import Inference
 from ..ir.ops import REGISTRY
+from ..ir.symbolic import SymbolicValue
 from .dimensions import Symbols, input_types
 from .functions import Function, Key, call_to_onnx, domain_of, local_functions, opsets_of, schema_function
 from .lift import Body, Call, lift
@@ -44,6 +45,8 @@ from .weights import Weights, load_model
 
 class TypeRules(Protocol):
     """What the importer needs of `ir.infer.Inference`."""
+
+    values: dict[str, tuple[SymbolicValue, ...]]
 
     def define(self, value: Value, array: np.ndarray) -> None:
         """Makes the content of a constant known."""
@@ -161,6 +164,8 @@ class Importer:
 
     def _define(self, name: str) -> str:
         """`name` for its first definition; another one where an inner graph defines it again."""
+        if not isinstance(name, str):
+            raise ModelError(f"the name {name!r} is no UTF-8 text; the file is damaged")
         if name in self._defined:
             return self._names.fresh(name)
         self._defined.add(name)
@@ -293,7 +298,13 @@ class Importer:
             return {}
         types = [None if value is None else value.type for value in call.inputs]
         if call.op == "If":
-            return {name: body(()) for name, body in call.bodies.items()}
+            condition = call.inputs[0]
+            known = None if condition is None else self._rules.values.get(condition.name)
+            if known is None:
+                return {name: body(()) for name, body in call.bodies.items()}
+            # The branch that cannot be taken may not even be typed: sizes in it need not fit.
+            taken = call.bodies["then_branch" if known[0] else "else_branch"](())
+            return dict.fromkeys(call.bodies, taken)
         if call.op == "Loop":
             return {"body": self._loop_body(call.bodies["body"], _all_present(types[2:]))}
         if call.op == "Scan":

@@ -1,18 +1,18 @@
 """Models in which the value of an input decides ranks or axes: compiled anew for each such value, on demand.
 
 An axis that comes as an input cannot be a symbol, as a size can: it decides what code there is. Such a model is compiled
-when its first values are seen, with them as constants; the compiled forms are kept, the least recently used dropped.
+when its first values are seen, with them as constants; where a rank hangs on a size (a branch that squeezes an axis only
+if its size is 1), the sizes of the inputs are fixed too. The compiled forms are kept, the least recently used dropped.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -21,6 +21,8 @@ from ..ir.dtypes import BY_ONNX
 from ..ir.errors import ShapeError, ValueNeeded
 from .binding import Port
 from .executable import Executable
+
+CompileValues: TypeAlias = Callable[[onnx.ModelProto, Mapping[str, Sequence[int]]], Executable]
 
 KEPT = 16
 """Compiled forms that are kept."""
@@ -31,14 +33,14 @@ LARGEST = 64
 class SpecializingExecutable:
     """Has the interface of an Executable; `parameters` are the inputs whose values the code depends on."""
 
-    def __init__(self, model: onnx.ModelProto, compile_values: Callable[[onnx.ModelProto], Executable], reason: str) -> None:
+    def __init__(self, model: onnx.ModelProto, compile_values: CompileValues, reason: str) -> None:
         self._model = model
         self._compile = compile_values
+        self._by_shape = False
         initial = {tensor.name for tensor in model.graph.initializer}
         self._values = [value for value in model.graph.input if value.name not in initial]
         self.parameters = tuple(value.name for value in self._values if _is_small(value))
-        if not self.parameters:
-            raise ValueNeeded(reason)
+        self._reason = reason
         self._known: OrderedDict[tuple[bytes, ...], Executable] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -65,18 +67,32 @@ class SpecializingExecutable:
         if missing:
             raise ShapeError(f"inputs do not fit (missing: {', '.join(missing)})")
         arrays = {name: np.asarray(inputs[name]) for name in self.parameters}
+        others = {v.name: np.shape(inputs[v.name]) for v in self._values if v.name in inputs and v.name not in arrays}
         key = tuple(f"{a.dtype}{a.shape}".encode() + a.tobytes() for a in arrays.values())
         with self._lock:
-            found = self._known.get(key)
+            found = self._known.get((*key, repr(others).encode() if self._by_shape else b""))
             if found is None:
-                found = self._known[key] = self._compile(self._with_constants(arrays))
+                found = self._compiled(arrays, others)
+                self._known[(*key, repr(others).encode() if self._by_shape else b"")] = found
                 while len(self._known) > KEPT:
                     self._known.popitem(last=False)
-            self._known.move_to_end(key)
         return found
 
+    def _compiled(self, arrays: Mapping[str, np.ndarray], others: Mapping[str, tuple[int, ...]]) -> Executable:
+        model = self._with_constants(arrays)
+        if not self._by_shape and arrays:
+            try:
+                return self._compile(model, {})
+            except ValueNeeded:
+                pass
+        self._by_shape = True
+        return self._compile(model, others)
+
     def _with_constants(self, arrays: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-        model = copy.copy(self._model)
+        if not arrays:
+            return self._model
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
         model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
         return model
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..dims import Dim, Sum, dim_max, symbols
-from ..errors import ShapeError
+from ..errors import ShapeError, ValueNeeded
 from ..graph import Graph, TensorType, Type
 from ..tensors import normalize_axis
 from .declare import Context, Registry
@@ -40,7 +40,9 @@ class _Sizes:
         first = types[0]
         if all(isinstance(type, TensorType) for type in types):
             tensors = [type for type in types if isinstance(type, TensorType)]
-            if any(type.dtype != tensors[0].dtype or type.rank != tensors[0].rank for type in tensors):
+            if any(type.rank != tensors[0].rank for type in tensors):
+                raise ValueNeeded(f"the rank of {what} is known only at run time: {' or '.join(map(str, types))}")
+            if any(type.dtype != tensors[0].dtype for type in tensors):
                 raise ShapeError(f"{what} is {' in one case and '.join(map(str, types))} in the other")
             axes = zip(*(type.shape for type in tensors), strict=True)
             return TensorType(tensors[0].dtype, tuple(self.common(*dims) for dims in axes))
