@@ -167,6 +167,13 @@ class AddressRenderer:
         """A call of llvm.`name` on operands of one type, which is the result's."""
         return self.emit(f"call {kind} @llvm.{name}.{mangled(kind)}({', '.join(f'{kind} {o}' for o in operands)})")
 
+    def broadcast(self, element: str, value: Value, lanes: int) -> str:
+        if lanes == 1 or not str(value).startswith("%"):
+            return str(value) if lanes == 1 else f"splat ({element} {value})"
+        kind = f"<{lanes} x {element}>"
+        first = self.emit(f"insertelement {kind} poison, {element} {value}, i64 0")
+        return self.emit(f"shufflevector {kind} {first}, {kind} poison, <{lanes} x i32> zeroinitializer")
+
     # Names
 
     def find_symbol(self, name: str) -> tuple[Value, int]:

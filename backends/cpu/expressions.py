@@ -114,13 +114,6 @@ class ExpressionRenderer(AddressRenderer):
         """The value after its type."""
         return f"{register_type(scalar.dtype, scalar.lanes)} {self.value(scalar)}"
 
-    def broadcast(self, element: str, value: Value, lanes: int) -> str:
-        if lanes == 1 or not str(value).startswith("%"):
-            return str(value) if lanes == 1 else f"splat ({element} {value})"
-        kind = f"<{lanes} x {element}>"
-        first = self.emit(f"insertelement {kind} poison, {element} {value}, i64 0")
-        return self.emit(f"shufflevector {kind} {first}, {kind} poison, <{lanes} x i32> zeroinitializer")
-
     def _const(self, scalar: s.Const) -> str:
         return literal(scalar.dtype, scalar.value)
 
@@ -206,10 +199,12 @@ class ExpressionRenderer(AddressRenderer):
         if scalar.op != "lt" or not isinstance(right, s.Broadcast) or lanes == 1:
             return None
         base: Scalar | None = None
-        if isinstance(left, s.Binary) and left.op == "add" and not isinstance(left.left, s.Lanes):
-            left = s.Binary(left.dtype, lanes, "add", left.right, left.left)
-        if isinstance(left, s.Binary) and left.op == "add" and isinstance(left.right, s.Broadcast):
-            left, base = left.left, left.right.operand
+        if isinstance(left, s.Binary) and left.op == "add":
+            first, second = left.left, left.right
+            if isinstance(second, s.Lanes):
+                first, second = second, first
+            if isinstance(first, s.Lanes) and isinstance(second, s.Broadcast):
+                left, base = first, second.operand
         if not isinstance(left, s.Lanes):
             return None
         room = self.value(right.operand if base is None else right.operand - base)

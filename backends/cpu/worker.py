@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from typing import BinaryIO
+from typing import IO
 
 from llvmlite import binding
 
@@ -45,25 +45,25 @@ def emit(ir_text: str, machine: binding.TargetMachine) -> bytes:
     return content
 
 
-def write_block(stream: BinaryIO, content: bytes, prefix: bytes = b"") -> None:
+def write_block(stream: IO[bytes], content: bytes, prefix: bytes = b"") -> None:
     stream.write(prefix + struct.pack("<I", len(content)) + content)
     stream.flush()
 
 
-def read_block(stream: BinaryIO) -> bytes:
+def read_block(stream: IO[bytes]) -> bytes:
     """The next block. EOFError where the other side is gone."""
     (length,) = struct.unpack("<I", read_exactly(stream, 4))
     return read_exactly(stream, length)
 
 
-def read_exactly(stream: BinaryIO, length: int) -> bytes:
+def read_exactly(stream: IO[bytes], length: int) -> bytes:
     content = stream.read(length)
     if len(content) < length:
         raise EOFError
     return content
 
 
-def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Compiles what is asked for until the parent closes its end."""
     try:
         machine = create_machine(*(read_block(requests).decode() for _ in range(3)))
