@@ -264,57 +264,69 @@ class _Layer:
             body: list[Statement] = []
             for phase in self.phases:
                 block = k.index_symbol("block", self.blocks)
-                whole = tuple(self._rows(phase, 0, 0, self.batch, step, block, self.lanes))
-                last = tuple(self._rows(phase, 0, 0, self.batch, step, block, self._left))
+                whole = tuple(self._tile(phase, 0, 0, 1, step, block, self.lanes))
+                last = tuple(self._tile(phase, 0, 0, 1, step, block, self._left))
                 if self._left != self.lanes:
                     whole = (If(s.index(block) < self.blocks - 1, whole, last),)
                 body.append(For("block", self.blocks, whole, "parallel"))
             return For("step", self.steps, tuple(body))
-        count = self._tile_rows()
-        groups = max(1, self.target.threads // int(str(directions))) if self.batch != 1 else 1
-        share = ceildiv(self.batch, groups * count) * count
+        groups, share, count = self._split()
         direction, first = k.index_symbol("direction", directions), symbol("first")  # perhaps behind the last row
         task = k.index_symbol("task", directions * groups)
         here: list[Statement] = [Let("direction", task // groups), Let("first", task % groups * share)]
         rows: Dim = self.batch
-        if groups > 1:
+        if groups > 1 and share * groups != self.batch:
             here.append(Let("rows", dim_max(0, dim_min(share, self.batch - first))))
             rows = symbol("rows", 0, share)
+        elif groups > 1:
+            rows = share
         inside: list[Statement] = []
         for phase in self.phases:
+            tiles = partial(self._rows, phase, direction, first, rows, count, step)
             whole_blocks = self.hidden // self.lanes
-            block = k.index_symbol("block", whole_blocks)
             if whole_blocks:
-                statements = tuple(self._rows(phase, direction, first, rows, step, block, self.lanes))
-                inside.append(For("block", whole_blocks, statements))
+                block = k.index_symbol("block", whole_blocks)
+                inside.append(For("block", whole_blocks, tuple(tiles(block, self.lanes))))
             if self._left != self.lanes:
-                inside += self._rows(phase, direction, first, rows, step, whole_blocks, self._left)
-        return For("task", directions * groups, (*here, For("step", self.steps, tuple(inside))), "parallel")
+                inside += tiles(whole_blocks, self._left)
+        work = product((self.batch, self.steps, directions, self.gates, self.hidden**2))
+        kind = "serial" if isinstance(work, int) and work < SHARED_STEP else "parallel"
+        return For("task", directions * groups, (*here, For("step", self.steps, tuple(inside))), kind)
+
+    def _split(self) -> tuple[int, Dim, int]:
+        """(groups, rows of the batch in each, rows of a tile): groups go to threads, tiles share a load of weights."""
+        most = max(1, min(8, (self.target.vector_registers - 8) // max(p.gates for p in self.phases)))
+        groups = max(1, self.target.threads // int(str(self.directions)))
+        if not isinstance(self.batch, int):
+            return groups, ceildiv(self.batch, groups * most) * most, most
+        groups = min(groups, max(self.batch, 1))
+        share = -(-max(self.batch, 1) // groups)
+        tiles = -(-share // most)
+        count = -(-share // tiles)
+        return groups, min(tiles * count, share), count
 
     @property
     def _left(self) -> int:
         """Hidden units in the last block."""
         return self.hidden - (self.blocks - 1) * self.lanes
 
-    def _tile_rows(self) -> int:
-        """Rows of the batch that share each load of weights, as many as the registers hold accumulators for."""
-        most = max(1, min(8, (self.target.vector_registers - 8) // max(p.gates for p in self.phases)))
-        return min(most, self.batch) if isinstance(self.batch, int) else most
-
     def _rows(
-        self, phase: _Phase, direction: Dim, first: Dim, rows: Dim, step: Dim, block: Dim, valid: int
+        self, phase: _Phase, direction: Dim, first: Dim, rows: Dim, count: int, step: Dim, block: Dim, valid: int
     ) -> Iterator[Statement]:
-        """One block of hidden units for all rows of a task."""
-        count = self._tile_rows()
-        if rows == count:
-            yield from self._tile(phase, direction, first, count, step, block, valid)
-            return
-        tile = k.index_symbol("tile", rows // count)
-        body = tuple(self._tile(phase, direction, first + tile * count, count, step, block, valid))
-        yield For("tile", rows // count, body)
-        if count > 1:
-            row = first + rows // count * count + k.index_symbol("row", rows % count)
-            yield For("row", rows % count, tuple(self._tile(phase, direction, row, 1, step, block, valid)))
+        """One block of hidden units for all rows of a task: tiles of `count` rows, then smaller ones."""
+        sizes = [count]
+        if isinstance(rows, int):
+            sizes += [rows % count] if rows % count else []
+        else:
+            sizes += [1 << bit for bit in reversed(range(4)) if 1 << bit < count]
+        done: Dim = 0
+        for size in sizes:
+            tiles = (rows - done) // size
+            row = k.index_symbol("tile", tiles)
+            if tiles != 0:
+                body = tuple(self._tile(phase, direction, first + done + row * size, size, step, block, valid))
+                yield For("tile", tiles, body)
+            done = done + tiles * size
 
     def _tile(
         self, phase: _Phase, direction: Dim, row: Dim, count: int, step: Dim, block: Dim, valid: int
