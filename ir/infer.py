@@ -99,7 +99,9 @@ class Inference:
         known = tuple(None if value is None else self.values.get(value.name) for value in inputs)
         try:
             with collecting_assumptions() as assumed:
-                result = operator(arguments, attributes, Context(tuple(output_names), regions or {}, types, known))
+                result = operator(
+                    arguments, attributes, Context(tuple(output_names), regions or {}, types, known, self.mark)
+                )
         except ValueNeeded as error:
             raise ValueNeeded(f"{where}: {error}") from error
         except OnnxcError as error:

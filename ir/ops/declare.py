@@ -34,12 +34,14 @@ class Context:
 
     `outputs` holds the names of the outputs, "" for one that nobody wants; `regions` the graphs of control flow;
     `types` the types of all inputs, None for absent ones; `values` the elements of those whose content is known.
+    `mark` begins the names of new symbols.
     """
 
     outputs: tuple[str, ...] = ("out",)
     regions: Mapping[str, Any] = field(default_factory=dict)
     types: tuple[Type | None, ...] = ()
     values: tuple[tuple[Any, ...] | None, ...] = ()
+    mark: str = ""
 
     def wanted(self, position: int) -> bool:
         """Whether output number `position` is used."""
