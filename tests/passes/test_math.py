@@ -29,17 +29,7 @@ SPECIAL = [
     16777216.0, 16777215.0, 8388609.0, -8388609.0, 128.0, -149.0, -150.0, 709.7827128933841, -745.1332191019411, 5e-324,
 ]  # fmt: skip
 # In f64 these are built from other functions; the rest are held to 2 units in the last place.
-LOOSER = {
-    "tan": 3.5,
-    "asin": 3.5,
-    "acos": 3.5,
-    "atan": 2.5,
-    "sinh": 4.0,
-    "cosh": 3.0,
-    "asinh": 3.0,
-    "acosh": 3.0,
-    "atanh": 3.5,
-}
+LOOSER = {"tan": 2.6, "asin": 2.6, "acos": 2.4, "sinh": 2.8, "asinh": 2.2, "acosh": 2.2, "atanh": 2.3}
 
 
 def compute(op: str, *operands: Array, fused: bool = True) -> Array:
@@ -201,7 +191,7 @@ def test_pow_of_integers(dtype: Any) -> None:
         if exponent < 0:
             return (base if exponent & 1 else 1) if base in (1, -1) else 0
         wrapped = int(pow(base, exponent)) & ((1 << width) - 1)
-        return wrapped - (1 << width) if np.dtype(dtype).kind == "i" and wrapped >> (width - 1) else wrapped
+        return int(wrapped - (1 << width)) if np.dtype(dtype).kind == "i" and wrapped >> (width - 1) else int(wrapped)
 
     x, y = np.repeat(bases, len(exponents)).astype(dtype), np.tile(exponents, len(bases)).astype(dtype)
     found = compute("pow", x, y)
