@@ -296,7 +296,7 @@ def test_statements(target: Target) -> None:
 
 
 @targets
-@pytest.mark.parametrize("dtype", [F32, I8, BOOL, F16, F64], ids=str)
+@pytest.mark.parametrize("dtype", [F32, I8, BOOL], ids=str)
 def test_strided_and_masked_accesses(dtype: DType, target: Target) -> None:
     """Each access touches the first or the last element of its memory, and nothing beyond."""
     for lanes in (4, 16):
