@@ -203,7 +203,7 @@ def input_types(
     """The types of a graph's inputs, specialised by `dims` (symbol or dim_param -> number) and `shapes` (by input).
 
     A dimension without a name, or of size -1 as Paddle writes it, becomes the symbol <input>_<axis>. Raises ShapeError
-    where `dims`, `shapes` and the model contradict each other or name what is not there, ModelError for a size below -1.
+    where `dims`, `shapes` and the model contradict each other or name what is not there, ModelError for smaller ones.
     """
     declared = list(inputs)
     shapes = dict(shapes or {})

@@ -23,7 +23,6 @@ from ..ir.errors import ModelError, OnnxcError, UnsupportedError
 from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Type, Value, constant_node
 from ..ir.infer import Inference
 from ..ir.ops import REGISTRY
-from ..ir.symbolic import SymbolicValue
 from .dimensions import Symbols, input_types
 from .functions import Function, Key, call_to_onnx, domain_of, local_functions, opsets_of, schema_function
 from .lift import Body, Call, lift
@@ -46,10 +45,12 @@ from .weights import Weights, load_model
 class TypeRules(Protocol):
     """What the importer needs of `ir.infer.Inference`."""
 
-    values: dict[str, tuple[SymbolicValue, ...]]
-
     def define(self, value: Value, array: np.ndarray) -> None:
         """Makes the content of a constant known."""
+
+    @property
+    def values(self) -> Mapping[str, Sequence[object]]:
+        """The elements of values that are known, by name."""
 
     def outputs(
         self,
@@ -150,6 +151,9 @@ class Importer:
         names = [name or self._names.fresh(f"{stem}.{call.op.lower()}") for name in call.outputs]
         if call.op not in self._operators:
             return self._expand_schema(replace(call, outputs=tuple(names)))
+        taken = self._taken_branch(call)
+        if taken is not None:
+            return self._inline(taken, tuple(names), call.origin)
         regions = self._regions(call)
         wanted = (names[0], *call.outputs[1:])
         types = self._rules.outputs(call.op, call.inputs, call.attributes, regions, wanted)
@@ -298,18 +302,29 @@ class Importer:
             return {}
         types = [None if value is None else value.type for value in call.inputs]
         if call.op == "If":
-            condition = call.inputs[0]
-            known = None if condition is None else self._rules.values.get(condition.name)
-            if known is None:
-                return {name: body(()) for name, body in call.bodies.items()}
-            # The branch that cannot be taken may not even be typed: sizes in it need not fit.
-            taken = call.bodies["then_branch" if known[0] else "else_branch"](())
-            return dict.fromkeys(call.bodies, taken)
+            return {name: body(()) for name, body in call.bodies.items()}
         if call.op == "Loop":
             return {"body": self._loop_body(call.bodies["body"], _all_present(types[2:]))}
         if call.op == "Scan":
             return {"body": call.bodies["body"](_scan_types(call, _all_present(types)))}
         raise UnsupportedError("only If, Loop and Scan may have graphs as attributes")
+
+    def _taken_branch(self, call: Call) -> Body | None:
+        """The branch of an If whose condition is known: the other one may not even fit the types."""
+        value = call.input(0)
+        condition = self._rules.values.get(value.name) if call.op == "If" and value is not None else None
+        if not condition or not isinstance(condition[0], bool | int):
+            return None
+        return call.bodies.get("then_branch" if condition[0] else "else_branch")
+
+    def _inline(self, body: Body, names: tuple[str, ...], origin: tuple[str, ...]) -> tuple[Value, ...]:
+        """Adds a branch's nodes to the graph around it; its outputs, under the given names."""
+        region = body(())
+        if len(region.outputs) != len(names):
+            raise ModelError(f"the branch has {len(region.outputs)} outputs, its node {len(names)}")
+        self._nodes += region.nodes
+        pairs = zip(region.outputs, names, strict=True)
+        return tuple(self.emit(Call("Identity", (v,), outputs=(name,), origin=origin))[0] for v, name in pairs)
 
     def _loop_body(self, body: Body, state: list[Type]) -> Graph:
         """The body for a state that may change its shape from one iteration to the next: such sizes are symbols."""

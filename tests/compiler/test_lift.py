@@ -29,6 +29,7 @@ class TypesByExample:
 
     def __init__(self, arrays: Arrays) -> None:
         self._arrays = dict(arrays)
+        self.values: Mapping[str, Sequence[object]] = {}
 
     def define(self, value: Value, array: np.ndarray) -> None:
         self._arrays[value.name] = array
