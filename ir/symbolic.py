@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 from . import scalars as s
-from .dims import Dim, Opaque, Sum, ceildiv, dim_max, dim_min, floordiv, known_le, substitute
+from .dims import Dim, Opaque, Sum, ceildiv, dim_max, dim_min, divide_exactly, floordiv, known_le, substitute
 from .dtypes import BOOL
 
 
@@ -25,12 +25,10 @@ class Ratio:
     denominator: int
 
 
-SymbolicValue: TypeAlias = Union[int, float, bool, Dim, Ratio]
+SymbolicValue: TypeAlias = int | float | bool | Dim | Ratio
 
 
-def evaluate_scalar(
-    scalar: s.Scalar, known: Callable[[str, int], SymbolicValue | None]
-) -> SymbolicValue | None:
+def evaluate_scalar(scalar: s.Scalar, known: Callable[[str, int], SymbolicValue | None]) -> SymbolicValue | None:
     """The value of an expression whose loads, at constant offsets, are given by known(buffer name, offset)."""
     memo: dict[int, SymbolicValue | None] = {}
 
@@ -160,10 +158,14 @@ def _unary(op: str, x: SymbolicValue) -> SymbolicValue | None:
             return x
         return -x if op == "neg" else None
     table: Mapping[str, Callable[[float], float]] = {
-        "neg": lambda v: -v, "abs": abs, "floor": lambda v: type(v)(math.floor(v)), "ceil": lambda v: type(v)(math.ceil(v)),
-        "round": lambda v: type(v)(round(v)), "trunc": lambda v: type(v)(math.trunc(v)),
+        "neg": lambda v: -v,
+        "abs": abs,
+        "floor": lambda v: type(v)(math.floor(v)),
+        "ceil": lambda v: type(v)(math.ceil(v)),
+        "round": lambda v: type(v)(round(v)),
+        "trunc": lambda v: type(v)(math.trunc(v)),
         "sqrt": lambda v: math.sqrt(v) if v >= 0 else math.nan,
-    }  # fmt: skip
+    }
     return table[op](x) if op in table and math.isfinite(x) else None
 
 
@@ -181,7 +183,7 @@ def _binary(op: str, a: SymbolicValue, b: SymbolicValue, is_float: bool) -> Symb
         return _value(p * r, q * t, is_float)
     if op == "div":
         if is_float:
-            return _value(p * t, q * r, True) if isinstance(r, int) else (1.0 if p * t == q * r else None)
+            return _quotient(p * t, q * r)
         if r == 0:
             return None
         if isinstance(p, int) and isinstance(r, int):
@@ -194,6 +196,16 @@ def _binary(op: str, a: SymbolicValue, b: SymbolicValue, is_float: bool) -> Symb
     if op in s.COMPARISONS:
         return _compare(op, p * t, r * q)
     return None
+
+
+def _quotient(numerator: Dim, denominator: Dim) -> SymbolicValue | None:
+    """A float that is the ratio of two dims, where that is a number, a dim, or a dim over a number."""
+    if isinstance(denominator, int):
+        return _value(numerator, denominator, True)
+    whole, part = divide_exactly(numerator, denominator), divide_exactly(denominator, numerator)
+    if whole is not None:
+        return _value(whole, 1, True)
+    return 1 / part if isinstance(part, int) and part else None
 
 
 def _value(numerator: Dim, denominator: Dim, is_float: bool) -> SymbolicValue | None:

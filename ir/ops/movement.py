@@ -28,8 +28,8 @@ from .declare import Context, Registry, Static
 
 declare = Registry()
 
-UNBOUNDED = (1 << 31) - 1
-"""A slice's end from here on means the end of the axis, whatever its extent (exporters write INT32_MAX, INT64_MAX)."""
+UNBOUNDED = 10**9
+"""A slice's bound from here on means the end of the axis (exporters write 10^9, INT32_MAX or INT64_MAX)."""
 
 
 def replaced(sequence: Sequence[Dim], changes: dict[int, Dim]) -> Indices:
