@@ -8,12 +8,16 @@ from ...ir.errors import UnsupportedError
 from ...ir.target import Target
 from ...passes.lower import generic
 from ...passes.regions import Lowered, Region, Schedule
-from .kernels import conv, depthwise, gemm, recurrent
+from .kernels import conv, depthwise, gemm, recurrent, selection
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),
     "Conv": (gemm.schedule, depthwise.schedule, conv.schedule),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), (recurrent.schedule,)),
+    "TopK": (selection.top_k,),
+    "NonZero": (selection.non_zero,),
+    "Compress": (selection.compress,),
+    "Unique": (selection.unique,),
 }
 """For an anchor's operator: the schedules to try in order, before the generic loop nest."""
 

@@ -1,29 +1,27 @@
 """Convolutions over channels-last images [batch, height, width, channels], as matrix products without an im2col.
 
 A register tile holds neighbouring pixels of one output row by some vectors of output channels. Inside the image all
-taps of a kernel row read one contiguous stretch per pixel; at the left and right border each tap takes a row pointer per
-pixel, to zeros where it is outside. Taps above and below the image are left out.
+taps of a kernel row read one contiguous stretch per pixel; at the left and right border each tap takes a row pointer
+per pixel, to zeros where it is outside. Taps above and below the image are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from ....ir import loops as k
 from ....ir import scalars as s
-from ....ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, linear, symbol
-from ....ir.dtypes import F32, F64, I64, DType
+from ....ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, symbol
+from ....ir.dtypes import I64
 from ....ir.loops import Alias, For, If, Kernel, Let, Statement, free_sizes
-from ....ir.ops.reduction import accumulator
-from ....ir.ops.windows import Windows, sliding
-from ....ir.scalars import Buffer, Load, Scalar
+from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
 from ....passes.regions import Call, Lowered, Region
-from . import gemm
-from .epilogue import Epilogue, accumulator_leaf, anchor_indices, epilogue, finish_tile, through_memory
+from .convolution import Convolution, axes, find_convolution, inside_pixels, tap_rows
+from .epilogue import Epilogue, finish_tile, through_memory
+from .gemm import TASKS_PER_THREAD
 from .packing import Columns, Panels, column_runs, packed
 from .register_tile import Tile, choose_tile, multiply_accumulate, used_buffers
 
@@ -31,122 +29,22 @@ from .register_tile import Tile, choose_tile, multiply_accumulate, used_buffers
 TASK_ROWS = 4
 
 
-@dataclass(frozen=True)
-class Convolution:
-    """A channels-last convolution. `strides` are those of the input in memory: batch, height, width (channels: 1)."""
-
-    windows: Windows
-    images: Dim
-    group: int
-    channels: int
-    filters: int
-    input: Buffer
-    start: Dim
-    strides: tuple[Dim, Dim, Dim]
-    dtype: DType
-    weights: np.ndarray
-    outputs: Epilogue
-    pixel: Callable[[Dim, Dim, Dim], Mapping[str, Dim]]
-    column: str
-
-
-def find_convolution(region: Region) -> Convolution | None:
-    """The region's anchor as a convolution over one or two spatial axes with constant weights; None where it is not."""
-    node, output = region.anchor, region.anchor_output
-    if node is None or output is None or node.op != "Conv" or node.attributes.get("layout") != "NHWC":
-        return None
-    x, w, *rest = region.operands
-    bias = rest[0] if rest else None
-    array = region.constant(w)
-    if x is None or array is None or x.rank not in (3, 4) or 0 in output.shape or not x.dtype.is_float:
-        return None
-    names = ("strides", "dilations", "pads", "auto_pad")
-    options = {name: node.attributes[name] for name in names if node.attributes.get(name) is not None}
-    windows = sliding(x.shape[1:-1], array.shape[2:], **options)  # type: ignore[arg-type]
-    group = int(node.attributes.get("group", 1))  # type: ignore[call-overload]
-    indices = tuple(symbol(f"i{a}", 0, d - 1) for a, d in enumerate(x.shape))
-    read = x.at(indices)
-    if not isinstance(read, Load) or read.predicate is not None:
-        return None
-    strides: list[Dim] = []
-    start = read.offset
-    for a in range(x.rank):
-        split = linear(start, f"i{a}")
-        if split is None:
-            return None
-        strides.append(split[0])
-        start = split[1]
-    if any(s.free_symbols(stride) & {f"i{a}" for a in range(x.rank)} for stride in strides) or strides[-1] != 1:
-        return None
-    own = anchor_indices(output.shape)
-    column = f"o{len(own) - 1}"
-    dtype = accumulator(x.dtype)
-    element: Scalar = accumulator_leaf(dtype, own[-1])
-    if bias is not None:
-        element = element + s.cast(bias.at((own[-1],)), dtype)
-    outputs = epilogue(region, own, output.shape, s.cast(element, output.dtype), column)
-    if outputs is None or dtype not in (F32, F64):
-        return None
-    if x.rank == 3:  # One spatial axis: an image of height 1.
-        windows = Windows(
-            *((first, *given) for first, given in zip((1, 1, 1, 1, 0, 0, 1), _fields(windows), strict=True))  # type: ignore[arg-type]
-        )
-        array = array[:, :, None, :]
-        strides.insert(1, 0)
-
-    def pixel(image: Dim, row: Dim, at: Dim) -> Mapping[str, Dim]:
-        where = (image, at) if x.rank == 3 else (image, row, at)
-        return {f"o{a}": d for a, d in enumerate(where)}
-
-    return Convolution(
-        windows,
-        x.shape[0],
-        group,
-        int(array.shape[1]),
-        int(array.shape[0]) // group,
-        read.buffer,
-        start,
-        (strides[0], strides[1], strides[2]),
-        dtype,
-        array,
-        outputs,
-        pixel,
-        column,
-    )
-
-
-def _fields(windows: Windows) -> tuple[tuple[Dim, ...], ...]:
-    w = windows
-    return w.input, w.kernel, w.strides, w.dilations, w.before, w.after, w.output
-
-
 def schedule(region: Region, target: Target) -> Lowered | None:
-    """The kernels of a region whose anchor is a channels-last convolution with constant weights; None for others."""
-    if region.anchor is None or region.anchor.op != "Conv":
-        return None
-    product = gemm.schedule(region, target)
-    if product is not None:
-        return product  # A kernel of one pixel with stride 1, or any other that is a plain matrix product.
+    """The kernels of a region whose anchor is a channels-last convolution with constant weights; None for others.
+
+    Plain matrix products (`gemm`) and depthwise convolutions have faster schedules of their own.
+    """
     found = find_convolution(region)
     if found is None:
-        own = anchor_indices(region.anchor_output.shape) if region.anchor_output else ()
-        alone = region.anchor_output is not None and not _own_elements(region, own)
-        return through_memory(region, lambda inner: schedule(inner, target)) if alone else None
-    if found.channels == 1 and found.filters == 1 and found.group > 1:
         return None
-    return _Conv(region, target, found).lowered()
-
-
-def _own_elements(region: Region, indices: tuple[Dim, ...]) -> bool:
-    """Whether every output has one element for each of the anchor's."""
-    assert region.anchor_output is not None
-    shape = region.anchor_output.shape
-    return epilogue(region, indices, shape, s.const(0, region.anchor_output.dtype), f"o{len(shape) - 1}") is not None
+    if found.outputs is None:
+        return through_memory(region, lambda alone: schedule(alone, target))
+    return _Conv(region, target, found, found.outputs).lowered()
 
 
 class _Conv:
-    def __init__(self, region: Region, target: Target, found: Convolution) -> None:
-        self.region, self.target, self.found = region, target, found
+    def __init__(self, region: Region, target: Target, found: Convolution, outputs: Epilogue) -> None:
+        self.region, self.target, self.found, self.outputs = region, target, found, outputs
         windows = found.windows
         self.kernel = tuple(_known(d) for d in windows.kernel)
         self.depth = self.kernel[0] * self.kernel[1] * found.channels
@@ -209,7 +107,7 @@ class _Conv:
         if not isinstance(height, int):
             return TASK_ROWS
         others = self.found.group * _known(self.panels.count) * (images if isinstance(images, int) else 1)
-        blocks = max(1, -(-self.target.threads * gemm.TASKS_PER_THREAD // max(others, 1)))
+        blocks = max(1, -(-self.target.threads * TASKS_PER_THREAD // max(others, 1)))
         return max(1, -(-height // blocks))
 
     def _panels(self, block: int) -> tuple[Statement, ...]:
@@ -232,20 +130,15 @@ class _Conv:
         """One output row of one panel: which taps and which tiles are inside, then the tiles."""
         windows = self.found.windows
         width, size = windows.output[1], self.tile.rows
-        stride, spread, before, extent = (entry[0] for entry in _axes(windows))
-        reach = row * stride - before
-        low, high = dim_max(0, ceildiv(-reach, spread)), dim_min(self.kernel[0], ceildiv(extent - reach, spread))
-        if not windows.padded[0]:
-            low, high = 0, self.kernel[0]
+        low, high = tap_rows(windows, row)
         yield Let("low", low)
         yield Let("taps", dim_max(0, high - low))
         # The tiles all of whose taps are inside the image lie between two borders.
-        stride, spread, before, extent = (entry[1] for entry in _axes(windows))
         tiles = ceildiv(width, size)
         full = floordiv(width, size)
         if windows.padded[1]:
-            last = floordiv(extent - 1 - (self.kernel[1] - 1) * spread + before, stride)
-            first_inside = dim_min(full, ceildiv(ceildiv(before, stride), size))
+            first, last = inside_pixels(windows)
+            first_inside = dim_min(full, ceildiv(first, size))
             last_inside = dim_max(first_inside, dim_min(full, floordiv(last + 1, size)))
         else:
             first_inside, last_inside = 0, full
@@ -272,7 +165,7 @@ class _Conv:
         start = found.start + group * channels + image * image_stride
         panel = Buffer("right", found.dtype)
         yield Alias(panel, self.packed, group * self.panels.size + column * self.depth)
-        (strides, spreads, befores, extents) = _axes(windows)
+        (strides, spreads, befores, extents) = axes(windows)
         tap = symbol("low", 0) + k.index_symbol("tap_row", symbol("taps", 0, self.kernel[0]))
         line = (row * strides[0] - befores[0] + tap * spreads[0]) * row_stride
         x = at * strides[1] - befores[1]
@@ -330,7 +223,7 @@ class _Conv:
         found, width = self.found, self.found.windows.output[1]
         narrow = columns.valid != tile.lanes
         return finish_tile(
-            found.outputs,
+            self.outputs,
             tile,
             found.dtype,
             lambda i: found.pixel(symbol("image", 0), row, at + i),
@@ -340,10 +233,6 @@ class _Conv:
             (lambda i: s.index(at + i) < s.index(width)) if partial else None,
             dim_min(tile.rows, width - at) if partial else None,
         )
-
-
-def _axes(windows: Windows) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Dim, ...], tuple[Dim, ...]]:
-    return windows.strides, windows.dilations, windows.before, windows.input
 
 
 def _known(dim: Dim) -> int:

@@ -13,13 +13,13 @@ import numpy as np
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, dim_min, linear, product, symbol
-from ....ir.dtypes import I32, I64
+from ....ir.dtypes import I64
 from ....ir.loops import Alias, For, If, Kernel, Let, Statement, free_sizes
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
 from ....passes.regions import Call, Lowered, Region
 from .epilogue import Epilogue, epilogue, finish_tile, through_memory
-from .packing import Columns, Panels, column_runs, pack_call, packer
+from .packing import Columns, Panels, column_runs, first_lanes, pack_call, packer
 from .product import Product, find_product, flattened
 from .register_tile import Tile, choose_tile, multiply_accumulate, remainders, used_buffers
 
@@ -214,7 +214,7 @@ class _Gemm:
 
         def read(v: int) -> Scalar:
             left = self._valid(columns, column, v)
-            predicate = None if left is None else _first_lanes(left, lanes)
+            predicate = None if left is None else first_lanes(left, lanes)
             return s.load(panel, inside + v * lanes, lanes, predicate)
 
         return alias, read
@@ -235,7 +235,3 @@ class _Gemm:
             lambda v: self._valid(columns, column, v),
             self.masked,
         )
-
-
-def _first_lanes(count: Dim, lanes: int) -> Scalar:
-    return s.binary("lt", s.cast(s.Lanes(I64, lanes), I32), s.cast(s.index(count), I32))

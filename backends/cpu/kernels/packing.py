@@ -10,7 +10,7 @@ import numpy as np
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_min, product, symbol
-from ....ir.dtypes import DType
+from ....ir.dtypes import I32, I64, DType
 from ....ir.loops import Alias, Define, For, Kernel, Let, Statement, Store, free_sizes
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
@@ -54,6 +54,11 @@ class Columns:
     count: Dim
     vectors: int
     valid: int
+
+
+def first_lanes(count: Dim, lanes: int) -> Scalar:
+    """The predicate of the first `count` of a vector's lanes."""
+    return s.binary("lt", s.cast(s.Lanes(I64, lanes), I32), s.cast(s.index(count), I32))
 
 
 def column_runs(panels: Panels) -> Iterator[Columns]:

@@ -1,0 +1,268 @@
+"""Depthwise convolutions over channels-last images: one filter per channel, vectors of channels.
+
+A register tile holds neighbouring pixels of one output row for one vector of channels. Every input pixel under a row of
+the tile is loaded once and goes to all sums that it is part of. Where the width is known, each tile at a border leaves
+out the taps outside the image when the code is made; otherwise pixels at a border are done one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from ....ir import loops as k
+from ....ir import scalars as s
+from ....ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, symbol
+from ....ir.loops import Alias, Alloc, Define, For, If, Kernel, Let, Statement, Store, free_sizes
+from ....ir.scalars import Buffer
+from ....ir.target import Target
+from ....passes.regions import Call, Lowered, Region
+from .convolution import Convolution, find_convolution, inside_pixels, tap_rows
+from .epilogue import Epilogue, finish_tile, through_memory
+from .gemm import TASKS_PER_THREAD
+from .packing import first_lanes
+from .register_tile import Tile, accumulators, used_buffers
+
+# Pixels of a tile: as many sums as hide the latency of a multiply-add.
+PIXELS = 8
+# Output rows in one task of a parallel loop where their number is only known at run time.
+TASK_ROWS = 4
+# Width of an output row to plan for where it is only known at run time.
+USUAL_WIDTH = 56
+
+
+def schedule(region: Region, target: Target) -> Lowered | None:
+    """The kernel of a channels-last convolution with one input and one output channel per group; None for others."""
+    found = find_convolution(region)
+    if found is None or found.group == 1 or found.channels != 1 or found.filters != 1:
+        return None
+    if found.outputs is None:
+        return through_memory(region, lambda alone: schedule(alone, target))
+    return _Depthwise(region, target, found, found.outputs).lowered()
+
+
+class _Depthwise:
+    def __init__(self, region: Region, target: Target, found: Convolution, outputs: Epilogue) -> None:
+        self.region, self.target, self.found, self.outputs = region, target, found, outputs
+        windows = found.windows
+        self.kernel = tuple(int(str(d)) for d in windows.kernel)
+        self.channels = found.group
+        lanes = target.lanes(found.dtype.bits)
+        while lanes >= 2 * self.channels and lanes > 2:
+            lanes //= 2
+        self.lanes, self.padded = lanes, -(-self.channels // lanes) * lanes
+        # A product and what LLVM loads ahead take registers too.
+        room = target.vector_registers - self.kernel[1] - 1 - (0 if target.fma else 4)
+        self.pixels = max(2, min(PIXELS, room))
+        width = windows.output[1]
+        if isinstance(width, int):  # Tiles of even size.
+            self.pixels = -(-width // -(-width // self.pixels))
+        self.masked = target.has("avx512vl")
+        self.vectors, self.rest = divmod(self.channels, lanes)
+        self.parts = self._parts()
+        self.part = -(-self.vectors // self.parts)
+        self.packed = Buffer("packed", found.dtype, self.kernel[0] * self.kernel[1] * self.padded)
+
+    def _parts(self) -> int:
+        """How many tasks share the channels: in one, the input rows of a window stay in the first-level cache.
+
+        Only for images within the second-level cache: larger ones arrive faster in the order in which they lie.
+        """
+        height, width = (d if isinstance(d, int) else USUAL_WIDTH for d in self.found.windows.input)
+        line = width * self.lanes * self.found.dtype.bytes
+        if line * height * self.vectors > self.target.l2_bytes * 3 // 4:
+            return 1
+        fitting = max(1, self.target.l1_bytes * 5 // 8 // (line * (self.kernel[0] + 1)))
+        return max(1, -(-self.vectors // fitting))
+
+    def lowered(self) -> Lowered:
+        body = tuple(self._body())
+        parameters = used_buffers(body, (*self.region.buffers, self.packed))
+        outputs = tuple(buffer.name for buffer, _ in self.region.outputs)
+        stride = f"s{self.found.windows.strides[1]}" if self.found.windows.strides[1] != 1 else ""
+        name = f"{self.found.dtype}_depthwise{self.kernel[0]}x{self.kernel[1]}{stride}_{self.pixels}x{self.lanes}"
+        kernel = Kernel(name, parameters, outputs, free_sizes(body, parameters), body, self.region.origin)
+        call = Call(kernel, tuple(b.name for b in parameters), tuple(symbol(n) for n in kernel.sizes))
+        return Lowered((call,), packed={self.packed.name: self._pack})
+
+    def _pack(self) -> np.ndarray:
+        """Weights as [kernel row, kernel column, channel], zeros behind the last channel."""
+        taps = self.found.weights.reshape(self.channels, -1).T
+        result = np.zeros((len(taps), self.padded), self.found.dtype.numpy)
+        result[:, : self.channels] = taps
+        return result.reshape(-1)
+
+    def _body(self) -> Iterator[Statement]:
+        found = self.found
+        height = found.windows.output[0]
+        block = TASK_ROWS
+        if isinstance(height, int):
+            images = found.images if isinstance(found.images, int) else 1
+            blocks = max(1, -(-self.target.threads * TASKS_PER_THREAD // max(images * self.parts, 1)))
+            block = max(1, -(-height // blocks))
+        count = ceildiv(height, block)
+        tasks = found.images * self.parts * count
+        task = k.index_symbol("task", tasks)
+        rows = symbol("rows", 0, block)
+        row = symbol("block", 0, count - 1) * block + k.index_symbol("row", rows)
+        yield For(
+            "task",
+            tasks,
+            (
+                Let("block", task % count),
+                Let("part", task // count % self.parts),
+                Let("image", task // (count * self.parts)),
+                Let("vectors", dim_min(self.part, self.vectors - symbol("part", 0, self.parts - 1) * self.part)),
+                Let("rows", dim_min(block, height - symbol("block", 0, count - 1) * block)),
+                For("row", rows, tuple(self._row(row))),
+            ),
+            "parallel",
+        )
+
+    def _row(self, row: Dim) -> Iterator[Statement]:
+        low, high = tap_rows(self.found.windows, row)
+        yield Let("low", low)
+        yield Let("taps", dim_max(0, high - low))
+        width = self.found.windows.output[1]
+        if isinstance(width, int) and isinstance(self.found.windows.input[1], int):
+            yield from self._known_width(row, width)
+            return
+        first, last = inside_pixels(self.found.windows)
+        yield Let("first", dim_max(0, dim_min(first, width)))
+        start = symbol("first", 0, width)
+        yield Let("tiles", dim_max(0, floordiv(dim_min(last + 1, width) - start, self.pixels)))
+        tiles = symbol("tiles", 0)
+        every = [tuple(range(self.kernel[1]))] * self.pixels
+        yield from self._tiles(row, start, tiles, every)
+        outside = width - tiles * self.pixels
+        number = k.index_symbol("single", outside)
+        after = s.select(s.index(number) < s.index(start), s.index(number), s.index(number + tiles * self.pixels))
+        yield For("single", outside, (Let("x", after), *self._single(row, symbol("x", 0, width - 1))))
+
+    def _known_width(self, row: Dim, width: int) -> Iterator[Statement]:
+        """Tiles in order; those with the same taps inside the image share one loop."""
+        start = 0
+        while start < width:
+            size = min(self.pixels, width - start)
+            taps = self._taps(start, size)
+            count = 1
+            while start + (count + 1) * size <= width and self._taps(start + count * size, size) == taps:
+                count += 1
+            yield from self._tiles(row, start, count, taps)
+            start += count * size
+
+    def _taps(self, start: int, size: int) -> list[tuple[int, ...]]:
+        """For each pixel of a tile the kernel columns that are inside the image."""
+        windows = self.found.windows
+        stride, spread, before, extent = (windows.strides[1], windows.dilations[1], windows.before[1], windows.input[1])
+        assert isinstance(before, int) and isinstance(extent, int)
+        return [
+            tuple(t for t in range(self.kernel[1]) if 0 <= (start + i) * stride - before + t * spread < extent)
+            for i in range(size)
+        ]
+
+    def _tiles(self, row: Dim, start: Dim, count: Dim, taps: Sequence[tuple[int, ...]]) -> Iterator[Statement]:
+        """`count` tiles from pixel `start` on, for all channels."""
+        at = start + k.index_symbol("tile", count) * len(taps)
+        yield For("tile", count, tuple(self._channels(lambda c, valid: self._tile(row, at, c, valid, taps))))
+
+    def _channels(self, body: Callable[[Dim, int], Iterator[Statement]]) -> Iterator[Statement]:
+        """The body for every vector of channels of the task; `valid` lanes of it are channels."""
+        part = symbol("part", 0, self.parts - 1)
+        if self.vectors:
+            vectors = symbol("vectors", 0, self.part)
+            channel = (part * self.part + k.index_symbol("vector", vectors)) * self.lanes
+            yield For("vector", vectors, tuple(body(channel, self.lanes)))
+        if self.rest:
+            last = s.index(part).equal(s.index(self.parts - 1))
+            yield If(last, tuple(body(self.vectors * self.lanes, self.rest)))
+
+    def _tile(
+        self, row: Dim, at: Dim, channel: Dim, valid: int, taps: Sequence[tuple[int, ...]]
+    ) -> Iterator[Statement]:
+        found, windows = self.found, self.found.windows
+        tile = Tile(len(taps), 1, self.lanes)
+        sums = accumulators(tile, found.dtype)
+        yield from self._cleared(sums)
+        source = Buffer("pixels", found.input.dtype)
+        stride, spread = windows.strides[1], windows.dilations[1]
+        yield Alias(
+            source, found.input, self._line(row) + (at * stride - windows.before[1]) * found.strides[2] + channel
+        )
+        line, weight = self._tap_row(row)
+        inner: list[Statement] = []
+        used = sorted({t for entry in taps for t in entry})
+        weights = {t: Buffer(f"w{t}", found.dtype, 1, "register", self.lanes) for t in used}
+        for t, register in weights.items():
+            inner.append(Define(register, s.load(self.packed, weight + t * self.padded + channel, self.lanes)))
+        readers: dict[int, list[tuple[int, int]]] = {}
+        for i, entry in enumerate(taps):
+            for t in entry:
+                readers.setdefault(i * stride + t * spread, []).append((i, t))
+        for position, users in sorted(readers.items()):
+            register = Buffer(f"x{position}", found.dtype, 1, "register", self.lanes)
+            read = self._read(source, line + position * found.strides[2], valid)
+            inner.append(Define(register, read))
+            for i, t in users:
+                x, w, total = (
+                    s.load(register, 0, self.lanes),
+                    s.load(weights[t], 0, self.lanes),
+                    s.load(sums, i, self.lanes),
+                )
+                inner.append(Store(sums, i, s.fma(x, w, total)))
+        yield For("tap_row", symbol("taps", 0, self.kernel[0]), tuple(inner))
+        yield from self._finish(tile, row, at, channel, valid)
+
+    def _single(self, row: Dim, at: Dim) -> Iterator[Statement]:
+        """One pixel, whose taps inside the image only the run knows."""
+        windows = self.found.windows
+        stride, spread, extent = windows.strides[1], windows.dilations[1], windows.input[1]
+        reach = at * stride - windows.before[1]
+        yield Let("left", dim_max(0, ceildiv(-reach, spread)))
+        yield Let("columns", dim_max(0, dim_min(self.kernel[1], ceildiv(extent - reach, spread)) - symbol("left", 0)))
+        yield from self._channels(lambda c, valid: self._single_vector(row, at, c, valid))
+
+    def _single_vector(self, row: Dim, at: Dim, channel: Dim, valid: int) -> Iterator[Statement]:
+        found, windows = self.found, self.found.windows
+        tile = Tile(1, 1, self.lanes)
+        sums = accumulators(tile, found.dtype)
+        yield from self._cleared(sums)
+        columns = symbol("columns", 0, self.kernel[1])
+        tap = symbol("left", 0) + k.index_symbol("tap_column", columns)
+        line, weight = self._tap_row(row)
+        there = at * windows.strides[1] - windows.before[1] + tap * windows.dilations[1]
+        x = self._read(found.input, self._line(row) + line + there * found.strides[2] + channel, valid)
+        w = s.load(self.packed, weight + tap * self.padded + channel, self.lanes)
+        step = Store(sums, 0, s.fma(x, w, s.load(sums, 0, self.lanes)))
+        yield For("tap_row", symbol("taps", 0, self.kernel[0]), (For("tap_column", columns, (step,)),))
+        yield from self._finish(tile, row, at, channel, valid)
+
+    def _cleared(self, sums: Buffer) -> Iterator[Statement]:
+        yield Alloc(sums)
+        for i in range(int(str(sums.size))):
+            yield Store(sums, i, s.const(0, sums.dtype, sums.lanes))
+
+    def _line(self, row: Dim) -> Dim:
+        """Where the first input row of an output row's window begins, were it not clipped."""
+        found, windows = self.found, self.found.windows
+        first = row * windows.strides[0] - windows.before[0]
+        return found.start + symbol("image", 0) * found.strides[0] + first * found.strides[1]
+
+    def _tap_row(self, row: Dim) -> tuple[Dim, Dim]:
+        """Offsets of a row of taps in the input and in the weights."""
+        tap = symbol("low", 0) + k.index_symbol("tap_row", symbol("taps", 0, self.kernel[0]))
+        return tap * self.found.windows.dilations[0] * self.found.strides[1], tap * self.kernel[1] * self.padded
+
+    def _read(self, source: Buffer, offset: Dim, valid: int) -> s.Scalar:
+        predicate = None if valid == self.lanes else first_lanes(valid, self.lanes)
+        return s.cast(s.load(source, offset, self.lanes, predicate), self.found.dtype)
+
+    def _finish(self, tile: Tile, row: Dim, at: Dim, channel: Dim, valid: int) -> list[Statement]:
+        def dims(i: Dim) -> Mapping[str, Dim]:
+            return self.found.pixel(symbol("image", 0), row, at + i)
+
+        def lanes(v: int) -> int | None:
+            return None if valid == self.lanes else valid
+
+        return finish_tile(self.outputs, tile, self.found.dtype, dims, channel, lanes, self.masked)

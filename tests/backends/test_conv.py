@@ -1,0 +1,204 @@
+"""Channels-last convolutions, dense and depthwise: every geometry, epilogue and target against the definition."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lowered import Case, Runner, hot_loops
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+from onnxc.backends.cpu.schedules import SCHEDULES
+from onnxc.ir.dims import symbol
+from onnxc.ir.functions import maximum
+from onnxc.ir.ops import REGISTRY
+from onnxc.ir.target import Target
+from onnxc.ir.tensors import Tensor, reduce_axes, view
+from onnxc.passes.regions import Lowered, Region
+
+RANDOM = np.random.default_rng(0)
+TARGETS = [name for name in ("host", "x86-64-v3", "x86-64") if name == "host" or Target.host().architecture == "x86_64"]
+N, H, W = symbol("N"), symbol("H"), symbol("W")
+
+
+def floats(*shape: int) -> np.ndarray:
+    """Whole numbers, so that sums are exact in any order."""
+    return RANDOM.integers(-4, 5, shape).astype(np.float32)
+
+
+def schedule(region: Region, target: Target) -> Lowered:
+    """The kernels by the first schedule that applies; there must be one."""
+    lowered = next((found for each in SCHEDULES["Conv"] if (found := each(region, target)) is not None), None)
+    assert lowered is not None
+    return lowered
+
+
+def reference(x: np.ndarray, w: np.ndarray, bias: np.ndarray, attributes: Mapping[str, Any]) -> np.ndarray:
+    """The convolution of a channels-last image by ONNX's reference."""
+    plain = {name: value for name, value in attributes.items() if name != "layout"}
+    names = ["x", "w", "b"]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in [*names, "y"]]
+    graph = helper.make_graph([helper.make_node("Conv", names, ["y"], **plain)], "g", values[:3], values[3:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    (y,) = ReferenceEvaluator(model).run(None, {"x": np.moveaxis(x, -1, 1), "w": w, "b": bias})
+    return np.moveaxis(np.asarray(y), 1, -1)
+
+
+def check(
+    shape: Sequence[int], filters: int, kernel: Sequence[int], *, target: str = "host", known: bool = True, **given: Any
+) -> str:
+    """Convolution + bias + residual + ReLU on the machine, and where it is small by the interpreter.
+
+    Returns the kernel's name.
+    """
+    chosen = Target.parse(target)
+    attributes = {"group": 1, **given, "layout": "channels_last"}
+    x, bias = floats(*shape), floats(filters)
+    w = floats(filters, shape[-1] // attributes["group"], *kernel)
+    expected = reference(x, w, bias, attributes)
+    residual = floats(*expected.shape)
+    names = [N, H, W] if len(shape) == 4 else [N, W]
+    symbolic: Any = x.shape if known else (*names, shape[-1])
+    sizes = {} if known else {str(name): extent for name, extent in zip(names, shape[:-1], strict=True)}
+    probe = Case("Conv", [(symbolic, "f4"), w, bias], attributes)
+    output = probe.region().outputs[0][1].shape
+    case = Case("Conv", probe.operands, attributes, [(output, "f4")], lambda y, residual: maximum(y + residual, 0.0))
+    region = case.region()
+    lowered = schedule(region, chosen)
+    for machine in (chosen, None) if x.size * expected.size < 20000 else (chosen,):
+        (result,) = Runner(region, lowered, machine, chosen)([x, w, bias, residual], sizes)
+        np.testing.assert_array_equal(result, np.maximum(expected + residual, 0))
+    return lowered.calls[-1].kernel.name  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("known", [True, False])
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_geometry(target: str, known: bool, data: st.DataObject) -> None:
+    group = data.draw(st.sampled_from([1, 1, 2, 3]), "group")
+    depthwise = data.draw(st.booleans(), "depthwise")
+    channels = group * data.draw(st.integers(1, 9), "channels per group") + (group == 1 and depthwise)
+    filters = channels if depthwise else group * data.draw(st.integers(2, 40), "filters per group")
+    kernel = [data.draw(st.integers(1, 4), "kernel") for _ in range(2)]
+    strides = [data.draw(st.integers(1, 2), "stride") for _ in range(2)]
+    dilations = [data.draw(st.integers(1, 2), "dilation") for _ in range(2)]
+    pads = [data.draw(st.integers(0, 3), "pad") for _ in range(4)]
+    spatial = [data.draw(st.integers((kernel[a] - 1) * dilations[a] + 1, 20), "extent") for a in range(2)]
+    images = data.draw(st.integers(1, 2), "images")
+    check(
+        (images, *spatial, channels),
+        filters,
+        kernel,
+        target=target,
+        known=known,
+        group=channels if depthwise else group,
+        strides=strides,
+        dilations=dilations,
+        pads=pads,
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "shape", "filters", "kernel", "given"),
+    [
+        ("conv3x3_", (1, 5, 5, 3), 5, (3, 3), {"pads": [1, 1, 1, 1]}),
+        ("conv3x3s2", (1, 15, 14, 16), 40, (3, 3), {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+        ("conv7x7s2", (1, 26, 30, 3), 32, (7, 7), {"pads": [3, 3, 3, 3], "strides": [2, 2]}),
+        ("conv5x5", (2, 2, 2, 6), 24, (5, 5), {"pads": [4, 4, 4, 4]}),
+        ("conv1x5", (2, 23, 6), 24, (5,), {"pads": [2, 2]}),
+        ("conv1x1", (1, 8, 9, 6), 24, (1, 1), {"pads": [1, 1, 1, 1]}),
+        ("gemm", (1, 8, 9, 6), 24, (1, 1), {}),
+        ("gemm", (1, 8, 9, 6), 24, (1, 1), {"strides": [2, 2]}),
+        ("depthwise3x3_", (1, 14, 14, 40), 40, (3, 3), {"group": 40, "pads": [1, 1, 1, 1]}),
+        ("depthwise3x3s2", (2, 9, 11, 21), 21, (3, 3), {"group": 21, "pads": [1, 0, 2, 1], "strides": [2, 2]}),
+        ("depthwise7x7", (1, 5, 3, 6), 6, (7, 7), {"group": 6, "pads": [3, 3, 3, 3]}),
+        ("depthwise1x5", (2, 23, 24), 24, (5,), {"group": 24, "pads": [2, 2]}),
+    ],
+)
+def test_each_kind(
+    target: str, known: bool, kind: str, shape: Sequence[int], filters: int, kernel: Sequence[int], given: Any
+) -> None:
+    assert kind in check(shape, filters, kernel, target=target, known=known, **given)
+
+
+@pytest.mark.parametrize("pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+@pytest.mark.parametrize("known", [True, False])
+def test_automatic_padding(pad: str, known: bool) -> None:
+    check((1, 13, 10, 5), 7, (3, 4), known=known, auto_pad=pad, strides=[2, 1])
+
+
+def test_sizes_of_zero() -> None:
+    w, bias = floats(20, 3, 3, 3), floats(20)
+    case = Case("Conv", [((N, H, W, 3), "f4"), w, bias], {"pads": [1] * 4, "layout": "channels_last"})
+    region, host = case.region(), Target.host()
+    runner = Runner(region, schedule(region, host), host, host)
+    (result,) = runner([floats(0, 5, 6, 3), w, bias], {"N": 0, "H": 5, "W": 6})
+    assert result.shape == (0, 5, 6, 20)
+
+
+def test_channel_slice_of_a_wider_image() -> None:
+    """The operand may be a view: pixels are then further apart than its channels."""
+    x, w = floats(1, 9, 10, 12), floats(16, 5, 3, 3)
+    attributes = {"pads": [1] * 4, "layout": "channels_last"}
+
+    def define(image: Tensor, weights: Tensor) -> Tensor:
+        return REGISTRY["Conv"]([sliced(image), weights], attributes)[0]  # type: ignore[return-value]
+
+    def sliced(image: Tensor) -> Tensor:
+        return view(image, (1, 9, 10, 5), lambda n, h, w, c: (n, h, w, c + 4))
+
+    case = Case("Conv", [(x.shape, "f4"), w], attributes, define=lambda image, weights, **_: define(image, weights))
+    region = case.region()
+    image, weights = region.operands
+    assert image is not None
+    region = Region(**{**vars(region), "operands": (sliced(image), weights)})
+    host = Target.host()
+    (result,) = Runner(region, schedule(region, host), host, host)([x, w], {})
+    expected = reference(x[..., 4:9], w, np.zeros(16, np.float32), attributes)
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("group", [1, 12])
+def test_epilogue_that_reads_other_elements(group: int) -> None:
+    x, w, bias = floats(1, 6, 7, 12), floats(12, 12 // group, 3, 3), floats(12)
+    attributes = {"pads": [1] * 4, "layout": "channels_last", "group": group}
+    case = Case("Conv", [(x.shape, "f4"), w, bias], attributes, epilogue=lambda y: y - reduce_axes("max", y, (3,)))
+    region, host = case.region(), Target.host()
+    (result,) = Runner(region, schedule(region, host), host, host)([x, w, bias], {})
+    expected = reference(x, w, bias, attributes)
+    np.testing.assert_array_equal(result, expected - expected.max(3, keepdims=True))
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f8"])
+@pytest.mark.parametrize("group", [1, 8])
+def test_other_element_types(dtype: str, group: int) -> None:
+    x, w = floats(1, 6, 7, 8), floats(8, 8 // group, 3, 3)
+    attributes = {"pads": [1] * 4, "layout": "channels_last", "group": group}
+    case = Case("Conv", [(x.shape, dtype), w.astype(dtype)], attributes)
+    region, host = case.region(), Target.host()
+    (result,) = Runner(region, schedule(region, host), host, host)([x.astype(dtype), w.astype(dtype)], {})
+    np.testing.assert_array_equal(result, reference(x, w, np.zeros(8, np.float32), attributes).astype(dtype))
+
+
+@pytest.mark.parametrize("target", ["x86-64-v4", "x86-64-v3", "x86-64"])
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernel", "group"),
+    [((1, 56, 56, 64), 64, 3, 1), ((1, H, W, 3), 64, 7, 1), ((1, 28, 28, 96), 96, 3, 96), ((1, 28, 28, 96), 96, 5, 96)],
+)
+def test_hot_loops_do_not_spill(target: str, shape: Any, filters: int, kernel: int, group: int) -> None:
+    chosen = Target.parse(target)
+    attributes = {"pads": [kernel // 2] * 4, "layout": "channels_last", "group": group}
+    w = floats(filters, shape[-1] // group, kernel, kernel)
+    lowered = schedule(Case("Conv", [(shape, "f4"), w], attributes).region(), chosen)
+    loops = hot_loops(lowered, chosen, r"vfmadd|mulps")
+    assert loops
+    for text in loops:
+        assert not re.search(r"[xyz]mm.*\(%rsp\)|\(%rsp\).*[xyz]mm", text), text
