@@ -117,6 +117,7 @@ class Inference:
             AttributeError,
             ZeroDivisionError,
         ) as error:
+            self._blame_values(where, arguments, static, inputs, error)
             shapes = ", ".join(str(value.type) if value is not None else "absent" for value in inputs)
             raise ShapeError(
                 f"{where} on ({shapes}): operands or attributes do not fit the operator: {error}"
