@@ -1,7 +1,7 @@
 """Passes over graphs, and lowering. Importing this package makes every pass known by its name."""
 
-from . import canonicalize, cleanup, fold, fuse
+from . import canonicalize, cleanup, fold, fuse, layout, transposes
 
 DEFAULT_PIPELINE = "canonicalize,fold,canonicalize,fold,cleanup,fuse"
 
-__all__ = ["DEFAULT_PIPELINE", "canonicalize", "cleanup", "fold", "fuse"]
+__all__ = ["DEFAULT_PIPELINE", "canonicalize", "cleanup", "fold", "fuse", "layout", "transposes"]

@@ -60,6 +60,7 @@ class Rewriter:
             if node.regions:
                 node = self.with_regions(node)
             self.visit(node)
+        self.finish()
         outputs = tuple(self.mapping.get(value, value) for value in self.graph.outputs)
         if outputs == self.graph.outputs and _same(self.nodes, self.graph.nodes):
             return self.graph
@@ -69,6 +70,9 @@ class Rewriter:
         own = {symbol.name for symbol in self.graph.symbols()}
         sizes = {name: dim for name, dim in self.sizes.items() if name not in own}
         return keep_output_names(substitute_graph(result, sizes), self.graph)
+
+    def finish(self) -> None:
+        """What is left to do when all nodes have been visited."""
 
     def with_regions(self, node: Node) -> Node:
         """The node with its regions swept."""
