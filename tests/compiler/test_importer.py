@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
+from onnx.backend.test.loader import load_model_tests
 from onnx.reference import ReferenceEvaluator
 from onnxc.compiler.importer import import_model
 from onnxc.ir.dims import Dim, ceildiv, dim_max, floordiv, symbol
@@ -587,3 +588,40 @@ def test_huge_dimensions_are_only_numbers() -> None:
     huge = 1 << 40
     graph = imported("y = Relu(x)", f"float[{huge},{huge}] x", f"float[{huge},{huge}] y")
     assert graph.outputs[0].shape == (huge, huge)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_cases_of_onnx_itself_keep_their_results() -> None:
+    """A sample of ONNX's node tests through import and export, evaluated by ONNX's reference."""
+    agreeing = 0
+    for case in sorted(load_model_tests(kind="node"), key=lambda case: case.name)[::7]:
+        # Random results; a Loop whose scalars ONNX's reference stacks as columns.
+        if any(word in case.name for word in ("bernoulli", "train", "range_")):
+            continue
+        arrays, expected = case.data_sets[0]
+        try:
+            graph = import_model(case.model.SerializeToString())
+        except UnsupportedError:
+            continue
+        verify_graph(graph)
+        inputs = {value.name: array for value, array in zip(case.model.graph.input, map(as_array, arrays), strict=True)}
+        found = ReferenceEvaluator(to_onnx(graph)).run(None, {value.name: inputs[value.name] for value in graph.inputs})
+        for value, left, right in zip(graph.outputs, found, map(as_array, expected), strict=True):
+            assert left.shape == right.shape, case.name
+            assert value.dtype.kind == "string" or value.dtype.numpy == left.dtype == right.dtype, case.name
+            assert all(a == b or not isinstance(a, int) for a, b in zip(value.shape, left.shape, strict=True)), (
+                case.name
+            )
+            if right.dtype.kind in "OUS":
+                assert left.tolist() == right.tolist(), case.name
+            else:
+                wide = np.complex128 if right.dtype.kind == "c" else np.float64
+                np.testing.assert_allclose(
+                    left.astype(wide), right.astype(wide), case.rtol, max(case.atol, 1e-5), err_msg=case.name
+                )
+        agreeing += 1
+    assert agreeing > 150
+
+
+def as_array(value: object) -> np.ndarray:
+    return numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
