@@ -44,7 +44,7 @@ def present(region: Region, position: int) -> Tensor:
 def call(region: Region, name: str, body: Sequence[Statement], scratch: Sequence[Buffer] = ()) -> Call:
     """A call of the kernel with this body, on the region's buffers and the `scratch` that it uses."""
     block = tuple(body)
-    parameters = used_buffers(block, (*region.buffers, *scratch))
+    parameters = used_buffers(block, tuple({b.name: b for b in (*region.buffers, *scratch)}.values()))
     written = {statement.buffer.name for statement in k.walk(block) if isinstance(statement, Store)}
     outputs = tuple(p.name for p in parameters if p.name in written)
     kernel = Kernel(name, parameters, outputs, free_sizes(block, parameters), block, region.origin)
@@ -52,9 +52,12 @@ def call(region: Region, name: str, body: Sequence[Statement], scratch: Sequence
 
 
 def over(
-    shape: Sequence[Dim], body: Callable[[Indices], Sequence[Statement]], stem: str, kind: str = "serial"
+    shape: Sequence[Dim], body: Callable[[Indices], Sequence[Statement]], stem: str, work: Dim | None = None
 ) -> Statement:
-    """The body for every index tuple of a shape, in row-major order, by one loop."""
+    """The body for every index tuple of a shape, in row-major order, by one loop.
+
+    With `work`, the elements that one turn handles, the turns are independent, and threads share them where that pays.
+    """
     total = product(shape)
     flat = k.index_symbol(f"{stem}_at", total)
     indices: list[Dim] = []
@@ -65,8 +68,9 @@ def over(
             continue
         lets.append(Let(f"{stem}_{axis}", index))
         indices.append(k.index_symbol(f"{stem}_{axis}", shape[axis]))
-    shared = kind == "parallel" and isinstance(total, int) and total < PARALLEL_ELEMENTS
-    return For(f"{stem}_at", total, (*lets, *body(tuple(indices))), "serial" if shared else kind)
+    size = None if work is None else total * work
+    shared = size is not None and total != 1 and not (isinstance(size, int) and size < PARALLEL_ELEMENTS)
+    return For(f"{stem}_at", total, (*lets, *body(tuple(indices))), "parallel" if shared else "serial")
 
 
 @dataclass(frozen=True)
