@@ -2,11 +2,17 @@
 
     model = onnxc.compile("model.onnx")     # a path, bytes or a ModelProto
     y = model(x)                            # numpy (or DLPack) in, numpy out
+
+Importing it does no work and imports nothing but the errors: the compiler comes with the first use of a name.
 """
 
-from .compiler.api import Executable, compile
+from typing import TYPE_CHECKING, Any
+
 from .ir.errors import ModelError, OnnxcError, ShapeError, TargetError, UnsupportedError
-from .ir.target import Target
+
+if TYPE_CHECKING:
+    from .compiler.api import Executable, compile
+    from .ir.target import Target
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,3 +26,19 @@ __all__ = [
     "__version__",
     "compile",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "Target":
+        from .ir.target import Target
+
+        return Target
+    from .compiler import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

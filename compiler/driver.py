@@ -21,16 +21,20 @@ from ..passes import DEFAULT_PIPELINE
 from ..passes.lower import lower
 from ..passes.pipeline import Pass, parse_pipeline, run_pipeline
 from .executable import Executable
+from .graph_text import specialised
 from .importer import import_model
 from .specialize import SpecializingExecutable, load_proto
 
-Model = str | os.PathLike[str] | bytes | onnx.ModelProto
+Model = str | os.PathLike[str] | bytes | onnx.ModelProto | Graph
 PRECISIONS = ("f32",)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to compile: the target's name, sizes that specialise, threads, precision, and the pipeline of passes."""
+    """How to compile: the target's name, sizes that specialise, threads, precision, and the pipeline of passes.
+
+    `progress(what, done, total)` and `after(pass, graph, seconds)` are told how compiling goes on.
+    """
 
     target: str | Target | None = None
     dims: Mapping[str, int] | None = None
@@ -40,16 +44,23 @@ class Options:
     pipeline: str = DEFAULT_PIPELINE
     folder: str | None = None
     progress: Callable[[str, int, int], None] | None = field(default=None, compare=False)
+    after: Callable[[Pass, Graph, float], None] | None = field(default=None, compare=False)
 
 
 def resolve_target(target: str | Target | None) -> Target:
     return target if isinstance(target, Target) else Target.parse(target or "host")
 
 
-def graph_of(model: Model, options: Options, after: Callable[[Pass, Graph, float], None] | None = None) -> Graph:
+def imported(model: Model, options: Options) -> Graph:
+    """The graph before any pass, of the sizes that the options give."""
+    if isinstance(model, Graph):
+        return specialised(model, options.dims or {}, options.shapes or {})
+    return import_model(model, dims=options.dims, shapes=options.shapes, folder=options.folder)
+
+
+def graph_of(model: Model, options: Options) -> Graph:
     """The graph after all passes of the pipeline."""
-    graph = import_model(model, dims=options.dims, shapes=options.shapes, folder=options.folder)
-    return run_pipeline(graph, parse_pipeline(options.pipeline), after)
+    return run_pipeline(imported(model, options), parse_pipeline(options.pipeline), options.after)
 
 
 def program_of(graph: Graph, target: Target, hints: Mapping[str, int] | None = None) -> Program:
@@ -76,6 +87,8 @@ def compile_model(model: Model, options: Options) -> Executable | SpecializingEx
     try:
         return compile_graph(graph_of(model, options), target, options)
     except ValueNeeded as error:
+        if isinstance(model, Graph):
+            raise
         proto, folder = load_proto(model)
         within = replace(options, folder=folder)
         return SpecializingExecutable(

@@ -15,10 +15,11 @@ from ..backends.cpu.build import Built
 from ..backends.cpu.entry import table_order
 from ..backends.cpu.jit import CodeImage
 from ..ir.dims import evaluate, symbols
-from ..ir.errors import ShapeError
+from ..ir.errors import OnnxcError, ShapeError
 from ..ir.graph import Value
-from ..ir.program import ALIGNMENT, Bind, walk
+from ..ir.program import ALIGNMENT, ArenaPlan, Bind, walk
 from .binding import Port, bind_symbols, check_names
+from .dump import stage_text
 
 SHAPES_KEPT = 64
 """How many settings of the symbolic dims are remembered; each costs some hundred bytes."""
@@ -100,6 +101,23 @@ class Executable:
     @property
     def outputs(self) -> tuple[Port, ...]:
         return tuple(map(Port.of, self._program.outputs))
+
+    @property
+    def plan(self) -> ArenaPlan:
+        """Where each buffer lies in the arena, and the lower bound of its size."""
+        return self._program.plan
+
+    def dump(self, stage: str = "graph", kernel: str | None = None) -> str:
+        """The text of a stage: "graph" (after all passes), "kernels", "vectors", "program", "llvm" or "asm".
+
+        `kernel` picks some: a kernel's name or a part of it, or an ONNX node's. OnnxcError for an unknown one.
+        """
+        graph = self._details.get("graph")
+        if stage != "graph":
+            return stage_text(stage, self._program, self._built.target, kernel)
+        if graph is None:
+            raise OnnxcError("this executable was loaded: only one that was compiled here has its graph")
+        return str(graph)
 
     def __repr__(self) -> str:
         inputs, outputs = (", ".join(map(str, ports)) for ports in (self.inputs, self.outputs))

@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from ...ir.loops import Kernel
 from ...ir.program import Program
 from ...ir.target import Target
-
-try:
-    from ...passes.math import expand_kernel
-except ImportError:  # TEMPORARY until passes.math lands
-    def expand_kernel(k): return k
+from ...passes.math import expand_kernel
 from ...passes.vectorize import Vectors, vectorize
 from .entry import render_entry
 from .llvm import render_kernel
@@ -45,4 +41,5 @@ def build(
     program: Program, target: Target, threaded: bool = True, progress: Callable[[int, int], None] | None = None
 ) -> Built:
     """Compiles a program; `progress(done, total)` is called as object files are finished."""
-    return Built(program, target, tuple(compile_objects(modules(program, target, threaded), target)))
+    objects = compile_objects(modules(program, target, threaded), target, progress=progress)
+    return Built(program, target, tuple(objects))

@@ -1,0 +1,5 @@
+"""`python -m onnxc` is the command `onnxc`."""
+
+from .tools.cli import main
+
+main()
