@@ -23,7 +23,7 @@ def model_of(
     symbolic: bool = False,
     opset: int = 24,
 ) -> onnx.ModelProto:
-    """A model of these nodes; the dims of its inputs are symbols where wanted, those of equal operands different ones."""
+    """A model of these nodes; the dims of its inputs are symbols where wanted, all of them different ones."""
     values = []
     for name, array in inputs.items():
         shape = [f"{name}_{axis}" for axis in range(array.ndim)] if symbolic else list(array.shape)

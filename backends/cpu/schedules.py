@@ -8,12 +8,15 @@ from ...ir.errors import UnsupportedError
 from ...ir.target import Target
 from ...passes.lower import generic
 from ...passes.regions import Lowered, Region, Schedule
-from .kernels import conv, depthwise, gemm, recurrent, selection
+from .kernels import conv, depthwise, gemm, recurrent, scatter, selection
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),
     "Conv": (gemm.schedule, depthwise.schedule, conv.schedule),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), (recurrent.schedule,)),
+    "ScatterElements": (scatter.scatter_elements,),
+    "ScatterND": (scatter.scatter_nd,),
+    "MaxUnpool": (scatter.max_unpool,),
     "TopK": (selection.top_k,),
     "NonZero": (selection.non_zero,),
     "Compress": (selection.compress,),
