@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -144,26 +145,31 @@ def test_sizes_of_zero() -> None:
     assert result.shape == (0, 5, 6, 20)
 
 
-def test_channel_slice_of_a_wider_image() -> None:
-    """The operand may be a view: pixels are then further apart than its channels."""
-    x, w = floats(1, 9, 10, 12), floats(16, 5, 3, 3)
-    attributes = {"pads": [1] * 4, "layout": "channels_last"}
+@pytest.mark.parametrize("group", [1, 5])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_operand_that_is_a_view(group: int, transposed: bool) -> None:
+    """A slice of a wider image's channels is read where it lies, a channels-first image is copied."""
+    x, w = floats(1, 9, 10, 12), floats(15, 5 // group, 3, 3)
+    attributes = {"pads": [1] * 4, "layout": "channels_last", "group": group}
+    stored = np.moveaxis(x, -1, 1) if transposed else x
 
-    def define(image: Tensor, weights: Tensor) -> Tensor:
-        return REGISTRY["Conv"]([sliced(image), weights], attributes)[0]  # type: ignore[return-value]
+    def image(memory: Tensor) -> Tensor:
+        return view(memory, (1, 9, 10, 5), lambda n, h, w, c: (n, c + 4, h, w) if transposed else (n, h, w, c + 4))
 
-    def sliced(image: Tensor) -> Tensor:
-        return view(image, (1, 9, 10, 5), lambda n, h, w, c: (n, h, w, c + 4))
-
-    case = Case("Conv", [(x.shape, "f4"), w], attributes, define=lambda image, weights, **_: define(image, weights))
-    region = case.region()
-    image, weights = region.operands
-    assert image is not None
-    region = Region(**{**vars(region), "operands": (sliced(image), weights)})
+    region = Case(
+        "Conv",
+        [(stored.shape, "f4"), w],
+        attributes,
+        define=lambda memory, weights, **_: REGISTRY["Conv"]([image(memory), weights], attributes)[0],  # type: ignore[arg-type, return-value]
+    ).region()
+    memory, weights = region.operands
+    assert memory is not None
+    region = replace(region, operands=(image(memory), weights))
     host = Target.host()
-    (result,) = Runner(region, schedule(region, host), host, host)([x, w], {})
-    expected = reference(x[..., 4:9], w, np.zeros(16, np.float32), attributes)
-    np.testing.assert_array_equal(result, expected)
+    lowered = schedule(region, host)
+    assert len(lowered.calls) == 1 + transposed
+    (result,) = Runner(region, lowered, host, host)([stored, w], {})
+    np.testing.assert_array_equal(result, reference(x[..., 4:9], w, np.zeros(15, np.float32), attributes))
 
 
 @pytest.mark.parametrize("group", [1, 12])

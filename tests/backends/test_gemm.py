@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnxc.backends.cpu.kernels.register_tile import choose_tile, fits
 from onnxc.ir.dims import symbol
 from onnxc.ir.dtypes import F32
 from onnxc.ir.functions import maximum
+from onnxc.ir.ops import REGISTRY
 from onnxc.ir.target import Target
 from onnxc.ir.tensors import Tensor, reduce_axes, reshaped, view
 
@@ -143,9 +145,35 @@ def test_epilogue_that_reads_other_elements() -> None:
     check(case, [a, w], {}, product - product.max(1, keepdims=True))
 
 
-def test_no_schedule_for_other_anchors() -> None:
-    vector = Case("MatMul", [((8,), "f4"), ((8, 5), "f4")])
-    assert gemm.schedule(vector.region(), Target.host()) is None
+def test_operand_that_cannot_be_read_in_place() -> None:
+    """Rows of the left operand are every second half of a row in memory: a copy of it comes first."""
+    x, w = floats(8, 12), floats(6, 40)
+
+    def halves(memory: Tensor) -> Tensor:
+        return view(memory, (4, 12 // 2), lambda i, j: ((4 * i + 3 * (j % 2)) // 2, j))
+
+    region = Case(
+        "MatMul",
+        [(x.shape, "f4"), w],
+        define=lambda memory, weights: REGISTRY["MatMul"]([halves(memory), weights], {})[0],  # type: ignore[return-value]
+    ).region()
+    memory, weights = region.operands
+    assert memory is not None
+    region = replace(region, operands=(halves(memory), weights))
+    host = Target.host()
+    lowered = gemm.schedule(region, host)
+    assert lowered is not None and len(lowered.calls) == 2
+    (result,) = Runner(region, lowered, host, host)([x, w])
+    i, j = np.indices((4, 6))
+    np.testing.assert_array_equal(result, x[(4 * i + 3 * (j % 2)) // 2, j] @ w)
+
+
+def test_vector_by_matrix() -> None:
+    """One row: a matrix is read in place where its rows are contiguous, and left to the loop nest where its columns are."""
+    x, b = floats(37), floats(37, 70)
+    check(Case("MatMul", [(x.shape, "f4"), (b.shape, "f4")]), [x, b], {}, x @ b)
+    other = Case("Einsum", [((37,), "f4"), ((70, 37), "f4")], {"equation": "k,nk->n"})
+    assert gemm.schedule(other.region(), Target.host()) is None
 
 
 @pytest.mark.parametrize("target", ["x86-64-v4", "x86-64-v3", "x86-64"])

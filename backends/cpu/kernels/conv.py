@@ -15,15 +15,17 @@ from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, symbol
 from ....ir.dtypes import I64
-from ....ir.loops import Alias, For, If, Kernel, Let, Statement, free_sizes
+from ....ir.loops import Alias, For, If, Let, Statement
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
-from ....passes.regions import Call, Lowered, Region
+from ....passes.regions import Lowered, Region
+from .calls import call
 from .convolution import Convolution, axes, find_convolution, inside_pixels, tap_rows
 from .epilogue import Epilogue, finish_tile, through_memory
 from .gemm import TASKS_PER_THREAD
+from .operands import joined
 from .packing import Columns, Panels, column_runs, packed
-from .register_tile import Tile, choose_tile, multiply_accumulate, used_buffers
+from .register_tile import Tile, choose_tile, multiply_accumulate
 
 # Output rows in one task of a parallel loop where their number is only known at run time.
 TASK_ROWS = 4
@@ -39,7 +41,7 @@ def schedule(region: Region, target: Target) -> Lowered | None:
         return None
     if found.outputs is None:
         return through_memory(region, lambda alone: schedule(alone, target))
-    return _Conv(region, target, found, found.outputs).lowered()
+    return joined(found.copies, _Conv(found.region, target, found, found.outputs).lowered())
 
 
 class _Conv:
@@ -58,17 +60,13 @@ class _Conv:
 
     def lowered(self) -> Lowered:
         found = self.found
-        body = tuple(self._body())
-        parameters = used_buffers(body, (*self.region.buffers, self.packed, self.zeros))
-        outputs = tuple(buffer.name for buffer, _ in self.region.outputs)
         stride = f"s{found.windows.strides[1]}" if found.windows.strides[1] != 1 else ""
         name = f"{found.dtype}_conv{self.kernel[0]}x{self.kernel[1]}{stride}_{self.tile}"
-        kernel = Kernel(name, parameters, outputs, free_sizes(body, parameters), body, self.region.origin)
-        call = Call(kernel, tuple(b.name for b in parameters), tuple(symbol(n) for n in kernel.sizes))
+        convolve = call(self.region, name, tuple(self._body()), (self.packed, self.zeros))
         made: dict[str, Callable[[], np.ndarray]] = {self.packed.name: self._pack}
-        if self.zeros in parameters:
+        if self.zeros.name in convolve.arguments:
             made[self.zeros.name] = lambda: np.zeros(found.channels, found.input.dtype.numpy)
-        return Lowered((call,), packed=made)
+        return Lowered((convolve,), packed=made)
 
     def _pack(self) -> np.ndarray:
         found = self.found

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ....ir import scalars as s
-from ....ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, linear, symbol
+from ....ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv
 from ....ir.dtypes import F32, F64, DType
 from ....ir.ops.declare import CHANNELS_LAST
 from ....ir.ops.reduction import accumulator
 from ....ir.ops.windows import Windows, sliding
-from ....ir.scalars import Buffer, Load, Scalar
-from ....passes.regions import Region
+from ....ir.scalars import Buffer, Scalar
+from ....passes.regions import Lowered, Region
 from .epilogue import Epilogue, accumulator_leaf, anchor_indices, epilogue
+from .operands import affine, constant_array, copied
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Convolution:
 
     `strides` are those of the input in memory: batch, height, width (channels: 1). `pixel` gives the anchor's indices
     for an image, row and column; `outputs` is None where an output needs other elements of the anchor than its own.
+    `copies` are kernels that come first: `region` reads what they make.
     """
 
     windows: Windows
@@ -39,6 +41,8 @@ class Convolution:
     outputs: Epilogue | None
     pixel: Callable[[Dim, Dim, Dim], Mapping[str, Dim]]
     column: str
+    region: Region
+    copies: Lowered
 
 
 def find_convolution(region: Region) -> Convolution | None:
@@ -48,13 +52,14 @@ def find_convolution(region: Region) -> Convolution | None:
         return None
     x, w, *rest = region.operands
     bias = rest[0] if rest else None
-    array = region.constant(w)
+    array = constant_array(region, w)
     if (
         x is None
         or array is None
         or x.rank not in (3, 4)
         or 0 in output.shape
         or output.shape[-1] == 1
+        or x.kind == "opaque"
         or not x.dtype.is_float
     ):
         return None
@@ -62,22 +67,14 @@ def find_convolution(region: Region) -> Convolution | None:
     options = {name: node.attributes[name] for name in names if node.attributes.get(name) is not None}
     windows = sliding(x.shape[1:-1], array.shape[2:], **options)  # type: ignore[arg-type]
     group = int(node.attributes.get("group", 1))  # type: ignore[call-overload]
-    indices = tuple(symbol(f"i{a}", 0, d - 1) for a, d in enumerate(x.shape))
-    read = x.at(indices)
-    if not isinstance(read, Load) or read.predicate is not None:
-        return None
-    strides: list[Dim] = []
-    start = read.offset
-    for a in range(x.rank):
-        split = linear(start, f"i{a}")
-        if split is None:
-            return None
-        strides.append(split[0])
-        start = split[1]
-    if any(s.free_symbols(stride) & {f"i{a}" for a in range(x.rank)} for stride in strides) or (
-        x.shape[-1] != 1 and strides[-1] != 1
-    ):
-        return None
+    copies = Lowered(())
+    image = affine(x)
+    if image is None or (x.shape[-1] != 1 and image.strides[-1] != 1):
+        region, copies = copied(region, (0,))
+        assert region.operands[0] is not None
+        image = affine(region.operands[0])
+    assert image is not None
+    strides = list(image.strides)
     own = anchor_indices(output.shape)
     column = f"o{len(own) - 1}"
     dtype = accumulator(x.dtype)
@@ -104,14 +101,16 @@ def find_convolution(region: Region) -> Convolution | None:
         group,
         int(array.shape[1]),
         int(array.shape[0]) // group,
-        read.buffer,
-        start,
+        image.buffer,
+        image.start,
         (strides[0], strides[1], strides[2]),
         dtype,
         array,
         outputs,
         pixel,
         column,
+        region,
+        copies,
     )
 
 

@@ -14,15 +14,17 @@ import numpy as np
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, symbol
-from ....ir.loops import Alias, Alloc, Define, For, If, Kernel, Let, Statement, Store, free_sizes
+from ....ir.loops import Alias, Alloc, Define, For, If, Let, Statement, Store
 from ....ir.scalars import Buffer
 from ....ir.target import Target
-from ....passes.regions import Call, Lowered, Region
+from ....passes.regions import Lowered, Region
+from .calls import call
 from .convolution import Convolution, find_convolution, inside_pixels, tap_rows
 from .epilogue import Epilogue, finish_tile, through_memory
 from .gemm import TASKS_PER_THREAD
+from .operands import joined
 from .packing import first_lanes
-from .register_tile import Tile, accumulators, used_buffers
+from .register_tile import Tile, accumulators
 
 # Pixels of a tile: as many sums as hide the latency of a multiply-add.
 PIXELS = 8
@@ -39,7 +41,7 @@ def schedule(region: Region, target: Target) -> Lowered | None:
         return None
     if found.outputs is None:
         return through_memory(region, lambda alone: schedule(alone, target))
-    return _Depthwise(region, target, found, found.outputs).lowered()
+    return joined(found.copies, _Depthwise(found.region, target, found, found.outputs).lowered())
 
 
 class _Depthwise:
@@ -77,14 +79,11 @@ class _Depthwise:
         return max(1, -(-self.vectors // fitting))
 
     def lowered(self) -> Lowered:
-        body = tuple(self._body())
-        parameters = used_buffers(body, (*self.region.buffers, self.packed))
-        outputs = tuple(buffer.name for buffer, _ in self.region.outputs)
         stride = f"s{self.found.windows.strides[1]}" if self.found.windows.strides[1] != 1 else ""
         name = f"{self.found.dtype}_depthwise{self.kernel[0]}x{self.kernel[1]}{stride}_{self.pixels}x{self.lanes}"
-        kernel = Kernel(name, parameters, outputs, free_sizes(body, parameters), body, self.region.origin)
-        call = Call(kernel, tuple(b.name for b in parameters), tuple(symbol(n) for n in kernel.sizes))
-        return Lowered((call,), packed={self.packed.name: self._pack})
+        return Lowered(
+            (call(self.region, name, tuple(self._body()), (self.packed,)),), packed={self.packed.name: self._pack}
+        )
 
     def _pack(self) -> np.ndarray:
         """Weights as [kernel row, kernel column, channel], zeros behind the last channel."""

@@ -9,13 +9,14 @@ from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, Sum, as_symbol, dim_min, linear, product, symbol
 from ....ir.dtypes import I32, I64, DType
-from ....ir.loops import Alloc, For, Kernel, Statement, Store, free_sizes
+from ....ir.loops import Alloc, For, Statement, Store
 from ....ir.scalars import Buffer, Load, Scalar
 from ....ir.tensors import Indices, Tensor, flat_offset, unflatten
 from ....passes.nests import build_nests
-from ....passes.regions import ANCHOR, Call, Lowered, Region, anchor_tensor
+from ....passes.regions import ANCHOR, Lowered, Region, anchor_tensor
 from ....passes.vector_step import NotVectorizable, Step
-from .register_tile import Tile, accumulators, used_buffers
+from .calls import call
+from .register_tile import Tile, accumulators
 
 # Operations of an epilogue up to which it is repeated for every vector of a tile; longer ones become a loop.
 REPEATED = 16
@@ -229,12 +230,8 @@ def through_memory(region: Region, schedule: Callable[[Region], Lowered | None])
         (buffer, replace(tensor, element=lambda i, t=tensor: s.Rewriter(leaf)(t.at(i)), buffer=None, _memo={}))
         for buffer, tensor in region.outputs
     ]
-    body = build_nests(outputs)
-    parameters = used_buffers(body, (memory, *region.buffers))
-    names = tuple(buffer.name for buffer, _ in outputs)
-    kernel = Kernel(f"{region.name}_outputs", parameters, names, free_sizes(body, parameters), body, region.origin)
-    call = Call(kernel, tuple(b.name for b in parameters), tuple(symbol(n) for n in kernel.sizes))
-    return replace(lowered, calls=(*lowered.calls, call), workspaces=(*lowered.workspaces, memory))
+    after = call(region, region.name, build_nests(outputs), (memory,))
+    return replace(lowered, calls=(*lowered.calls, after), workspaces=(*lowered.workspaces, memory))
 
 
 def _inverse(tensor: Tensor, indices: Indices, shape: Sequence[Dim]) -> Indices | None:

@@ -14,14 +14,16 @@ from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, dim_min, linear, product, symbol
 from ....ir.dtypes import I64
-from ....ir.loops import Alias, For, If, Kernel, Let, Statement, free_sizes
+from ....ir.loops import Alias, For, If, Let, Statement
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
-from ....passes.regions import Call, Lowered, Region
+from ....passes.regions import Lowered, Region
+from .calls import call
 from .epilogue import Epilogue, epilogue, finish_tile, through_memory
+from .operands import affine, copied, joined
 from .packing import Columns, Panels, column_runs, first_lanes, pack_call, packer
 from .product import Product, find_product, flattened
-from .register_tile import Tile, choose_tile, multiply_accumulate, remainders, used_buffers
+from .register_tile import Tile, choose_tile, multiply_accumulate, remainders
 
 # Row tiles in one task of a parallel loop, at least: shorter tasks do not repay their start.
 TASK_TILES = 4
@@ -33,14 +35,26 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     """The kernels of a region whose anchor sums products of two buffers' elements; None for any other."""
     found = find_product(region)
     if found is None:
-        return None
+        return _with_copies(region, target)
     outputs = epilogue(region, found.indices, found.shape, found.element, found.column.name)
     if outputs is None:
         return through_memory(region, lambda alone: schedule(alone, target))
     array = region.constants.get(found.right.buffer.name)
-    if array is None and product(axis.extent for axis in found.rows) == 1:
-        return None  # A product of vectors by rows: the loop nest by definition reads the matrix once, in order.
-    return _Gemm(region, target, found, outputs, array).lowered()
+    made = _Gemm(region, target, found, outputs, array)
+    if made.rows == 1 and array is None and not made.in_place:
+        return None  # One row by a matrix that lies the other way: a loop nest reads it once, in order.
+    return made.lowered()
+
+
+def _with_copies(region: Region, target: Target) -> Lowered | None:
+    """The schedule on copies of operands that cannot be read where they lie; None where that changes nothing."""
+    if region.anchor is None or region.anchor.op == "Conv":
+        return None
+    odd = [i for i, x in enumerate(region.operands[:2]) if x is not None and x.kind != "opaque" and affine(x) is None]
+    if not odd:
+        return None
+    changed, copies = copied(region, odd)
+    return joined(copies, schedule(changed, target))
 
 
 class _Gemm:
@@ -68,17 +82,11 @@ class _Gemm:
         return narrow or (isinstance(rows, int) and rows <= 2 * self.tile.rows)
 
     def lowered(self) -> Lowered:
-        body = tuple(self._body())
-        candidates = (*self.region.buffers, self.packed)
-        parameters = used_buffers(body, candidates)
-        outputs = tuple(buffer.name for buffer, _ in self.region.outputs)
-        name = f"{self.found.dtype}_gemm_{self.tile}"
-        kernel = Kernel(name, parameters, outputs, free_sizes(body, parameters), body, self.region.origin)
-        call = Call(kernel, tuple(b.name for b in parameters), tuple(symbol(n) for n in kernel.sizes))
+        multiply = call(self.region, f"{self.found.dtype}_gemm_{self.tile}", tuple(self._body()), (self.packed,))
         if self.in_place:
-            return Lowered((call,))
+            return Lowered((multiply,))
         if self.array is not None:
-            return Lowered((call,), packed={self.packed.name: packer(self.found, self.panels, self.array)})
+            return Lowered((multiply,), packed={self.packed.name: packer(self.found, self.panels, self.array)})
         pack = pack_call(
             f"{self.found.dtype}_pack_x{self.tile.width}",
             self.found,
@@ -87,7 +95,7 @@ class _Gemm:
             self.target,
             self.region.origin,
         )
-        return Lowered((pack, call), (self.packed,))
+        return Lowered((pack, multiply), (self.packed,))
 
     # Tasks: (batch, panel, block of rows), blocks of one panel following one another.
 

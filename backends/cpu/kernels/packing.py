@@ -155,7 +155,7 @@ def pack_call(
     kernel_body = (loop,)
     parameters = (product_.right.buffer, into)
     kernel = Kernel(name, parameters, (into.name,), free_sizes(kernel_body, parameters), kernel_body, origin)
-    return Call(kernel, tuple(b.name for b in parameters), tuple(symbol(n) for n in kernel.sizes))
+    return Call(kernel, tuple(b.name for b in parameters), tuple(symbol(n, None) for n in kernel.sizes))
 
 
 def _transposed(
