@@ -76,7 +76,7 @@ class AccessAnalysis:
     def __call__(self, node: Node) -> Access:
         operator = REGISTRY.get(node.op)
         tensors = all(isinstance(v.type, TensorType) for v in (*node.operands, *node.outputs))
-        if operator is None or node.regions or not tensors:
+        if operator is None or operator.alone or node.regions or not tensors:
             return Access(node, "opaque")
         if operator.heavy:
             return Access(node, "heavy", domain=node.outputs[0].shape)

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,8 @@ from ..ir.dtypes import BOOL, I64, DType
 from ..ir.errors import UnsupportedError
 from ..ir.graph import Graph, Node, TensorType, Value
 from ..ir.infer import Inference
-from ..ir.loops import Kernel, free_sizes, print_kernel
+from ..ir.loops import Block, For, Kernel, Let, Store, free_sizes, print_kernel
+from ..ir.loops import walk as walk_statements
 from ..ir.ops import REGISTRY
 from ..ir.program import Assign, Bind, Choose, Memory, Place, Program, Repeat, Run, Step, Steps, walk
 from ..ir.scalars import Buffer
@@ -37,10 +39,35 @@ def generic(region: Region, target: Target | None = None) -> Lowered | None:
         return None
     body = build_nests(region.full_outputs())
     buffers = region.buffers
-    kernel = Kernel(
-        region.name, buffers, tuple(b.name for b, _ in region.outputs), free_sizes(body), body, region.origin
-    )
+    written = tuple(b.name for b, _ in region.outputs)
+    aliases = in_place(body, [t.buffer for t in region.inputs if t.buffer is not None], [b for b, _ in region.outputs])
+    kernel = Kernel(region.name, buffers, written, free_sizes(body), body, region.origin, aliases)
     return Lowered((Call(kernel, tuple(b.name for b in buffers), tuple(symbol(n) for n in kernel.sizes)),))
+
+
+def in_place(body: Block, inputs: Sequence[Buffer], outputs: Sequence[Buffer]) -> tuple[tuple[str, str], ...]:
+    """Pairs (input, output) that may be one memory: every element is read only by the store that replaces it.
+
+    Such a kernel is one loop nest of stores, and the one to that output is the last of them.
+    """
+    stores = [item for item in walk_statements(body) if isinstance(item, Store)]
+    if any(not isinstance(item, Store | For | Let) for item in walk_statements(body)):
+        return ()
+    if len(stores) != len(outputs):
+        return ()
+    last = stores[-1]
+    loads: dict[str, set[Dim]] = {}
+    for store in stores:
+        for node in s.walk(store.value):
+            if isinstance(node, s.Load):
+                loads.setdefault(node.buffer.name, set()).add(node.offset)
+    return tuple(
+        (buffer.name, last.buffer.name)
+        for buffer in inputs
+        if buffer.size == last.buffer.size
+        and buffer.dtype.bytes == last.buffer.dtype.bytes
+        and loads.get(buffer.name) == {last.offset}
+    )[:1]
 
 
 def lower(graph: Graph, schedule: Schedule, target: Target, hints: Mapping[str, int] | None = None) -> Program:
@@ -88,7 +115,7 @@ class Lowering:
         steps = self.region(graph, results)
         segments = self._segments(steps)
         self.memories = self._with_segments(segments)
-        plan = plan_arena(self.memories, segments, hints)
+        plan = plan_arena(self.memories, segments, self.kernels, hints)
         return Program(
             name=graph.name,
             inputs=graph.inputs,
@@ -351,8 +378,21 @@ class Lowering:
             anchor_output=anchor_output,
             constants=constants,
             origin=node.origin,
+            static=self._static_values(anchor),
             inline=lambda: define(False),
         )
+
+    def _static_values(self, anchor: Node | None) -> dict[str, tuple[Any, ...]]:
+        """What the anchor's operands (or attributes in their place) say that decides shapes, by operand."""
+        operator = None if anchor is None else REGISTRY.get(anchor.op)
+        if anchor is None or operator is None:
+            return {}
+        found: dict[str, Any] = {name: anchor.attributes[name] for name in operator.static if name in anchor.attributes}
+        for position, name in operator.static_positions(len(anchor.inputs)).items():
+            value = anchor.inputs[position]
+            if value is not None:
+                found[name] = self.inference.static(value)
+        return found
 
     def _lazy_place(self, value: Value) -> Place:
         return self.places.get(value.name) or Place(f"?{value.name}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class Region:
     anchor_output: Tensor | None = None
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     origin: tuple[str, ...] = ()
+    static: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     inline: Callable[[], Sequence[tuple[Buffer, Tensor]]] | None = None
 
     def full_outputs(self) -> Sequence[tuple[Buffer, Tensor]]:

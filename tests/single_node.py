@@ -21,7 +21,7 @@ def model_of(
     constants: Mapping[str, Array],
     outputs: Sequence[str],
     symbolic: bool = False,
-    opset: int = 24,
+    opset: int = 26,
 ) -> onnx.ModelProto:
     """A model of these nodes; the dims of its inputs are symbols where wanted, all of them different ones."""
     values = []
@@ -36,7 +36,7 @@ def model_of(
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=imports, ir_version=11)
+    return helper.make_model(graph, opset_imports=imports, ir_version=12)
 
 
 def compiled(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> list[Array]:
@@ -50,7 +50,7 @@ def run_node(
     outputs: int = 1,
     constant: Collection[str] = (),
     symbolic: bool = False,
-    opset: int = 24,
+    opset: int = 26,
     **attributes: Any,
 ) -> list[Array]:
     """One node, compiled; operands named in `constant` are initializers, None is an absent one."""

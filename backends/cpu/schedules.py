@@ -8,12 +8,13 @@ from ...ir.errors import UnsupportedError
 from ...ir.target import Target
 from ...passes.lower import generic
 from ...passes.regions import Lowered, Region, Schedule
-from .kernels import conv, depthwise, gemm, recurrent, scatter, selection
+from .kernels import conv, depthwise, gemm, recurrent, scan, scatter, selection
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),
     "Conv": (gemm.schedule, depthwise.schedule, conv.schedule),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), (recurrent.schedule,)),
+    **dict.fromkeys(("CumSum", "CumProd"), (scan.schedule,)),
     "ScatterElements": (scatter.scatter_elements,),
     "ScatterND": (scatter.scatter_nd,),
     "MaxUnpool": (scatter.max_unpool,),

@@ -65,7 +65,8 @@ class Operator:
     None where absent. `heavy` marks contractions that have schedules and anchor a fused group. `movement` says that
     every output element is one input element. `pointwise` that output element i depends on operand elements i alone.
     `spatial` that operand 0 and the outputs are images [N, C, *spatial], which the attribute `layout` = "channels_last"
-    says to be stored as [N, *spatial, C]; all else that the operator means stays the same.
+    says to be stored as [N, *spatial, C]; all else that the operator means stays the same. `alone` that it is not to be
+    fused: a schedule of its own does less work than its definition asks for.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Operator:
     movement: bool = False
     pointwise: bool = False
     spatial: bool = False
+    alone: bool = False
 
     @property
     def parameters(self) -> list[inspect.Parameter]:
@@ -175,12 +177,15 @@ class Registry:
         heavy: bool = False,
         movement: bool = False,
         spatial: bool = False,
+        alone: bool = False,
     ) -> Callable[[Definition], Definition]:
         """Declares operators by a function of tensors: positional parameters are operands, keyword-only attributes."""
 
         def register(function: Definition) -> Definition:
             for name in names:
-                self._operators[name] = Operator(name, function, tuple(static), heavy, movement, spatial=spatial)
+                self._operators[name] = Operator(
+                    name, function, tuple(static), heavy, movement, spatial=spatial, alone=alone
+                )
             return function
 
         return register

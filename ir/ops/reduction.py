@@ -132,7 +132,7 @@ _arg("ArgMin", reduce_min)
 
 
 def _scan(name: str, combiner: str, identity: int) -> None:
-    @declare.op(name, static=("axis",))
+    @declare.op(name, static=("axis",), alone=True)
     def define(x: Tensor, axis: Static, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
         """Element i combines the elements up to i (from i on where `reverse`), itself excluded where `exclusive`."""
         if not isinstance(axis[0], int):
