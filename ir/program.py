@@ -116,7 +116,8 @@ class ArenaSlot:
 class ArenaPlan:
     """The layout of all arenas, one per segment, valid for any sizes.
 
-    `size` and `lower_bound` are bytes at the sizes in `hints` (the symbols' values it was made for).
+    `size` and `lower_bound` are bytes at the sizes in `hints` (the symbols' values it was made for). `lifetimes` are first and
+    last step of each memory; one that takes over another's place in it has none of its own.
     """
 
     slots: tuple[tuple[ArenaSlot, ...], ...]
