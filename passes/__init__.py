@@ -1,7 +1,18 @@
 """Passes over graphs, and lowering. Importing this package makes every pass known by its name."""
 
-from . import canonicalize, cleanup, fold, fuse, layout, transposes
+from . import algebra, canonicalize, cleanup, fold, fuse, layout, pads, scale, transposes
 
 DEFAULT_PIPELINE = "canonicalize,fold,canonicalize,fold,cleanup,fuse"
 
-__all__ = ["DEFAULT_PIPELINE", "canonicalize", "cleanup", "fold", "fuse", "layout", "transposes"]
+__all__ = [
+    "DEFAULT_PIPELINE",
+    "algebra",
+    "canonicalize",
+    "cleanup",
+    "fold",
+    "fuse",
+    "layout",
+    "pads",
+    "scale",
+    "transposes",
+]

@@ -56,21 +56,6 @@ class Canonicalizer(Rewriter):
             same = unchanged(self, node)
         self.forward(node, same)
 
-    def forward(self, node: Node, value: Value) -> None:
-        """Lets `value` stand for the first output. An output of the graph stays the result of a node of its own."""
-        output = node.outputs[0]
-        if output not in self.graph.outputs:
-            self.replace(output, value)
-        elif value.name not in self._producers or value in self.outputs:
-            plain = node.op == "Identity"
-            self.add(node if plain else Node("Identity", (value,), (output,), origin=node.origin))
-        else:
-            self.replace(output, value)
-
-    @property
-    def outputs(self) -> list[Value]:
-        return [self.mapping.get(value, value) for value in self.graph.outputs]
-
     # Operands that decide shapes.
 
     def with_static_attributes(self, node: Node) -> Node:

@@ -166,6 +166,19 @@ class Rewriter:
         self.mapping[old] = new
         self.resize(old, new)
 
+    def forward(self, node: Node, value: Value) -> None:
+        """Lets `value` stand for the first output of a node that is not added.
+
+        An output of the graph stays the result of a node of its own.
+        """
+        output = node.outputs[0]
+        outputs = [self.mapping.get(other, other) for other in self.graph.outputs]
+        if output not in self.graph.outputs or (value.name in self._producers and value not in outputs):
+            self.replace(output, value)
+        else:
+            plain = node.op == "Identity"
+            self.add(node if plain else Node("Identity", (value,), (output,), origin=node.origin))
+
     def resize(self, old: Value, new: Value) -> None:
         """Sizes that were known by the name of `old` are known by that of `new`."""
         if isinstance(old.type, TensorType) and isinstance(new.type, TensorType):

@@ -69,14 +69,15 @@ def test_residual_network_with_gates() -> None:
 def test_all_ranks(rank: int) -> None:
     spatial = ", ".join("789"[:rank])
     kernel = ", ".join("3" * rank)
+    pooled = ", ".join("567"[:rank])
     check(
         PASSES,
         f"""
-        graph @g(%x: f32[2, 4, {spatial}]) -> (%y: f32[2, {spatial}, 6]) {{
+        graph @g(%x: f32[2, 4, {spatial}]) -> (%y: f32[2, {pooled}, 6]) {{
           %w = constant @"w" : f32[6, 4, {kernel}]
           %c = Conv(%x, %w) {{pads = {[1] * (2 * rank)}}} : f32[2, 6, {spatial}]
-          %m = MaxPool(%c) {{kernel_shape = [{kernel}], pads = {[1] * (2 * rank)}}} : f32[2, 6, {spatial}]
-          %y = Transpose(%m) {{perm = {[0, *range(2, rank + 2), 1]}}} : f32[2, {spatial}, 6]
+          %m = MaxPool(%c) {{kernel_shape = [{kernel}]}} : f32[2, 6, {pooled}]
+          %y = Transpose(%m) {{perm = {[0, *range(2, rank + 2), 1]}}} : f32[2, {pooled}, 6]
         }}
         // CHECK: Transpose(%x)
         // CHECK-NEXT: Conv({{{{.*}}}} layout = "channels_last"
