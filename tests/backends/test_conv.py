@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowered import Case, Runner, hot_loops
+from lowered import hot_loops, run
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from onnxc.backends.cpu.schedules import SCHEDULES
@@ -21,6 +21,7 @@ from onnxc.ir.ops import REGISTRY
 from onnxc.ir.target import Target
 from onnxc.ir.tensors import Tensor, reduce_axes, view
 from onnxc.passes.regions import Lowered, Region
+from onnxc.tools.bench_kernels import make_region
 
 RANDOM = np.random.default_rng(0)
 TARGETS = [name for name in ("host", "x86-64-v3", "x86-64") if name == "host" or Target.host().architecture == "x86_64"]
@@ -66,13 +67,12 @@ def check(
     names = [N, H, W] if len(shape) == 4 else [N, W]
     symbolic: Any = x.shape if known else (*names, shape[-1])
     sizes = {} if known else {str(name): extent for name, extent in zip(names, shape[:-1], strict=True)}
-    probe = Case("Conv", [(symbolic, "f4"), w, bias], attributes)
-    output = probe.region().outputs[0][1].shape
-    case = Case("Conv", probe.operands, attributes, [(output, "f4")], lambda y, residual: maximum(y + residual, 0.0))
-    region = case.region()
+    operands = [(symbolic, "f4"), w, bias]
+    output = make_region("Conv", operands, attributes).outputs[0][1].shape
+    region = make_region("Conv", operands, attributes, [(output, "f4")], lambda y, other: maximum(y + other, 0.0))
     lowered = schedule(region, chosen)
-    for machine in (chosen, None) if x.size * expected.size < 20000 else (chosen,):
-        (result,) = Runner(region, lowered, machine, chosen)([x, w, bias, residual], sizes)
+    for interpret in (False, True) if x.size * expected.size < 20000 else (False,):
+        (result,) = run(region, lowered, chosen, [x, w, bias, residual], sizes, interpret)
         np.testing.assert_array_equal(result, np.maximum(expected + residual, 0))
     return lowered.calls[-1].kernel.name  # type: ignore[union-attr]
 
@@ -138,10 +138,10 @@ def test_automatic_padding(pad: str, known: bool) -> None:
 
 def test_sizes_of_zero() -> None:
     w, bias = floats(20, 3, 3, 3), floats(20)
-    case = Case("Conv", [((N, H, W, 3), "f4"), w, bias], {"pads": [1] * 4, "layout": "channels_last"})
-    region, host = case.region(), Target.host()
-    runner = Runner(region, schedule(region, host), host, host)
-    (result,) = runner([floats(0, 5, 6, 3), w, bias], {"N": 0, "H": 5, "W": 6})
+    region = make_region("Conv", [((N, H, W, 3), "f4"), w, bias], {"pads": [1] * 4, "layout": "channels_last"})
+    host = Target.host()
+    sizes = {"N": 0, "H": 5, "W": 6}
+    (result,) = run(region, schedule(region, host), host, [floats(0, 5, 6, 3), w, bias], sizes)
     assert result.shape == (0, 5, 6, 20)
 
 
@@ -156,19 +156,19 @@ def test_operand_that_is_a_view(group: int, transposed: bool) -> None:
     def image(memory: Tensor) -> Tensor:
         return view(memory, (1, 9, 10, 5), lambda n, h, w, c: (n, c + 4, h, w) if transposed else (n, h, w, c + 4))
 
-    region = Case(
+    region = make_region(
         "Conv",
         [(stored.shape, "f4"), w],
         attributes,
-        define=lambda memory, weights, **_: REGISTRY["Conv"]([image(memory), weights], attributes)[0],  # type: ignore[arg-type, return-value]
-    ).region()
+        define=lambda memory, weights: REGISTRY["Conv"]([image(memory), weights], attributes)[0],  # type: ignore[arg-type, return-value]
+    )
     memory, weights = region.operands
     assert memory is not None
     region = replace(region, operands=(image(memory), weights))
     host = Target.host()
     lowered = schedule(region, host)
     assert len(lowered.calls) == 1 + transposed
-    (result,) = Runner(region, lowered, host, host)([stored, w], {})
+    (result,) = run(region, lowered, host, [stored, w])
     np.testing.assert_array_equal(result, reference(x[..., 4:9], w, np.zeros(15, np.float32), attributes))
 
 
@@ -176,9 +176,11 @@ def test_operand_that_is_a_view(group: int, transposed: bool) -> None:
 def test_epilogue_that_reads_other_elements(group: int) -> None:
     x, w, bias = floats(1, 6, 7, 12), floats(12, 12 // group, 3, 3), floats(12)
     attributes = {"pads": [1] * 4, "layout": "channels_last", "group": group}
-    case = Case("Conv", [(x.shape, "f4"), w, bias], attributes, epilogue=lambda y: y - reduce_axes("max", y, (3,)))
-    region, host = case.region(), Target.host()
-    (result,) = Runner(region, schedule(region, host), host, host)([x, w, bias], {})
+    region = make_region(
+        "Conv", [(x.shape, "f4"), w, bias], attributes, epilogue=lambda y: y - reduce_axes("max", y, (3,))
+    )
+    host = Target.host()
+    (result,) = run(region, schedule(region, host), host, [x, w, bias])
     expected = reference(x, w, bias, attributes)
     np.testing.assert_array_equal(result, expected - expected.max(3, keepdims=True))
 
@@ -188,9 +190,9 @@ def test_epilogue_that_reads_other_elements(group: int) -> None:
 def test_other_element_types(dtype: str, group: int) -> None:
     x, w = floats(1, 6, 7, 8), floats(8, 8 // group, 3, 3)
     attributes = {"pads": [1] * 4, "layout": "channels_last", "group": group}
-    case = Case("Conv", [(x.shape, dtype), w.astype(dtype)], attributes)
-    region, host = case.region(), Target.host()
-    (result,) = Runner(region, schedule(region, host), host, host)([x.astype(dtype), w.astype(dtype)], {})
+    region = make_region("Conv", [(x.shape, dtype), w.astype(dtype)], attributes)
+    host = Target.host()
+    (result,) = run(region, schedule(region, host), host, [x.astype(dtype), w.astype(dtype)])
     np.testing.assert_array_equal(result, reference(x, w, np.zeros(8, np.float32), attributes).astype(dtype))
 
 
@@ -203,7 +205,7 @@ def test_hot_loops_do_not_spill(target: str, shape: Any, filters: int, kernel: i
     chosen = Target.parse(target)
     attributes = {"pads": [kernel // 2] * 4, "layout": "channels_last", "group": group}
     w = floats(filters, shape[-1] // group, kernel, kernel)
-    lowered = schedule(Case("Conv", [(shape, "f4"), w], attributes).region(), chosen)
+    lowered = schedule(make_region("Conv", [(shape, "f4"), w], attributes), chosen)
     loops = hot_loops(lowered, chosen, r"vfmadd|mulps")
     assert loops
     for text in loops:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowered import Case, Runner, hot_loops
+from lowered import hot_loops, run
 from onnxc.backends.cpu.kernels import gemm
 from onnxc.backends.cpu.kernels.register_tile import choose_tile, fits
 from onnxc.ir.dims import symbol
@@ -20,6 +20,8 @@ from onnxc.ir.functions import maximum
 from onnxc.ir.ops import REGISTRY
 from onnxc.ir.target import Target
 from onnxc.ir.tensors import Tensor, reduce_axes, reshaped, view
+from onnxc.passes.regions import Region
+from onnxc.tools.bench_kernels import make_region
 
 RANDOM = np.random.default_rng(0)
 TARGETS = [name for name in ("host", "x86-64-v3", "x86-64") if name == "host" or Target.host().architecture == "x86_64"]
@@ -37,16 +39,19 @@ def permuted(x: Tensor, order: Sequence[int]) -> Tensor:
 
 
 def check(
-    case: Case, inputs: Sequence[np.ndarray], sizes: Mapping[str, int], *expected: np.ndarray, target: str = "host"
+    region: Region,
+    inputs: Sequence[np.ndarray],
+    sizes: Mapping[str, int],
+    *expected: np.ndarray,
+    target: str = "host",
 ) -> None:
     """Runs the schedule's kernels on the machine, and, where they are small, by the interpreter."""
     chosen = Target.parse(target)
-    region = case.region()
     lowered = gemm.schedule(region, chosen)
     assert lowered is not None
     work = sum(array.size for array in inputs) * sum(array.size for array in expected)
-    for machine in (chosen, None) if work < 3000 else (chosen,):
-        results = Runner(region, lowered, machine, chosen)(inputs, sizes)
+    for interpret in (False, True) if work < 3000 else (False,):
+        results = run(region, lowered, chosen, inputs, sizes, interpret)
         for result, wanted in zip(results, expected, strict=True):
             np.testing.assert_array_equal(result, wanted)
 
@@ -59,13 +64,13 @@ def test_constant_right_operand(target: str, known: bool, m: int, n: int, depth:
     m = max(m, int(known))
     a, w, bias, residual = floats(m, depth), floats(depth, n), floats(n), floats(m, n)
     rows: Any = m if known else M
-    case = Case(
+    region = make_region(
         "MatMul",
         [((rows, depth), "f4"), w],
         extras=[bias, ((rows, n), "f4")],
         epilogue=lambda y, b, r: maximum(y + b + r, 0.0),
     )
-    check(case, [a, w, bias, residual], {"M": m}, np.maximum(a @ w + bias + residual, 0), target=target)
+    check(region, [a, w, bias, residual], {"M": m}, np.maximum(a @ w + bias + residual, 0), target=target)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -80,7 +85,7 @@ def test_gemm_attributes(target: str, data: st.DataObject) -> None:
     constant = data.draw(st.booleans())
     second: Any = b if constant else (b.shape, "f4")
     expected = np.float32(0.5) * ((a.T if left else a) @ (b.T if right else b)) + np.float32(2) * c
-    check(Case("Gemm", [(a.shape, "f4"), second, c], attributes), [a, b, c], {}, expected, target=target)
+    check(make_region("Gemm", [(a.shape, "f4"), second, c], attributes), [a, b, c], {}, expected, target=target)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -93,15 +98,17 @@ def test_attention(target: str, known: bool, batch: int, length: int, heads: int
     shape: Any = q.shape if known else (B, S, heads, width)
     square: Any = scores.shape if known else (B, heads, S, S)
     sizes = {} if known else {"B": batch, "S": length}
-    case = Case("Einsum", [(shape, "f4"), (shape, "f4")], {"equation": "bqhd,bkhd->bhqk"}, epilogue=lambda x: x * 0.125)
-    check(case, [q, key], sizes, np.einsum("bqhd,bkhd->bhqk", q, key) * np.float32(0.125), target=target)
-    case = Case(
+    region = make_region(
+        "Einsum", [(shape, "f4"), (shape, "f4")], {"equation": "bqhd,bkhd->bhqk"}, epilogue=lambda x: x * 0.125
+    )
+    check(region, [q, key], sizes, np.einsum("bqhd,bkhd->bhqk", q, key) * np.float32(0.125), target=target)
+    region = make_region(
         "Einsum",
         [(square, "f4"), (shape, "f4")],
         {"equation": "bhqk,bkhd->bhqd"},
         epilogue=lambda x: permuted(x, (0, 2, 1, 3)),
     )
-    check(case, [scores, q], sizes, np.einsum("bhqk,bkhd->bqhd", scores, q), target=target)
+    check(region, [scores, q], sizes, np.einsum("bhqk,bkhd->bqhd", scores, q), target=target)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -117,16 +124,16 @@ def test_heads_split_and_two_outputs(target: str, known: bool) -> None:
 
     product = x @ w
     split = (product + bias).reshape(batch, length, heads, width).transpose(0, 2, 1, 3)
-    case = Case("MatMul", [(shape, "f4"), w], extras=[bias], epilogue=epilogue)
+    region = make_region("MatMul", [(shape, "f4"), w], extras=[bias], epilogue=epilogue)
     sizes = {} if known else {"B": batch, "S": length}
-    check(case, [x, w, bias], sizes, split, np.maximum(product + bias, 0), product, target=target)
+    check(region, [x, w, bias], sizes, split, np.maximum(product + bias, 0), product, target=target)
 
 
 def test_empty_sizes() -> None:
     w = floats(8, 20)
-    case = Case("MatMul", [((B, S, 8), "f4"), w])
-    check(case, [floats(0, 5, 8), w], {"B": 0, "S": 5}, np.zeros((0, 5, 20), np.float32))
-    both = Case("Einsum", [((S, M), "f4"), ((M, B), "f4")], {"equation": "sm,mb->sb"})
+    region = make_region("MatMul", [((B, S, 8), "f4"), w])
+    check(region, [floats(0, 5, 8), w], {"B": 0, "S": 5}, np.zeros((0, 5, 20), np.float32))
+    both = make_region("Einsum", [((S, M), "f4"), ((M, B), "f4")], {"equation": "sm,mb->sb"})
     for s, m, b in [(3, 0, 5), (0, 3, 5), (3, 5, 0), (3, 5, 70)]:
         left, right = floats(s, m), floats(m, b)
         check(both, [left, right], {"S": s, "M": m, "B": b}, left @ right)
@@ -135,14 +142,16 @@ def test_empty_sizes() -> None:
 @pytest.mark.parametrize("dtype", ["f2", "f8"])
 def test_other_element_types(dtype: str) -> None:
     a, w = floats(9, 30).astype(dtype), floats(30, 21).astype(dtype)
-    check(Case("MatMul", [((M, 30), dtype), w]), [a, w], {"M": 9}, (a.astype("f8") @ w.astype("f8")).astype(dtype))
+    check(
+        make_region("MatMul", [((M, 30), dtype), w]), [a, w], {"M": 9}, (a.astype("f8") @ w.astype("f8")).astype(dtype)
+    )
 
 
 def test_epilogue_that_reads_other_elements() -> None:
     a, w = floats(6, 10), floats(10, 40)
-    case = Case("MatMul", [(a.shape, "f4"), w], epilogue=lambda y: y - reduce_axes("max", y, (1,)))
+    region = make_region("MatMul", [(a.shape, "f4"), w], epilogue=lambda y: y - reduce_axes("max", y, (1,)))
     product = a @ w
-    check(case, [a, w], {}, product - product.max(1, keepdims=True))
+    check(region, [a, w], {}, product - product.max(1, keepdims=True))
 
 
 def test_operand_that_cannot_be_read_in_place() -> None:
@@ -152,35 +161,35 @@ def test_operand_that_cannot_be_read_in_place() -> None:
     def halves(memory: Tensor) -> Tensor:
         return view(memory, (4, 12 // 2), lambda i, j: ((4 * i + 3 * (j % 2)) // 2, j))
 
-    region = Case(
+    region = make_region(
         "MatMul",
         [(x.shape, "f4"), w],
         define=lambda memory, weights: REGISTRY["MatMul"]([halves(memory), weights], {})[0],  # type: ignore[return-value]
-    ).region()
+    )
     memory, weights = region.operands
     assert memory is not None
     region = replace(region, operands=(halves(memory), weights))
     host = Target.host()
     lowered = gemm.schedule(region, host)
     assert lowered is not None and len(lowered.calls) == 2
-    (result,) = Runner(region, lowered, host, host)([x, w])
+    (result,) = run(region, lowered, host, [x, w])
     i, j = np.indices((4, 6))
     np.testing.assert_array_equal(result, x[(4 * i + 3 * (j % 2)) // 2, j] @ w)
 
 
 def test_vector_by_matrix() -> None:
-    """One row: a matrix is read in place where its rows are contiguous, and left to the loop nest where its columns are."""
+    """One row: a matrix is read in place where its rows lie contiguous, else left to the loop nest."""
     x, b = floats(37), floats(37, 70)
-    check(Case("MatMul", [(x.shape, "f4"), (b.shape, "f4")]), [x, b], {}, x @ b)
-    other = Case("Einsum", [((37,), "f4"), ((70, 37), "f4")], {"equation": "k,nk->n"})
-    assert gemm.schedule(other.region(), Target.host()) is None
+    check(make_region("MatMul", [(x.shape, "f4"), (b.shape, "f4")]), [x, b], {}, x @ b)
+    other = make_region("Einsum", [((37,), "f4"), ((70, 37), "f4")], {"equation": "k,nk->n"})
+    assert gemm.schedule(other, Target.host()) is None
 
 
 @pytest.mark.parametrize("target", ["x86-64-v4", "x86-64-v3", "x86-64"])
 @pytest.mark.parametrize(("m", "n", "depth"), [(128, 768, 768), (49, 2048, 512), (M, 1000, 512), (1, 1000, 512)])
 def test_hot_loops_do_not_spill(target: str, m: Any, n: int, depth: int) -> None:
     chosen = Target.parse(target)
-    region = Case("MatMul", [((m, depth), "f4"), floats(depth, n)]).region()
+    region = make_region("MatMul", [((m, depth), "f4"), floats(depth, n)])
     lowered = gemm.schedule(region, chosen)
     assert lowered is not None
     loops = hot_loops(lowered, chosen, r"vfmadd|mulps")

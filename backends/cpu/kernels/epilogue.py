@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, Sum, as_symbol, dim_min, linear, product, symbol
-from ....ir.dtypes import I32, I64, DType
+from ....ir.dtypes import DType
 from ....ir.loops import Alloc, For, Statement, Store
 from ....ir.scalars import Buffer, Load, Scalar
 from ....ir.tensors import Indices, Tensor, flat_offset, unflatten
@@ -74,11 +74,8 @@ class Epilogue:
 
         `dims` are the other indices. Raises NotVectorizable where lanes would have to be done one by one.
         """
-        active = None
-        if left is not None:
-            active = s.binary("lt", s.cast(s.Lanes(I64, lanes), I32), s.cast(s.index(left), I32))
         rewriter = s.Rewriter(dims=dims)
-        step = Step(_no_names, lanes, self.column, base, {}, active, False)
+        step = Step(_no_names, lanes, self.column, base, {}, left, False)
         statements: list[Statement] = []
 
         def leaf(node: Scalar) -> Scalar | None:
