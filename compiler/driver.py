@@ -58,6 +58,16 @@ def imported(model: Model, options: Options) -> Graph:
     return import_model(model, dims=options.dims, shapes=options.shapes, folder=options.folder)
 
 
+def _check_runs_here(target: Target) -> None:
+    """TargetError where this machine lacks what the target's code would use."""
+    host = Target.host()
+    foreign = target.architecture != host.architecture
+    lacking = [target.architecture] if foreign else sorted(target.enabled - host.enabled)
+    if lacking:
+        missing = ", ".join(lacking)
+        raise TargetError(f"target {target.name}: its code cannot run on this machine ({host.cpu}), which lacks {missing}")
+
+
 def graph_of(model: Model, options: Options) -> Graph:
     """The graph after all passes of the pipeline."""
     return run_pipeline(imported(model, options), parse_pipeline(options.pipeline), options.after)
@@ -84,6 +94,8 @@ def compile_model(model: Model, options: Options) -> Executable | SpecializingEx
     target = resolve_target(options.target)
     if target.kind != "cpu":
         raise TargetError(f"target {target.name}: only CPUs are compiled for in this process")
+    if target.name != "host":
+        _check_runs_here(target)
     try:
         return compile_graph(graph_of(model, options), target, options)
     except ValueNeeded as error:
