@@ -14,6 +14,7 @@ from . import (
     normalisation,
     pooling,
     quantization,
+    random,
     reduction,
     resize,
     sampling,
@@ -36,6 +37,7 @@ _FAMILIES = (
     spectral,
     quantization,
     microsoft,
+    random,
     special,
     control,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..dims import Dim, dim_min
-from ..dtypes import F32, I32, I64, DType
+from ..dtypes import I64
 from ..errors import ShapeError
 from ..tensors import Tensor, assume_equal, normalize_axis, opaque_tensor
 from .declare import Context, Registry, Static
@@ -175,33 +175,3 @@ def _recurrent(name: str, outputs: int) -> None:
 _recurrent("RNN", 2)
 _recurrent("GRU", 2)
 _recurrent("LSTM", 3)
-
-
-def _random(name: str, like: bool) -> None:
-    """Declares a generator of random numbers, of a given shape or of an operand's."""
-
-    def shaped(*, shape: Sequence[int], dtype: DType = F32, seed: float | None = None, mean: float = 0.0,
-               scale: float = 1.0, low: float = 0.0, high: float = 1.0) -> Tensor:  # fmt: skip
-        return opaque_tensor(shape, dtype)
-
-    def alike(x: Tensor, *, dtype: DType | None = None, seed: float | None = None, mean: float = 0.0,
-              scale: float = 1.0, low: float = 0.0, high: float = 1.0) -> Tensor:  # fmt: skip
-        return opaque_tensor(x.shape, dtype or x.dtype, x)
-
-    declare.op(name)(alike if like else shaped)
-
-
-_random("RandomNormal", False)
-_random("RandomUniform", False)
-_random("RandomNormalLike", True)
-_random("RandomUniformLike", True)
-
-
-@declare.op("Bernoulli")
-def bernoulli(x: Tensor, *, dtype: DType | None = None, seed: float | None = None) -> Tensor:
-    return opaque_tensor(x.shape, dtype or x.dtype, x)
-
-
-@declare.op("Multinomial")
-def multinomial(x: Tensor, *, dtype: DType = I32, sample_size: int = 1, seed: float | None = None) -> Tensor:
-    return opaque_tensor((x.shape[0], sample_size), dtype, x)
