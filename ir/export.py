@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, numpy_helper
 
-from .dims import Dim, Opaque, Sum, atoms
+from .dims import Opaque, Sum, atoms
 from .dtypes import F32, I64, DType
 from .errors import UnsupportedError
 from .export_sizes import Sizes
@@ -138,7 +138,8 @@ def node_to_onnx(node: Node, sizes: Sizes | None = None) -> list[NodeProto]:
     if schema_of(node.op) is None and (not domain or domain == "onnxc"):
         if body is None:
             raise UnsupportedError(f"{node.where}: the operator has neither a meaning in ONNX nor a body")
-        inlined = body.with_captures(dict(zip(body.inputs, node.operands, strict=True)))
+        # A body with inputs is given the operands; one without takes them from outside by name.
+        inlined = body.with_captures(dict(zip(body.inputs, node.operands, strict=bool(body.inputs))))
         return [
             *nodes_to_onnx(inlined.nodes, sizes),
             *(
@@ -182,13 +183,23 @@ def _channels_last_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:
     return [before, *node_to_onnx(inner, sizes), *after]
 
 
+def static_array(value: Value, elements: tuple[Attribute, ...]) -> np.ndarray:
+    """The content of an operand of `with_static_operands`; TypeError where it is symbolic."""
+    shape = [extent for extent in value.shape if isinstance(extent, int)]
+    return np.array(elements, value.dtype.numpy).reshape(shape)
+
+
 def _write_static(value: Value, elements: tuple[Attribute, ...], sizes: Sizes) -> None:
-    dims: list[Dim] = [element for element in elements if isinstance(element, int | Sum)]
-    if len(dims) == len(elements) and value.tensor.rank == 1:
-        sizes.vector(dims, value.name)
-    else:
-        shape = [extent for extent in value.shape if isinstance(extent, int)]
-        sizes.constant(np.array(elements, value.dtype.numpy).reshape(shape), value.name)
+    if not any(isinstance(element, Sum) for element in elements):
+        sizes.constant(static_array(value, elements), value.name)
+        return
+    parts = []
+    for number, element in enumerate(elements):
+        if isinstance(element, int | Sum):
+            parts.append(sizes.scalar(element))
+        else:
+            parts.append(sizes.constant(np.array([element], value.dtype.numpy), f"{value.name}~{number}"))
+    sizes.join(parts, value.name, value.dtype.onnx, value.tensor.rank)
 
 
 def _dims_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:

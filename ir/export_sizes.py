@@ -46,6 +46,15 @@ class Sizes:
         else:
             self._node("Concat", [self.scalar(dim) for dim in dims], name, axis=0)
 
+    def join(self, parts: Sequence[str], name: str, dtype: int, rank: int) -> None:
+        """Defines `name` as vectors of one element, one after the other, as ONNX's element type `dtype`; rank 0: the
+        only one as a scalar."""
+        cast = [self._node("Cast", [part], to=dtype) for part in parts]
+        if rank:
+            self._node("Concat", cast, name, axis=0)
+        else:
+            self._node("Squeeze", cast, name)
+
     def constant(self, array: np.ndarray, name: str) -> str:
         """Defines `name` as an array."""
         return self._node("Constant", [], name, value=numpy_helper.from_array(array, name))

@@ -147,7 +147,7 @@ class _Liveness:
             node = graph.nodes[position]
             if not any(value in live for value in node.outputs) and not definers.get(position, set()) & self.symbols:
                 continue
-            if node.regions:
+            if node.regions and node.op != "Fused":
                 swept = {name: self._swept(region, known) for name, region in node.regions.items()}
                 if any(swept[name] is not region for name, region in node.regions.items()):
                     node = replace(node, regions=swept)

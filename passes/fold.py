@@ -6,16 +6,15 @@ What shape arithmetic knows to be numbers becomes constants too, and an If whose
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 
 from ..ir.dtypes import BOOL, of_numpy
-from ..ir.errors import OnnxcError
-from ..ir.export import to_onnx
+from ..ir.export import node_to_onnx, split_operator, static_array, with_static_operands
 from ..ir.graph import Graph, Node, TensorType, Value, constant_node
 from ..ir.ops import REGISTRY
 from ..ir.ops.declare import identifier
@@ -166,18 +165,19 @@ def _definitions(graph: Graph) -> Counter[str]:
     return found
 
 
-def evaluate(node: Node, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+def evaluate(node: Node, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The outputs of one node on arrays, by `onnx.reference`; raises what that raises, OnnxcError where ONNX has no
     such operator."""
     from onnx.reference import ReferenceEvaluator
 
-    for array in feeds.values():
-        if array.dtype.hasobject and not math.prod(array.shape):
-            raise OnnxcError("the reference cannot tell the type of no strings")
-    graph = Graph("fold", tuple(dict.fromkeys(node.operands)), node.outputs, (node,))
-    model = to_onnx(graph)
-    # Shapes play no part; a name of the model's may be no name for a dimension.
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.ClearField("shape")
+    node, contents = with_static_operands(node)
+    arrays = {value.name: static_array(value, elements) for value, elements in contents.items()} | dict(feeds)
+    function = onnx.FunctionProto(name="fold", domain="fold", input=list(arrays))
+    function.output.extend(value.name for value in node.outputs)
+    function.node.extend(node_to_onnx(node))
+    function.opset_import.add(domain="", version=onnx.defs.onnx_opset_version())
+    domain = split_operator(node.op)[0]
+    if domain:
+        function.opset_import.add(domain=domain, version=1)
     with np.errstate(all="ignore"):
-        return [np.asarray(result) for result in ReferenceEvaluator(model).run(None, feeds)]
+        return [np.asarray(result) for result in ReferenceEvaluator(function).run(None, arrays, {})]

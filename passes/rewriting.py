@@ -57,7 +57,7 @@ class Rewriter:
         """The graph rewritten: the same object where nothing changed."""
         for node in self.graph.nodes:
             node = node.with_inputs(self.mapping) if self.mapping else node
-            if node.regions:
+            if node.regions and node.op != "Fused":  # what fusion has made is left alone
                 node = self.with_regions(node)
             self.visit(node)
         self.finish()

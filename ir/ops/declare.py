@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
@@ -78,13 +79,13 @@ class Operator:
     spatial: bool = False
     alone: bool = False
 
-    @property
+    @cached_property
     def parameters(self) -> list[inspect.Parameter]:
         """The operands, in ONNX's order."""
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         return [p for p in inspect.signature(self.define).parameters.values() if p.kind in kinds]
 
-    @property
+    @cached_property
     def attributes(self) -> dict[str, inspect.Parameter]:
         """The attributes with their defaults."""
         kind = inspect.Parameter.KEYWORD_ONLY
