@@ -1,0 +1,35 @@
+"""`onnxc compile`: native code for other programs, or an artifact that `onnxc.load` runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .request import Request, compiling
+
+SUFFIXES = (".onnxc", ".so", ".o")
+
+
+@click.command(short_help="Write native code, or an artifact for onnxc.load.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False), help="What to write [default: MODEL's name with .onnxc]."
+)
+@compiling
+def command(request: Request, output: str | None) -> None:
+    """Compiles MODEL ahead of time.
+
+    \b
+    onnxc compile model.onnx                            model.onnxc: code and weights for onnxc.load, without compiling
+    onnxc compile model.onnx -o model.so                a shared library and a C header (links by the system's cc)
+    onnxc compile model.onnx -o model.o                 an object file and a C header
+    onnxc compile model.onnx -o model.o --dim batch=1   for one size
+    """
+    path = Path(output or f"{Path(request.path).stem}.onnxc")
+    if path.suffix not in SUFFIXES:
+        raise click.UsageError(f"{path}: what is written is told by the suffix, one of {', '.join(SUFFIXES)}")
+    from ...compiler import artifact
+
+    written = artifact.write(request.executable(), path)
+    for file in written:
+        click.echo(f"{file}: {file.stat().st_size / 1024:.0f} KB")

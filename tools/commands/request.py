@@ -1,0 +1,205 @@
+"""What all commands that compile have in common: the model, how to compile it, and what is told meanwhile."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ...compiler.driver import Model, Options
+    from ...compiler.executable import Executable
+    from ...compiler.specialize import SpecializingExecutable
+    from ...ir.graph import Graph
+    from ...ir.program import Program
+    from ...passes.pipeline import Pass
+
+TEXT_SUFFIXES = (".txt", ".onnxir")
+"""Files that hold a graph as text."""
+
+
+class Pair(click.ParamType[tuple[str, str]]):
+    """NAME=VALUE."""
+
+    name = "pair"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, sign, text = value.partition("=")
+        if not sign or not name:
+            self.fail(f"{value!r} is not of the form NAME=VALUE", param, ctx)
+        return name, text
+
+
+class Size(Pair):
+    """SYMBOL=N."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name, text = super().convert(value, param, ctx)
+        if not text.isdecimal():
+            self.fail(f"{value!r}: {text!r} is not a number of elements", param, ctx)
+        return name, int(text)
+
+
+class Shape(Pair):
+    """INPUT=1x3x224x224; INPUT= alone for a scalar."""
+
+    name = "shape"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name, text = super().convert(value, param, ctx)
+        sizes = text.split("x") if text else []
+        if not all(size.isdecimal() for size in sizes):
+            self.fail(f"{value!r}: a shape is written as 1x3x224x224", param, ctx)
+        return name, tuple(map(int, sizes))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the options common to `run`, `compile`, `dump` and `plan` ask for."""
+
+    path: str
+    weights: str | None
+    dims: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+    target: str
+    threads: int | None
+    pipeline: str | None
+    time_passes: bool
+    times: list[tuple[str, float, int]] = field(default_factory=list)
+
+    def model(self) -> Model:
+        """The model's path, or the graph that a text file holds."""
+        if not self.path.endswith(TEXT_SUFFIXES):
+            return self.path
+        from ...compiler.graph_text import read_graph
+
+        return read_graph(self.path, self.weights)
+
+    def options(self) -> Options:
+        from ...compiler.driver import Options
+        from ...passes import DEFAULT_PIPELINE
+
+        pipeline = DEFAULT_PIPELINE if self.pipeline is None else self.pipeline
+        return Options(self.target, self.dims, self.shapes, self.threads, pipeline=pipeline)
+
+    def executable(self) -> Executable | SpecializingExecutable:
+        """The model compiled for this process, with progress shown."""
+        from ...compiler.driver import compile_model
+
+        with self.watched() as options:
+            return compile_model(self.model(), options)
+
+    def program(self, hints: Mapping[str, int] | None = None) -> Program:
+        """The model lowered, without machine code."""
+        from ...compiler.driver import graph_of, program_of, resolve_target
+
+        with self.watched() as options:
+            graph = graph_of(self.model(), options)
+            return program_of(graph, resolve_target(self.target), hints)
+
+    @contextmanager
+    def watched(self) -> Iterator[Options]:
+        """Options with which passes and kernels are shown on a terminal as they are done, and timed if that is wanted."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from ...passes.pipeline import parse_pipeline
+
+        console = Console(stderr=True)
+        options = self.options()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        start = time.perf_counter()
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+            passes = bar.add_task("importing", total=len(parse_pipeline(options.pipeline)))
+            kernels = bar.add_task("kernels", total=None, visible=False)
+
+            def after(item: Pass, graph: Graph, seconds: float) -> None:
+                self.times.append((str(item), seconds, len(graph.nodes)))
+                bar.update(passes, advance=1, description=item.name)
+
+            def progress(what: str, done: int, total: int) -> None:
+                bar.update(kernels, completed=done, total=total, visible=True, description=what)
+
+            yield replace(options, after=after, progress=progress)
+        if self.time_passes:
+            self._print_times(time.perf_counter() - start)
+
+    def _print_times(self, total: float) -> None:
+        rest = total - sum(seconds for _, seconds, _ in self.times)
+        rows = [*self.times, ("import, lowering, code", rest, 0)]
+        for name, seconds, nodes in rows:
+            click.echo(f"{seconds * 1e3:10.1f} ms  {name}{f'  ({nodes} nodes)' if nodes else ''}", err=True)
+        click.echo(f"{total * 1e3:10.1f} ms  in all", err=True)
+
+
+def _complete_dim(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The symbols of the model on the command line, for shell completion."""
+    path = ctx.params.get("path")
+    if not path or not Path(path).is_file() or path.endswith(TEXT_SUFFIXES):
+        return []
+    import onnx
+
+    values = onnx.load(path, load_external_data=False).graph.input
+    names = {dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim if dim.dim_param}
+    return [f"{name}=" for name in sorted(names) if name.startswith(incomplete)]
+
+
+def _complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from ...ir.target import ARM_CPUS, X86_CPUS
+
+    return [name for name in ("host", *X86_CPUS, *ARM_CPUS) if name.startswith(incomplete)]
+
+
+_OPTIONS = (
+    click.argument("path", metavar="MODEL", type=click.Path(exists=True, dir_okay=False)),
+    click.option("--dim", "dims", type=Size(), multiple=True, metavar="SYMBOL=N", shell_complete=_complete_dim,
+                 help="Compile for this size of a symbolic dimension: --dim batch=1. Repeatable."),
+    click.option("--shape", "shapes", type=Shape(), multiple=True, metavar="INPUT=SHAPE",
+                 help="Compile for this shape of an input: --shape x=1x3x224x224. Repeatable."),
+    click.option("--target", default="host", show_default=True, shell_complete=_complete_target, metavar="CPU",
+                 help="What to compile for: host, x86-64-v3, znver4, neoverse-n1, ... each with +feature."),
+    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="At most N threads [default: all CPUs]."),
+    click.option("--pipeline", metavar="PASSES", help='Passes to run, such as "canonicalize,fold,fuse{max_inputs=8}".'),
+    click.option("--weights", type=click.Path(exists=True, dir_okay=False), metavar="MODEL.onnx",
+                 help="Where MODEL is a graph as text (.txt): the ONNX model that holds its constants."),
+    click.option("--time-passes", is_flag=True, help="Print how long each pass took."),
+)  # fmt: skip
+
+
+def compiling(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command the argument MODEL and the options above, as its first argument `request`."""
+
+    @functools.wraps(function)
+    def command(
+        path: str,
+        dims: tuple[tuple[str, int], ...],
+        shapes: tuple[tuple[str, tuple[int, ...]], ...],
+        target: str,
+        threads: int | None,
+        pipeline: str | None,
+        weights: str | None,
+        time_passes: bool,
+        **others: Any,
+    ) -> Any:
+        request = Request(path, weights, dict(dims), dict(shapes), target, threads, pipeline, time_passes)
+        return function(request, **others)
+
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def note(text: str) -> None:
+    """Says on stderr what a person may want to know and a script does not."""
+    click.secho(text, err=True, dim=sys.stderr.isatty())
