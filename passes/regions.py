@@ -39,8 +39,8 @@ class Region:
     anchor_output: Tensor | None = None
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)
     origin: tuple[str, ...] = ()
-    static: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     inline: Callable[[], Sequence[tuple[Buffer, Tensor]]] | None = None
+    static: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def full_outputs(self) -> Sequence[tuple[Buffer, Tensor]]:
         """The outputs defined over the inputs alone, the anchor's own definition composed in."""
