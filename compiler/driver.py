@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 
-from ..backends.cpu.build import Built, build
+from ..backends.cpu.build import build
 from ..backends.cpu.runtime import available_threads
 from ..backends.cpu.schedules import schedule
 from ..ir.dtypes import BOOL
@@ -17,9 +17,11 @@ from ..ir.errors import TargetError, UnsupportedError, ValueNeeded
 from ..ir.graph import Graph
 from ..ir.program import Program
 from ..ir.target import Target
+from ..ir.text import print_graph
 from ..passes import DEFAULT_PIPELINE
 from ..passes.lower import lower
 from ..passes.pipeline import Pass, parse_pipeline, run_pipeline
+from .compiled import Compiled, check_runs_here
 from .executable import Executable
 from .graph_text import specialised
 from .importer import import_model
@@ -58,16 +60,6 @@ def imported(model: Model, options: Options) -> Graph:
     return import_model(model, dims=options.dims, shapes=options.shapes, folder=options.folder)
 
 
-def _check_runs_here(target: Target) -> None:
-    """TargetError where this machine lacks what the target's code would use."""
-    host = Target.host()
-    foreign = target.architecture != host.architecture
-    lacking = [target.architecture] if foreign else sorted(target.enabled - host.enabled)
-    if lacking:
-        missing = ", ".join(lacking)
-        raise TargetError(f"target {target.name}: its code cannot run on this machine ({host.cpu}), which lacks {missing}")
-
-
 def graph_of(model: Model, options: Options) -> Graph:
     """The graph after all passes of the pipeline."""
     return run_pipeline(imported(model, options), parse_pipeline(options.pipeline), options.after)
@@ -89,15 +81,13 @@ def constants_of(program: Program) -> dict[str, np.ndarray]:
 
 def compile_model(model: Model, options: Options) -> Executable | SpecializingExecutable:
     """Compiles a model for this process; one in which values of inputs decide axes is compiled when they are known."""
-    if options.precision not in PRECISIONS:
-        raise UnsupportedError(f"precision {options.precision!r} is not known; there are {', '.join(PRECISIONS)}")
-    target = resolve_target(options.target)
-    if target.kind != "cpu":
-        raise TargetError(f"target {target.name}: only CPUs are compiled for in this process")
-    if target.name != "host":
-        _check_runs_here(target)
+    check_runs_here(resolve_target(options.target))
+
+    def executable(model: Model, options: Options) -> Executable:
+        return Executable(compiled_model(model, options), usable_threads(options.threads))
+
     try:
-        return compile_graph(graph_of(model, options), target, options)
+        return executable(model, options)
     except ValueNeeded as error:
         if isinstance(model, Graph):
             raise
@@ -105,20 +95,40 @@ def compile_model(model: Model, options: Options) -> Executable | SpecializingEx
         within = replace(options, folder=folder)
         return SpecializingExecutable(
             proto,
-            lambda known, shapes: compile_graph(
-                graph_of(known, replace(within, shapes={**(within.shapes or {}), **shapes})), target, within
-            ),
+            lambda known, shapes: executable(known, replace(within, shapes={**(within.shapes or {}), **shapes})),
             str(error),
         )
 
 
+def compiled_model(model: Model, options: Options) -> Compiled:
+    """Code and weights of a model for the target of the options, which need not be this machine.
+
+    Raises ValueNeeded for a model in which values of inputs decide axes.
+    """
+    if options.precision not in PRECISIONS:
+        raise UnsupportedError(f"precision {options.precision!r} is not known; there are {', '.join(PRECISIONS)}")
+    target = resolve_target(options.target)
+    if target.kind != "cpu":
+        raise TargetError(f"target {target.name}: only CPUs are compiled for")
+    graph = imported(model, options)
+    texts = {"import": print_graph(graph)}
+    return compiled_graph(run_pipeline(graph, parse_pipeline(options.pipeline), options.after), target, options, texts)
+
+
 def compile_graph(graph: Graph, target: Target, options: Options) -> Executable:
     """Compiles a graph that all passes have seen, for this process."""
+    return Executable(compiled_graph(graph, target, options, {}), usable_threads(options.threads))
+
+
+def compiled_graph(graph: Graph, target: Target, options: Options, texts: Mapping[str, str]) -> Compiled:
+    """Code and weights of a graph that all passes have seen; `texts` are the stages before it that are kept."""
     program = program_of(graph, target)
-    limit = available_threads()
-    threads = max(1, min(options.threads or limit, limit))
     report = options.progress
-    built: Built = build(
-        program, target, True, None if report is None else lambda done, total: report("kernels", done, total)
-    )
-    return Executable(built, constants_of(program), threads, {"graph": graph, "options": options})
+    built = build(program, target, True, None if report is None else lambda done, total: report("kernels", done, total))
+    return Compiled.of(built, constants_of(program), {**texts, "graph": print_graph(graph)})
+
+
+def usable_threads(wanted: int | None) -> int:
+    """As many threads as are wanted, at most those that this process may use."""
+    limit = available_threads()
+    return max(1, min(wanted or limit, limit))

@@ -1,0 +1,176 @@
+"""What compiling leaves of a model: all that running needs, and nothing of the graph, its weights or the program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from ..backends.cpu.build import Built
+from ..backends.cpu.entry import table_order
+from ..ir.dims import Dim, evaluate, symbols
+from ..ir.errors import ShapeError, TargetError, UnsupportedError
+from ..ir.graph import Value
+from ..ir.program import ALIGNMENT, ArenaPlan, Program, walk
+from ..ir.target import Target
+from ..passes.lower import MARK
+from .dump import stage_text
+
+_SYSTEM_FEATURES = """
+    cldemote clflushopt clwb clzero enqcmd fsgsbase fxsr hreset invpcid kl mwaitx pconfig pku prefetchi prfchw ptwrite
+    rdpid rdpru rdrnd rdseed rtm sahf serialize sgx shstk tsxldtrk uintr waitpkg wbnoinvd widekl xsave xsavec xsaveopt
+    xsaves
+"""
+"""Features that LLVM never uses on its own: code that was compiled with them runs without."""
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A block of the arena: bytes, offset in bytes, and the first and the last step of the program that touch it."""
+
+    name: str
+    bytes: int
+    offset: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The arena at given sizes of the symbols: no plan for these buffers can need fewer bytes than `lower_bound`."""
+
+    sizes: Mapping[str, int]
+    arena_bytes: int
+    lower_bound: int
+    buffers: tuple[Buffer, ...]
+    layout: ArenaPlan = field(repr=False, compare=False)
+
+    @staticmethod
+    def of(layout: ArenaPlan, sizes: Mapping[str, int] | None = None) -> MemoryPlan:
+        """The plan with these sizes, by the model's names, in place of those that the layout was made for."""
+        known = {name.removeprefix(MARK): size for name, size in layout.hints.items()}
+        unknown = sorted(set(sizes or {}) - set(known))
+        if unknown:
+            raise ShapeError(
+                f"{', '.join(unknown)}: the arena depends on no such symbol; on {', '.join(known) or 'none'}"
+            )
+        known |= sizes or {}
+        values = {f"{MARK}{name}": size for name, size in known.items()}
+        buffers: list[Buffer] = []
+        total = bound = 0
+        for segment in layout.slots:
+            # What takes over another buffer's place has no span of its own, and nothing lies above it alone.
+            slots = [slot for slot in segment if slot.memory in layout.lifetimes]
+            spans = [layout.lifetimes[slot.memory] for slot in slots]
+            sizes_here = [evaluate(slot.bytes, values) for slot in slots]
+            room = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes_here]
+            offsets: dict[int, int] = {}
+            while len(offsets) < len(slots):
+                for i, slot in enumerate(slots):
+                    if i not in offsets and offsets.keys() >= set(slot.below):
+                        offsets[i] = max((offsets[j] + room[j] for j in slot.below), default=0)
+            live = [sum(r for r, (a, b) in zip(room, spans, strict=True) if a <= step <= b) for step, _ in spans]
+            buffers += [
+                Buffer(slot.memory, sizes_here[i], total + offsets[i], *spans[i]) for i, slot in enumerate(slots)
+            ]
+            total += max((offsets[i] + room[i] for i in offsets), default=0)
+            bound += max(live, default=0)
+        return MemoryPlan(known, total, bound, tuple(buffers), layout)
+
+    def at(self, **sizes: int) -> MemoryPlan:
+        """The plan at other sizes: `plan.at(batch=8)`. ShapeError for a symbol that the arena does not depend on."""
+        return MemoryPlan.of(self.layout, sizes)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Object code, weights and the description of a model that is compiled for `target`.
+
+    The code's table of addresses holds the inputs, the outputs and the constants in these orders, then the arenas, one
+    per segment. `ready` tells for each output the segment before which its shape is known: 0 where the inputs tell it.
+    `kernels` names, for each kernel, the ONNX nodes it was made of; `texts` are the stages of the model that are kept
+    as text; `program` is there until the model is saved, without its constants.
+    """
+
+    name: str
+    target: Target
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    symbols: tuple[str, ...]
+    assumptions: tuple[tuple[Dim, Dim], ...]
+    segments: int
+    ready: tuple[int, ...]
+    arena: ArenaPlan
+    objects: tuple[bytes, ...]
+    constants: Mapping[str, np.ndarray]
+    kernels: Mapping[str, tuple[str, ...]]
+    texts: Mapping[str, str]
+    program: Program | None = None
+
+    @staticmethod
+    def of(built: Built, constants: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Compiled:
+        """What was built of a program, with its constants in the form that the code reads."""
+        program = built.program
+        order = table_order(program)
+        ports = [*(value.name for value in program.inputs), *program.results]
+        assert order[: len(ports)] == ports, "inputs and outputs come first in the table of addresses"
+        return Compiled(
+            name=program.name,
+            target=built.target,
+            inputs=program.inputs,
+            outputs=program.outputs,
+            symbols=program.symbols,
+            assumptions=program.assumptions,
+            segments=len(program.segments),
+            ready=tuple(_ready(program, value) for value in program.outputs),
+            arena=program.plan,
+            objects=built.objects,
+            constants={name: np.ascontiguousarray(constants[name]) for name in order[len(ports) :]},
+            kernels={name: kernel.origin for name, kernel in program.kernels.items()},
+            texts=texts,
+            program=replace(program, constants={}),
+        )
+
+    @cached_property
+    def plan(self) -> MemoryPlan:
+        """The arena at the sizes that it was planned for."""
+        return MemoryPlan.of(self.arena)
+
+    def dump(self, stage: str) -> str:
+        """The text of a stage: import, graph, kernels, vectors, program, llvm or asm.
+
+        UnsupportedError for a stage that a loaded artifact does not hold.
+        """
+        if stage in self.texts:
+            return self.texts[stage]
+        if self.program is None:
+            held = ", ".join(self.texts)
+            raise UnsupportedError(
+                f"an artifact holds no text of the stage {stage!r}, only {held}; compile the model to see it"
+            )
+        return stage_text(stage, self.program, self.target)
+
+
+def check_runs_here(target: Target) -> None:
+    """TargetError where this machine lacks what the target's code may use."""
+    host = Target.host()
+    if target.architecture != host.architecture or ("linux" in target.triple) != ("linux" in host.triple):
+        raise TargetError(f"code for {target.triple} cannot run on this machine, which is {host.triple}")
+    lacking = sorted(target.enabled - host.enabled - set(_SYSTEM_FEATURES.split()))
+    if lacking:
+        missing = ", ".join(lacking)
+        raise TargetError(f"code for {target.cpu} cannot run on this machine ({host.cpu}), which lacks {missing}")
+
+
+def _ready(program: Program, value: Value) -> int:
+    """The first segment before which the output's shape is known; 0 where the inputs tell it."""
+    names = {symbol.name for dim in value.shape for symbol in symbols(dim)}
+    segment = 0
+    for number, steps in enumerate(program.segments):
+        for step in walk(steps):
+            name = getattr(step, "symbol", None) or getattr(step, "count", None)
+            if name in names:
+                segment = max(segment, number + 1)
+    return segment
