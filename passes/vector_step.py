@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..ir import scalars as s
-from ..ir.dims import Atom, Dim, Extremum, Opaque, Sum, Symbol, atoms, known_le, linear, symbol
-from ..ir.dtypes import BOOL, I32, I64
+from ..ir.dims import Atom, Dim, Extremum, Opaque, Quotient, Sum, Symbol, atoms, bounds, known_le, linear, symbol
+from ..ir.dtypes import BOOL, I32, I64, U32
 from ..ir.loops import Alias, Alloc, Block, Define, For, If, Let, Statement, Store
 from ..ir.scalars import Buffer, Load, Rewriter, Scalar, Select
 
 _UPDATES = ("add", "mul", "min", "max", "and", "or", "sub")
+_SCALAR_INDEX_NODES = 3  # Nodes of a run-time index up to which every lane computes its own.
 _GATHERED_NODES = 2048  # Scalar nodes that may stand in for vector loads in one step, before the code grows too large.
 
 Key = tuple[str, Dim]
@@ -96,6 +97,32 @@ def _sure_loads(scalar: Scalar) -> tuple[set[bytes], bool]:
     return found, selects
 
 
+def _fits_u32(dim: Dim) -> bool:
+    lower, upper = bounds(dim)
+    return lower is not None and lower >= 0 and upper is not None and upper < 1 << 32
+
+
+class _Lane(Rewriter):
+    """Rewrites scalar forms to what they are in one lane."""
+
+    def __init__(self, step: Step, number: int):
+        names: dict[str, Dim] = {name: symbol(each[number], None) for name, (_, each) in step.lane_names.items()}
+        super().__init__(dims={step.lane: number, **names})
+        self.step, self.number = step, number
+
+    def rebuild(self, scalar: Scalar) -> Scalar:
+        if isinstance(scalar, Load) and scalar.buffer.name in self.step.private:
+            return self.step.element(self.step.vector(scalar), self.number)
+        return super().rebuild(scalar)
+
+    def _opaque(self, atom: Opaque) -> Dim:
+        """A run-time value that takes some arithmetic is computed for all lanes at once."""
+        assert isinstance(atom.value, Scalar)
+        if self.step.varies(atom.value) and sum(1 for _ in s.walk(atom.value)) > _SCALAR_INDEX_NODES:
+            return s.as_dim(self.step.element(self.step.vector(atom.value), self.number), atom.lower, atom.upper)
+        return super()._opaque(atom)
+
+
 class Step(Rewriter):
     """One step of so many lanes. As a rewriter it gives the scalar form of an expression in one lane, with the lane's
     number a symbol; `vector` gives all lanes of a scalar form."""
@@ -107,15 +134,19 @@ class Step(Rewriter):
         index: str,
         base: Dim,
         accumulators: Mapping[Key, Buffer],
-        active: Scalar | None,
+        left: Dim | None,
         rename: bool,
     ):
         self.lane = f"{index}.lane"
         super().__init__(dims={index: base + symbol(self.lane, 0, lanes - 1)})
         self.fresh, self.lanes, self.rename = fresh, lanes, rename
-        self.accumulators, self.active = accumulators, active
+        self.accumulators, self.left = accumulators, left
+        self.active: Scalar | None = None
+        if left is not None:
+            self.active = s.binary("lt", s.cast(s.Lanes(I64, lanes), I32), s.cast(s.index(left), I32))
         self.varying = {self.lane}
-        self.lane_names: dict[str, list[str]] = {}
+        self.lane_names: dict[str, tuple[Buffer, list[str]]] = {}
+        self.sure: set[bytes] = set()
         self.private: dict[str, Buffer] = {}
         self.aliases: dict[str, tuple[Buffer, Dim]] = {}
         self.renamed: dict[str, Buffer] = {}
@@ -140,18 +171,6 @@ class Step(Rewriter):
                 return replace(result, buffer=source, offset=result.offset + offset)
             return replace(result, buffer=self.renamed.get(result.buffer.name, result.buffer))
         return result
-
-    def in_lane(self, number: int) -> Rewriter:
-        """Rewrites scalar forms to what they are in one lane."""
-        names: dict[str, Dim] = {name: symbol(each[number]) for name, each in self.lane_names.items()}
-
-        def leaf(scalar: Scalar) -> Scalar | None:
-            if isinstance(scalar, Load) and scalar.buffer.name in self.private:
-                wide = self.vector(scalar)
-                return s.Shuffle(scalar.dtype, 1, wide, wide, (number,))
-            return None
-
-        return Rewriter(leaf, {self.lane: number, **names})
 
     def _forget(self) -> None:
         for memory in (self._done, self._varies, self._vectors):
@@ -212,12 +231,24 @@ class Step(Rewriter):
             return s.fma(self.vector(scalar.a), self.vector(scalar.b), self.vector(scalar.c))
         raise NotVectorizable
 
+    def element(self, vector: Scalar, number: int) -> Scalar:
+        return s.Shuffle(vector.dtype, 1, vector, vector, (number,)) if vector.lanes > 1 else vector
+
     def one_by_one(self, scalar: Scalar) -> Scalar:
-        """The vector of what a scalar form is in each lane."""
-        self.gathered += self.lanes * sum(1 for _ in s.walk(scalar))
+        """The vector of what a scalar form is in each lane; inactive lanes compute nothing and are zero."""
+        first = self.in_lane(scalar, 0)
+        self.gathered += self.lanes * sum(part.lanes == 1 for part in s.walk(first))
         if self.gathered > _GATHERED_NODES:
             raise NotVectorizable
-        return s.Vector(scalar.dtype, self.lanes, tuple(self.in_lane(number)(scalar) for number in range(self.lanes)))
+        elements = (first, *(self.in_lane(scalar, number) for number in range(1, self.lanes)))
+        return s.Vector(scalar.dtype, self.lanes, elements)
+
+    def in_lane(self, scalar: Scalar, number: int) -> Scalar:
+        value = _Lane(self, number)(scalar)
+        if self.left is None:
+            return value
+        active = s.binary("lt", s.const(number, I64), s.index(self.left))
+        return s.select(active, value, s.const(0, scalar.dtype))
 
     def index_vector(self, dim: Dim) -> Scalar:
         """An index in all lanes, an i64 vector or scalar."""
@@ -242,8 +273,12 @@ class Step(Rewriter):
                         factor = s.binary(atom.kind, factor, part)
                 elif isinstance(atom, Opaque) and isinstance(atom.value, Scalar):
                     factor = self.vector(s.cast(atom.value, I64))
-                elif isinstance(atom, Symbol) and atom.name == self.lane:
-                    factor = lane_numbers
+                elif isinstance(atom, Symbol):
+                    named = self.lane_names.get(atom.name)
+                    factor = lane_numbers if named is None else s.load(named[0], 0, self.lanes)
+                elif isinstance(atom, Quotient) and isinstance(atom.denominator, int) and _fits_u32(atom.numerator):
+                    wide = s.cast(self.index_vector(atom.numerator), U32)
+                    factor = s.cast(s.binary("div", wide, s.const(atom.denominator, U32)), I64)
                 else:
                     factor = self.one_by_one(s.Index(I64, 1, alone))
                 term = factor if term is None else s.binary("mul", term, factor)
@@ -273,8 +308,9 @@ class Step(Rewriter):
             return s.load(wide, scalar.offset * (1 if wide.space == "register" else self.lanes), self.lanes)
         steps = self.affine(scalar.offset)
         if steps is None:
-            if self.active is not None:
-                scalar = replace(scalar, predicate=self._active_in_lane(scalar.predicate))
+            if scalar.predicate is not None:
+                offset = _Guard(self, scalar.predicate, self.sure).dim(scalar.offset)
+                scalar = replace(scalar, offset=offset)
             return self.one_by_one(scalar)
         stride, base = steps
         predicate = self.both(scalar.predicate)
@@ -287,18 +323,14 @@ class Step(Rewriter):
             return self.reversed(s.load(buffer, base - (self.lanes - 1), self.lanes, turned))
         return s.load(buffer, base, self.lanes, predicate, stride)
 
-    def _active_in_lane(self, predicate: Scalar | None) -> Scalar:
-        """The scalar form of "this lane is active and the predicate holds"."""
-        assert isinstance(self.active, s.Binary) and isinstance(self.active.right, s.Broadcast)
-        lane = s.cast(s.index(symbol(self.lane, 0, self.lanes - 1)), I32)
-        active = s.binary("lt", lane, self.active.right.operand)
-        return active if predicate is None else s.binary("and", active, predicate)
-
     def expression(self, scalar: Scalar) -> Scalar:
         """An expression of the loop's body in all lanes; a scalar where they are all the same."""
-        form = self(scalar)
-        sure, selects = _sure_loads(form)
-        return self.vector(_Guard(self, None, sure)(form) if selects else form)
+        return self.lanes_of(self(scalar))
+
+    def lanes_of(self, form: Scalar) -> Scalar:
+        """All lanes of a scalar form, with the loads that its selects guard made safe."""
+        self.sure, selects = _sure_loads(form)
+        return self.vector(_Guard(self, None, self.sure)(form) if selects else form)
 
     # Statements.
 
@@ -354,14 +386,15 @@ class Step(Rewriter):
         if isinstance(form, s.Index) and not any(isinstance(atom, Opaque) for atom in atoms(form.dim)):
             self._dims[statement.name] = form.dim
             return []
-        self.gathered += self.lanes * sum(1 for _ in s.walk(form))
-        if self.active is not None:
-            raise NotVectorizable
+        self.gathered += self.lanes
+        register = Buffer(self.fresh(name), I64, 1, "register", self.lanes)
+        wide = s.widen(self.lanes_of(form), self.lanes)
         names = [self.fresh(name) for _ in range(self.lanes)]
         self._bind(statement.name, name)
         self.varying.add(name)
-        self.lane_names[name] = names
-        return [Let(each, self.in_lane(number)(form)) for number, each in enumerate(names)]
+        self.lane_names[name] = register, names
+        lanes = [Let(each, self.element(s.load(register, 0, self.lanes), k)) for k, each in enumerate(names)]
+        return [Define(register, wide), *lanes]
 
     def _bind(self, old: str, new: str) -> None:
         self._dims.pop(old, None)
@@ -422,9 +455,8 @@ class Step(Rewriter):
         return [Store(target.buffer, base, value, predicate, stride)]
 
     def _store_lane(self, target: Load, value: Scalar, predicate: Scalar | None, number: int) -> Statement:
-        element = s.Shuffle(value.dtype, 1, value, value, (number,))
-        allowed = None if predicate is None else s.Shuffle(BOOL, 1, predicate, predicate, (number,))
-        return Store(target.buffer, self.in_lane(number).dim(target.offset), element, allowed)
+        allowed = None if predicate is None else self.element(predicate, number)
+        return Store(target.buffer, _Lane(self, number).dim(target.offset), self.element(value, number), allowed)
 
     def accumulate(self, store: Store, accumulator: Buffer) -> Statement:
         """An update of a scalar outside the loop, made to a vector."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ..ir import loops
 from ..ir import scalars as s
 from ..ir.dims import Dim, bounds, ceildiv, floordiv, symbol
-from ..ir.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, DType
+from ..ir.dtypes import BF16, BOOL, F16, F32, F64, I64, DType
 from ..ir.loops import Alias, Alloc, Block, Define, For, If, Kernel, Let, Statement, Store
 from ..ir.scalars import Buffer, Load, Rewriter, Scalar
 from ..ir.target import Target
@@ -265,8 +265,7 @@ class _Vectorizer:
         left: Dim = extent - start
         if self.vectors.masked and left != 0 and left != 1:
             condition = s.binary("lt", s.const(0, I64), s.index(left))
-            active = s.binary("lt", s.cast(s.Lanes(I64, lanes), I32), s.cast(s.index(left), I32))
-            step = Step(self.fresh, lanes, index, start, accumulators[0], active, True)
+            step = Step(self.fresh, lanes, index, start, accumulators[0], left, True)
             masked = step.block(body)
             step.check_cost()
             result += masked if isinstance(condition, s.Const) else [If(condition, tuple(masked))]
