@@ -2,7 +2,13 @@
 
 from . import algebra, canonicalize, cleanup, fold, fuse, layout, pads, scale, transposes
 
-DEFAULT_PIPELINE = "canonicalize,fold,canonicalize,fold,cleanup,fuse"
+DEFAULT_PIPELINE = (
+    "canonicalize,fold,canonicalize,fold,cleanup,"  # shapes become known, and what they decide constant
+    "rules,fold,scale,pads,cleanup,"  # algebra; convolutions take in what stands around them
+    "layout,canonicalize,fold,cleanup,"
+    "fuse"
+)
+"""What `compile` runs: a text that `parse_pipeline` reads. Running it once more changes nothing."""
 
 __all__ = [
     "DEFAULT_PIPELINE",
