@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compiler.binding import Port
-from ..ir.dims import Dim, evaluate, parse_dim, symbols
+from ..ir.dims import Dim, evaluate, parse_dim, symbol, symbols
 from ..ir.dtypes import BY_NAME
 from ..ir.errors import OnnxcError, ShapeError
 
@@ -33,13 +33,13 @@ class InputError(OnnxcError):
 
 
 def dims_of(port: Port) -> tuple[Dim, ...]:
-    """The port's shape as dims; what is no expression is a symbol of its own."""
+    """The port's shape as dims; what is no expression is a symbol, one that has no name a symbol of its own."""
     found: list[Dim] = []
-    for size in port.shape:
+    for axis, size in enumerate(port.shape):
         try:
             found.append(size if isinstance(size, int) else parse_dim(size))
         except ValueError:
-            found.append(parse_dim(re.sub(r"\W", "_", str(size))))
+            found.append(symbol(f"{port.name}.{axis}" if size == "?" else str(size)))
     return tuple(found)
 
 
@@ -50,12 +50,11 @@ def sizes_for(ports: Sequence[Port], given: Mapping[str, Array]) -> dict[str, in
     for port in ports:
         shape, array = dims_of(port), given.get(port.name)
         for axis, dim in enumerate(shape):
-            for symbol in symbols(dim):
-                plain = str(dim) == symbol.name
-                if array is not None and array.ndim == len(shape) and plain:
-                    sizes.setdefault(symbol.name, array.shape[axis])
+            for part in symbols(dim):
+                if array is not None and array.ndim == len(shape) and dim == symbol(part.name):
+                    sizes.setdefault(part.name, array.shape[axis])
                 usual = 1 if axis == 0 else USUAL_IMAGE if len(shape) == 4 and axis >= 2 else USUAL_SIZE
-                unknown.setdefault(symbol.name, usual)
+                unknown.setdefault(part.name, usual)
     return unknown | sizes
 
 

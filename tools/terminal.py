@@ -16,10 +16,13 @@ def console() -> Console:
 
 
 def table_of(*titles: str) -> Table:
-    """A table without lines; titles that begin with ">" are over columns of numbers. The last column is cut."""
+    """A table without lines; titles that begin with ">" are over columns of numbers.
+
+    Where the terminal is narrow the first column is folded and the last is cut.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
         side: Literal["left", "right"] = "right" if title.startswith(">") else "left"
-        cut = title is titles[-1]
-        table.add_column(title.lstrip(">"), justify=side, overflow="ellipsis" if cut else "fold", no_wrap=cut)
+        first = title == titles[0]
+        table.add_column(title.lstrip(">"), justify=side, overflow="fold" if first else "ellipsis", no_wrap=not first)
     return table

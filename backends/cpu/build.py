@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ...ir.loops import Kernel
@@ -29,17 +29,25 @@ def scheduled(kernel: Kernel, target: Target) -> Kernel:
     return expand_kernel(vectorize(kernel, Vectors.of(target)))
 
 
-def modules(program: Program, target: Target, threaded: bool = True) -> list[tuple[str, str]]:
+def modules(program: Program, target: Target, threaded: bool = True) -> Iterator[tuple[str, str]]:
     """(name, LLVM IR text) of the entry functions and of every kernel."""
-    found = [("entry", render_entry(program, target))]
+    yield "entry", render_entry(program, target)
     for name, kernel in program.kernels.items():
-        found.append((name, render_kernel(scheduled(kernel, target), target, threaded)))
-    return found
+        yield name, render_kernel(scheduled(kernel, target), target, threaded)
 
 
 def build(
     program: Program, target: Target, threaded: bool = True, progress: Callable[[int, int], None] | None = None
 ) -> Built:
-    """Compiles a program; `progress(done, total)` is called as object files are finished."""
-    objects = compile_objects(modules(program, target, threaded), target, progress=progress)
+    """Compiles a program; `progress(done, total)` is told how far it is: half of the way when all IR is written."""
+    tell = progress or (lambda done, total: None)
+    count = 1 + len(program.kernels)
+    texts: list[tuple[str, str]] = []
+    for module in modules(program, target, threaded):
+        texts.append(module)
+        tell(len(texts), 2 * count)
+    objects = compile_objects(
+        texts, target, progress=lambda done, total: tell(count + done * count // total, 2 * count)
+    )
+    tell(2 * count, 2 * count)
     return Built(program, target, tuple(objects))

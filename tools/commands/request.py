@@ -110,26 +110,28 @@ class Request:
 
     @contextmanager
     def watched(self) -> Iterator[Options]:
-        """Options with which passes and kernels are shown on a terminal as they are done, and timed if that is wanted."""
+        """Options with which passes and kernels are shown on a terminal as they are done, and timed if wanted."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         from ...passes.pipeline import parse_pipeline
 
         console = Console(stderr=True)
         options = self.options()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description:>14}"), BarColumn(), TimeElapsedColumn())
+        count = len(parse_pipeline(options.pipeline))
         start = time.perf_counter()
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            passes = bar.add_task("importing", total=len(parse_pipeline(options.pipeline)))
-            kernels = bar.add_task("kernels", total=None, visible=False)
+            passes = bar.add_task("importing", total=count)
+            kernels = bar.add_task("lowering", total=None, visible=False)
 
             def after(item: Pass, graph: Graph, seconds: float) -> None:
                 self.times.append((str(item), seconds, len(graph.nodes)))
                 bar.update(passes, advance=1, description=item.name)
+                bar.update(kernels, visible=len(self.times) >= count)
 
             def progress(what: str, done: int, total: int) -> None:
-                bar.update(kernels, completed=done, total=total, visible=True, description=what)
+                bar.update(kernels, completed=done, total=total, description=what)
 
             yield replace(options, after=after, progress=progress)
         if self.time_passes:

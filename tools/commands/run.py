@@ -122,7 +122,7 @@ def _timed(executable: Any, inputs: Mapping[str, Any]) -> float:
 
 
 def summary(array: Any) -> dict[str, Any]:
-    """What is told of an output: type, shape, range and mean of its finite elements, how many are not, and the first."""
+    """What is told of an output: type, shape, range and mean of its finite elements, how many are not, the first."""
     import numpy as np
 
     facts: dict[str, Any] = {"dtype": str(array.dtype), "shape": list(array.shape)}
