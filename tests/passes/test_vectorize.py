@@ -114,6 +114,20 @@ def test_gather_by_loaded_index(vectors: Vectors) -> None:
 
 
 @pytest.mark.parametrize("vectors", WIDTHS)
+def test_indices_computed_from_loaded_values(vectors: Vectors) -> None:
+    """Nothing is read for lanes beyond the extent, neither elements nor what decides where they are."""
+    table, rows, y = Buffer("table", F32, 40), Buffer("rows", I64, 22), Buffer("y", F32, 22)
+    loaded, none = load(rows, V), s.const(-1, I64)
+    row = s.select(loaded.equal(none), loaded - loaded, loaded)
+    wrapped = s.select(row < 0, row + 10, row)
+    element = load(table, s.as_dim(wrapped, 0, 9) * 4 + V // 8)
+    value = s.select(loaded.equal(none), s.const(5.0), element + s.cast(s.index(V // 3), F32))
+    rows_array = np.random.default_rng(1).integers(-10, 10, 22)
+    text = same(kernel([For("v", 22, (Store(y, V, value),), "vector")], y, table, rows), vectors, rows=rows_array)
+    assert "vector(" in text
+
+
+@pytest.mark.parametrize("vectors", WIDTHS)
 def test_padding_guards_loads(vectors: Vectors) -> None:
     """Loads outside the input are made neither by vectors nor by gathers."""
     x, y = Buffer("x", F32, 30), Buffer("y", F32, 50)
@@ -182,6 +196,13 @@ def test_columns_reduced_over_rows(op: str, vectors: Vectors) -> None:
         Store(y, V, load(acc, 0)),
     )
     assert "horizontal" not in same(kernel([For("v", 29, body, "vector")], y, x), vectors)
+
+
+def test_kept_columns_take_four_registers_a_step() -> None:
+    x, y, acc = Buffer("x", F32, 6 * 100), Buffer("y", F32, 100), Buffer("acc", F32, 1, "register")
+    update = Store(acc, 0, load(acc, 0) + load(x, symbol("r") * 100 + V))
+    body = (Define(acc, s.const(0.0)), For("r", 6, (update,)), Store(y, V, load(acc, 0)))
+    assert "x[100*r : 64]" in same(kernel([For("v", 100, body, "vector")], y, x), Vectors(512))
 
 
 @pytest.mark.parametrize("vectors", WIDTHS)
