@@ -71,9 +71,8 @@ def bind_symbols(
             places = ", ".join(
                 f"{plain(symbol(s.name))} = {bound[s.name]} by {source[s.name]}" for dim in (a, b) for s in symbols(dim)
             )
-            raise ShapeError(
-                f"the model needs {plain(a)} = {plain(b)}, but {evaluate(a, bound)} and {evaluate(b, bound)} differ ({places})"
-            )
+            found = f"{evaluate(a, bound)} and {evaluate(b, bound)}"
+            raise ShapeError(f"the model needs {plain(a)} = {plain(b)}, but {found} differ ({places})")
     return bound
 
 
@@ -82,9 +81,8 @@ def _solve(dim: Dim, size: int, bound: dict[str, int], source: dict[str, str], w
     unknown = [s for s in symbols(dim) if s.name not in bound]
     if len(unknown) != 1:
         if unknown:
-            raise ShapeError(
-                f"{where} is {plain(dim)}: {', '.join(plain(symbol(s.name)) for s in unknown)} cannot be told from the inputs"
-            )
+            names = ", ".join(plain(symbol(s.name)) for s in unknown)
+            raise ShapeError(f"{where} is {plain(dim)}: {names} cannot be told from the inputs")
         return
     split = linear(dim, unknown[0].name)
     if split is not None:

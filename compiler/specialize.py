@@ -1,8 +1,9 @@
 """Models in which the value of an input decides ranks or axes: compiled anew for each such value, on demand.
 
-An axis that comes as an input cannot be a symbol, as a size can: it decides what code there is. Such a model is compiled
-when its first values are seen, with them as constants; where a rank hangs on a size (a branch that squeezes an axis only
-if its size is 1), the sizes of the inputs are fixed too. The compiled forms are kept, the least recently used dropped.
+An axis that comes as an input cannot be a symbol, as a size can: it decides what code there is. Such a model is
+compiled when its first values are seen, with them as constants; where a rank hangs on a size (a branch that squeezes an
+axis only if its size is 1), the sizes of the inputs are fixed too. The compiled forms are kept, the least recently used
+dropped.
 """
 
 from __future__ import annotations

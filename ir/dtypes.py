@@ -51,7 +51,8 @@ class DType:
         if self.kind == "bool":
             return 0, 1
         if self.is_integer:
-            return (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1) if self.kind == "int" else (0, (1 << self.bits) - 1)
+            half = 1 << (self.bits - 1)
+            return (-half, half - 1) if self.kind == "int" else (0, 2 * half - 1)
         info = ml_dtypes.finfo(self.numpy)
         return float(info.min), float(info.max)
 
@@ -66,7 +67,8 @@ _NUMPY: dict[str, object] = {
     "bool": np.bool_, "c64": np.complex64, "c128": np.complex128, "string": np.object_,
 }  # fmt: skip
 
-F32, U8, I8, U16 = DType("f32", 1, 32, "float"), DType("u8", 2, 8, "uint"), DType("i8", 3, 8, "int"), DType("u16", 4, 16, "uint")
+F32, U8 = DType("f32", 1, 32, "float"), DType("u8", 2, 8, "uint")
+I8, U16 = DType("i8", 3, 8, "int"), DType("u16", 4, 16, "uint")
 I16, I32, I64 = DType("i16", 5, 16, "int"), DType("i32", 6, 32, "int"), DType("i64", 7, 64, "int")
 STRING, BOOL, F16 = DType("string", 8, 64, "string"), DType("bool", 9, 8, "bool"), DType("f16", 10, 16, "float")
 F64, U32, U64 = DType("f64", 11, 64, "float"), DType("u32", 12, 32, "uint"), DType("u64", 13, 64, "uint")

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 import numpy as np
 
@@ -102,22 +102,26 @@ class Constant:
         """A hash of the bytes, dtype and shape; read once, on demand."""
         contiguous = np.ascontiguousarray(self.array)
         head = f"{self.array.dtype}{self.array.shape}".encode()
-        data = contiguous.reshape(-1).view(np.uint8) if contiguous.dtype != object else repr(contiguous.tolist()).encode()
-        return hashlib.blake2b(data, digest_size=16, key=hashlib.blake2b(head, digest_size=16).digest()).hexdigest()
+        text = hashlib.blake2b(head, digest_size=16)
+        text.update(
+            repr(contiguous.tolist()).encode() if contiguous.dtype == object else contiguous.reshape(-1).view("u1").data
+        )
+        return text.hexdigest()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Constant):
             return NotImplemented
-        same = self.name == other.name and self.array.shape == other.array.shape and self.array.dtype == other.array.dtype
-        return self is other or (same and (self.array is other.array or self.digest == other.digest))
+        mine, theirs = (
+            (self.name, self.array.shape, self.array.dtype),
+            (other.name, other.array.shape, other.array.dtype),
+        )
+        return self is other or (mine == theirs and (self.array is other.array or self.digest == other.digest))
 
     def __hash__(self) -> int:
         return hash(self.name)
 
 
-Attribute: TypeAlias = Union[
-    int, float, str, bytes, Dim, DType, Constant, Symbol, tuple["Attribute", ...]  # fmt: skip
-]
+Attribute: TypeAlias = "int | float | str | bytes | Dim | DType | Constant | Symbol | tuple[Attribute, ...]"
 
 
 def _handles(attribute: Attribute) -> Iterator[Constant]:

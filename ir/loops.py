@@ -6,12 +6,13 @@ registers, threads) is visible here and in its printed text.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias, Union
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TypeAlias
 
 from . import scalars as s
-from .dims import Dim, symbol
+from .dims import Dim, Sum, symbol
 from .scalars import Buffer, Scalar
 
 KINDS = ("serial", "unrolled", "vector", "parallel", "grid", "block")
@@ -57,7 +58,8 @@ class Alloc:
 
 @dataclass(frozen=True)
 class Alias:
-    """Names an address within another buffer: `name[i]` is `source[offset + i]`, or `otherwise[i]` where the condition is false.
+    """Names an address within another buffer: `name[i]` is `source[offset + i]`, or `otherwise[i]` where the condition
+    is false.
 
     Row pointers of tiled kernels; `otherwise` is where a row outside the image points to (a row of zeros)."""
 
@@ -70,7 +72,8 @@ class Alias:
 
 @dataclass(frozen=True)
 class Store:
-    """Writes `value` (all its lanes, `stride` apart) from a flat element offset on; lanes with a false predicate are left alone."""
+    """Writes `value` (all its lanes, `stride` apart) from a flat element offset on; lanes with a false predicate are
+    left alone."""
 
     buffer: Buffer
     offset: Dim
@@ -101,7 +104,7 @@ class Barrier:
     """All threads of a GPU block wait for each other here."""
 
 
-Statement: TypeAlias = Union[For, Let, Define, Alloc, Alias, Store, If, While, Barrier]
+Statement: TypeAlias = "For | Let | Define | Alloc | Alias | Store | If | While | Barrier"
 Block: TypeAlias = tuple[Statement, ...]
 
 
@@ -109,8 +112,8 @@ Block: TypeAlias = tuple[Statement, ...]
 class Kernel:
     """A function of buffers and sizes.
 
-    `parameters` are the buffers in order, `outputs` the names of those that are written; parameters never overlap unless
-    `aliases` says so. `sizes` are the symbols whose values are passed (all i64).
+    `parameters` are the buffers in order, `outputs` the names of those that are written; parameters never overlap,
+    unless `aliases` says so. `sizes` are the symbols whose values are passed (all i64).
     """
 
     name: str
@@ -189,8 +192,8 @@ def index_symbol(name: str, extent: Dim) -> Dim:
 
 
 _INFIX = {
-    "add": "+", "sub": "-", "mul": "*", "div": "/", "rem": "%", "lt": "<", "le": "<=", "eq": "==", "ne": "!=", "and": "&",
-    "or": "|", "xor": "^", "shl": "<<", "shr": ">>",
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "rem": "%", "lt": "<", "le": "<=", "eq": "==", "ne": "!=",
+    "and": "&", "or": "|", "xor": "^", "shl": "<<", "shr": ">>",
 }  # fmt: skip
 
 
@@ -280,8 +283,32 @@ def print_kernel(kernel: Kernel) -> str:
     return f"{origin}kernel {kernel.name}({parameters}{sizes}):\n" + "\n".join(_print_block(kernel.body, "  ")) + "\n"
 
 
+def kernel_digest(kernel: Kernel) -> str:
+    """Identifies what a kernel does, its name and origin aside; the same in every process, quick where text would be
+    long: shared subexpressions count once."""
+    text = hashlib.blake2b(digest_size=5)
+
+    def add(item: object) -> None:
+        if isinstance(item, Scalar):
+            text.update(item.digest)
+        elif isinstance(item, tuple):
+            text.update(b"(")
+            for entry in item:
+                add(entry)
+            text.update(b")")
+        elif is_dataclass(item) and not isinstance(item, Sum):
+            text.update(type(item).__name__.encode())
+            for member in fields(item):
+                add(getattr(item, member.name))
+        else:
+            text.update(f"{item};".encode())
+
+    add((kernel.parameters, kernel.outputs, kernel.sizes, kernel.body, kernel.aliases))
+    return text.hexdigest()
+
+
 def free_sizes(block: Block, buffers: Sequence[Buffer] = ()) -> tuple[str, ...]:
-    """Names of the symbols that statements (and the sizes of buffers) use and do not bind: what a kernel must be told."""
+    """Names of the symbols that statements (and the sizes of buffers) use and do not bind: what a kernel is told."""
     found: dict[str, None] = {}
     bound: set[str] = set()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 import numpy as np
 
@@ -87,7 +87,7 @@ class Choose:
 
 @dataclass(frozen=True)
 class Repeat:
-    """The block for index = 0, 1, ... while index < trips (no limit if None) and the bool at `condition` (if any) holds.
+    """The block for index = 0, 1, ... while index < trips (None: no limit) and the bool at `condition` (if any) holds.
 
     After the loop the symbol `count` (if any) is the number of iterations made.
     """
@@ -99,8 +99,8 @@ class Repeat:
     count: str | None = None
 
 
-Step: TypeAlias = Union[Run, Bind, Assign, Choose, Repeat]
-Steps: TypeAlias = tuple[Step, ...]
+Step: TypeAlias = "Run | Bind | Assign | Choose | Repeat"
+Steps: TypeAlias = "tuple[Step, ...]"
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class ArenaSlot:
 class ArenaPlan:
     """The layout of all arenas, one per segment, valid for any sizes.
 
-    `size` and `lower_bound` are bytes at the sizes in `hints` (the symbols' values it was made for). `lifetimes` are first and
-    last step of each memory; one that takes over another's place in it has none of its own.
+    `size` and `lower_bound` are bytes at the sizes in `hints` (the symbols' values it was made for). `lifetimes` are
+    first and last step of each memory; one that takes over another's place in it has none of its own.
     """
 
     slots: tuple[tuple[ArenaSlot, ...], ...]

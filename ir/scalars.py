@@ -11,15 +11,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import ClassVar, TypeAlias, Union
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
 from .dims import Dim, Opaque, Sum, Symbol, atoms, opaque, substitute
 from .dtypes import BOOL, F32, F64, I64, DType
 
-Number: TypeAlias = Union[int, float, bool]
-ScalarLike: TypeAlias = Union["Scalar", Number]
+Number: TypeAlias = int | float | bool
+ScalarLike: TypeAlias = "Scalar | Number"
 
 
 @dataclass(frozen=True)
@@ -483,7 +483,8 @@ def cast(operand: Scalar, dtype: DType) -> Scalar:
     """`operand` converted as ONNX's Cast does; nothing where the type is already that."""
     if operand.dtype == dtype:
         return operand
-    if isinstance(operand, Const) and not (operand.dtype.is_float and dtype.is_integer) and dtype in (F32, F64, I64, BOOL):
+    truncates = operand.dtype.is_float and dtype.is_integer
+    if isinstance(operand, Const) and not truncates and dtype in (F32, F64, I64, BOOL):
         value = float(np.float32(operand.value)) if dtype == F32 else operand.value
         return const(value, dtype)
     return Cast(dtype, operand.lanes, operand)

@@ -33,8 +33,8 @@ def probe_tensor(value: Value) -> Tensor:
 class Access:
     """What probing a node told.
 
-    `kind` is "map" (no reduction), "rows" (reductions over whole axes of operands of shape `domain`, the axes with `rows`
-    true being kept), "window" (other reductions), "heavy" (a contraction with schedules), or "opaque".
+    `kind` is "map" (no reduction), "rows" (reductions over whole axes of operands of shape `domain`, the axes with
+    `rows` true being kept), "window" (other reductions), "heavy" (a contraction with schedules), or "opaque".
     """
 
     node: Node

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import permutations
 from typing import TypeAlias
 
 from ..ir.dims import Dim
@@ -36,11 +37,6 @@ def inverse(perm: Perm) -> Perm:
 def channels_last(rank: int) -> Perm:
     """Images [N, C, *spatial] stored as [N, *spatial, C]."""
     return (0, *range(2, rank), 1)
-
-
-def channels_first(rank: int) -> Perm:
-    """Images [N, *spatial, C] stored as [N, C, *spatial]."""
-    return (0, rank - 1, *range(1, rank - 1))
 
 
 def ordered(shape: Sequence[Dim], perm: Perm) -> tuple[Dim, ...]:
@@ -228,11 +224,36 @@ def _quantize(node: Node, perm: Perm) -> Attributes | None:
 
 
 def _image(node: Node, perm: Perm) -> Attributes | None:
-    if "layout" not in node.attributes:
-        return _with(node, layout=CHANNELS_LAST) if perm == channels_last(len(perm)) else None
-    if perm != channels_first(len(perm)):
-        return None
-    return {name: value for name, value in node.attributes.items() if name != "layout"}
+    for order, attributes in image_orders(node).items():
+        if order == perm:
+            return attributes
+    return None
+
+
+def image_orders(node: Node) -> dict[Perm, Attributes]:
+    """The orders in which a node may have its images, and its attributes with each: channels last and first, and where
+    windows are single pixels, spatial axes in any order."""
+    rank = node.operands[0].tensor.rank
+    plain = {name: value for name, value in node.attributes.items() if name != "layout"}
+    last = {**plain, "layout": CHANNELS_LAST}
+    spatial = list(permutations(range(2, rank))) if _single_pixels(node) else [tuple(range(2, rank))]
+    orders: dict[Perm, Attributes] = {}
+    for axes in spatial:
+        orders[(0, *axes, 1)] = last
+        orders[(0, 1, *axes)] = plain
+    if "layout" in node.attributes:
+        back = inverse(channels_last(rank))
+        orders = {compose(back, order): attributes for order, attributes in orders.items()}
+    return orders
+
+
+def _single_pixels(node: Node) -> bool:
+    """Whether a convolution computes each pixel from that pixel alone."""
+    if node.op != "Conv" or any(extent != 1 for extent in node.operands[1].shape[2:]):
+        return False
+    strides, pads = node.attributes.get("strides", ()), node.attributes.get("pads", ())
+    assert isinstance(strides, tuple) and isinstance(pads, tuple)
+    return all(stride == 1 for stride in strides) and not any(pads)
 
 
 _REDUCTIONS = (

@@ -236,7 +236,7 @@ class _Fusion:
             self.group_of[member] = other
 
     def _binds_inside(self, members: list[int]) -> bool:
-        """Whether a node decides a shape by a value that another member computes: that must be known before the kernel."""
+        """Whether a node decides a shape by a value that another member computes: it must be known before."""
         computed = {value for m in members for value in self.nodes[m].outputs}
         for m in members:
             operator = REGISTRY[self.nodes[m].op]

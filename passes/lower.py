@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from ..ir.dtypes import BOOL, I64, DType
 from ..ir.errors import UnsupportedError
 from ..ir.graph import Graph, Node, TensorType, Value
 from ..ir.infer import Inference
-from ..ir.loops import Block, For, Kernel, Let, Store, free_sizes, print_kernel
+from ..ir.loops import Block, For, Kernel, Let, Store, free_sizes, kernel_digest
 from ..ir.loops import walk as walk_statements
 from ..ir.ops import REGISTRY
 from ..ir.program import Assign, Bind, Choose, Memory, Place, Program, Repeat, Run, Step, Steps, walk
@@ -444,8 +443,7 @@ class Lowering:
 
     def _shared(self, kernel: Kernel) -> str:
         """The name under which the kernel is known; equal kernels have one."""
-        text = print_kernel(replace(kernel, name="", origin=()))
-        digest = hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+        digest = kernel_digest(kernel)
         found = self.digests.get(digest)
         if found is None:
             found = self.digests[digest] = f"{kernel.name}_{digest}"

@@ -332,10 +332,9 @@ class _Nest:
             block += statements
             body.append(k.Store(buffer, offset, self.lower_value(expression, body)))
             bodies = [_replace_exactly(b, expression, s.load(buffer, offset)) for b in bodies]
-            offsets = [offset]
             kept.update(entries)
         else:
-            axes, bodies, offsets = collapse(axes, bodies, [], "")
+            axes, bodies, _ = collapse(axes, bodies, [], "")
         for reduce, value in zip(group, bodies, strict=True):
             register = self._register(reduce.op, reduce.dtype)
             block.append(k.Define(register, s.const(s.IDENTITY[reduce.op](reduce.dtype), reduce.dtype)))
@@ -450,8 +449,7 @@ def _replace(value: Scalar, done: Mapping[bytes, Scalar], kept: Mapping[bytes, t
         return value
 
     def leaf(node: Scalar) -> Scalar | None:
-        found = done.get(node.digest) if isinstance(node, s.Reduce) else None
-        return found
+        return done.get(node.digest) if isinstance(node, s.Reduce) else None
 
     result = s.Rewriter(leaf)(value)
     if not kept:

@@ -27,8 +27,8 @@ class Region:
     """One fused group.
 
     `inputs` are buffer tensors x0, x1, ... and `outputs` pairs of a buffer y0, y1, ... with its definition. `operands`
-    define what the anchor reads, over the inputs: a transpose, slice or pad before it is already composed in. `constants`
-    holds the arrays of inputs that the model fixes. `static` are the anchor's shape operands by name.
+    define what the anchor reads, over the inputs: a transpose, slice or pad before it is composed in. `constants` holds
+    the arrays of inputs that the model fixes; `static` the anchor's shape operands by name.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Call:
 
 @dataclass(frozen=True)
 class BindSymbol:
-    """From here on the size `symbol` is the integer that a kernel before this wrote to a buffer (a data-dependent size)."""
+    """From here on the size `symbol` is the integer that a kernel before this wrote to a buffer."""
 
     symbol: str
     buffer: str

@@ -21,9 +21,8 @@ from .axes import (
     altered,
     broadcast_order,
     carried_operands,
-    channels_first,
-    channels_last,
     compose,
+    image_orders,
     inverse,
     is_elementwise,
     is_image_operator,
@@ -335,8 +334,6 @@ def _convolution(node: Node, position: int) -> Web:
     filters = node.operands[1].shape
     images = node.operands[0] if node.op == "ConvTranspose" else node.output
     products = estimate(images.shape) * estimate(filters[1:]) * BYTES_PER_PRODUCT
-    if "layout" in node.attributes:
-        penalties = {plain: 0, channels_first(rank): products}
-    else:
-        penalties = {plain: products, channels_last(rank): 0}
+    orders = image_orders(node)
+    penalties = {order: 0 if "layout" in attributes else products for order, attributes in orders.items()}
     return Web(plain, [], [position], [], penalties)

@@ -1,8 +1,8 @@
 """The program's own code: what calls the kernels, with the addresses and sizes that the symbols give.
 
 For each segment there are two functions. `onnxc_size_N(symbols, sizes)` writes to sizes[N] the bytes of the segment's
-arena; `onnxc_run_N(table, symbols, threads)` runs it. `symbols` are i64 in the order of `Program.symbols`; `table` holds
-the addresses of all inputs, outputs, constants and arenas, in the order of `table_order`.
+arena; `onnxc_run_N(table, symbols, threads)` runs it. `symbols` are i64 in the order of `Program.symbols`; `table`
+holds the addresses of all inputs, outputs, constants and arenas, in the order of `table_order`.
 """
 
 from __future__ import annotations
@@ -121,9 +121,7 @@ class _Entry(FunctionRenderer):
 
     def _offsets(self, slots: Sequence[ArenaSlot]) -> list[Value]:
         """Where each slot begins: above all those below it."""
-        found: list[Value] = []
-        for slot in slots:
-            found.append(0)
+        found: list[Value] = [0] * len(slots)
         order = _bottom_up(slots)
         for index in order:
             offset: Value = 0
