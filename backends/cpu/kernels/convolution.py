@@ -81,7 +81,7 @@ def find_convolution(region: Region) -> Convolution | None:
     element: Scalar = accumulator_leaf(dtype, own[-1])
     if bias is not None:
         element = element + s.cast(bias.at((own[-1],)), dtype)
-    outputs = epilogue(region, own, output.shape, s.cast(element, output.dtype), column)
+    outputs = epilogue(region, own, output.shape, s.cast(element, output.dtype), column, dtype)
     if dtype not in (F32, F64):
         return None
     if x.rank == 3:  # One spatial axis: an image of height 1.

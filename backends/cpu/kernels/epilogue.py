@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ....ir import loops as k
 from ....ir import scalars as s
@@ -20,6 +20,7 @@ from .register_tile import Tile, accumulators
 
 # Operations of an epilogue up to which it is repeated for every vector of a tile; longer ones become a loop.
 REPEATED = 16
+_BASE = "column.base"
 
 
 def accumulator_leaf(dtype: DType, column: Dim) -> Load:
@@ -50,6 +51,8 @@ class Epilogue:
 
     results: tuple[Result, ...]
     column: str
+    dtype: DType
+    patterns: dict[tuple[int, Dim | None], list[Store] | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def cost(self) -> int:
@@ -69,14 +72,38 @@ class Epilogue:
 
     def stores(
         self, dims: Mapping[str, Dim], base: Dim, lanes: int, total: Scalar, left: Dim | None = None
-    ) -> list[Statement]:
+    ) -> list[Store]:
         """Stores for the columns base, base+1, ... of which `total` holds the sums; only `left` of them where given.
 
         `dims` are the other indices. Raises NotVectorizable where lanes would have to be done one by one.
         """
-        rewriter = s.Rewriter(dims=dims)
+        pattern = self._pattern(lanes, left)
+        if pattern is None:
+            return self._vectors(s.Rewriter(dims=dims), base, lanes, total, left)
+
+        def leaf(node: Scalar) -> Scalar | None:
+            return total if isinstance(node, Load) and node.buffer.name == "accumulator" else None
+
+        at = s.Rewriter(leaf, {**dims, _BASE: base})
+        return [
+            replace(st, offset=at.dim(st.offset), value=at(st.value), predicate=st.predicate and at(st.predicate))
+            for st in pattern
+        ]
+
+    def _pattern(self, lanes: int, left: Dim | None) -> list[Store] | None:
+        """The stores for a base that is a symbol, made once; None where it must be known for contiguous addresses."""
+        key = lanes, left
+        if key not in self.patterns:
+            accumulator = replace(accumulator_leaf(self.dtype, 0), lanes=lanes)
+            try:
+                self.patterns[key] = self._vectors(s.Rewriter(), symbol(_BASE), lanes, accumulator, left)
+            except NotVectorizable:
+                self.patterns[key] = None
+        return self.patterns[key]
+
+    def _vectors(self, rewriter: s.Rewriter, base: Dim, lanes: int, total: Scalar, left: Dim | None) -> list[Store]:
         step = Step(_no_names, lanes, self.column, base, {}, left, False)
-        statements: list[Statement] = []
+        statements: list[Store] = []
 
         def leaf(node: Scalar) -> Scalar | None:
             return total if isinstance(node, Load) and node.buffer.name == "accumulator" else None
@@ -87,10 +114,7 @@ class Epilogue:
                 assert isinstance(statement, Store)
                 if statement.value.lanes != lanes:
                     raise NotVectorizable
-                wide = s.Rewriter(leaf)(statement.value)
-                statements.append(
-                    Store(statement.buffer, statement.offset, wide, statement.predicate, statement.stride)
-                )
+                statements.append(replace(statement, value=s.Rewriter(leaf)(statement.value)))
         if step.gathered:
             raise NotVectorizable
         return statements
@@ -106,8 +130,8 @@ class Epilogue:
             found = isinstance(node, Load) and node.buffer.name == "accumulator"
             return s.load(scratch, start + at) if found else None
 
-        replace = s.Rewriter(leaf)
-        body = [Store(r.buffer, rewriter.dim(r.offset), rewriter(replace(r.value))) for r in self.results]
+        sums = s.Rewriter(leaf)
+        body = [Store(r.buffer, rewriter.dim(r.offset), rewriter(sums(r.value))) for r in self.results]
         return For(index, extent, tuple(body), "vector")
 
 
@@ -117,9 +141,9 @@ def _no_names(name: str) -> str:
 
 
 def epilogue(
-    region: Region, indices: Indices, anchor_shape: Sequence[Dim], element: Scalar, column: str
+    region: Region, indices: Indices, anchor_shape: Sequence[Dim], element: Scalar, column: str, dtype: DType
 ) -> Epilogue | None:
-    """The region's outputs over the anchor's `indices`, `element` being the anchor's value.
+    """The region's outputs over the anchor's `indices`, `element` being the anchor's value over a sum of type `dtype`.
 
     None where an output does not have exactly one element for each of the anchor's.
     """
@@ -134,7 +158,7 @@ def epilogue(
 
         value = s.Rewriter(leaf)(tensor.at(where))
         results.append(Result(buffer, flat_offset(where, tensor.shape), value))
-    return Epilogue(tuple(results), column)
+    return Epilogue(tuple(results), column, dtype)
 
 
 def finish_tile(
@@ -198,9 +222,10 @@ def _from_registers(
     result: list[Statement] = []
     for i in range(tile.rows):
         stores: list[Statement] = []
+        here = dims(i)
         for v in range(tile.vectors):
             total = s.load(sums, i * tile.vectors + v, tile.lanes)
-            stores += outputs.stores(dims(i), first + v * tile.lanes, tile.lanes, total, left[v])
+            stores += outputs.stores(here, first + v * tile.lanes, tile.lanes, total, left[v])
         result += [k.If(exists(i), tuple(stores))] if exists is not None else stores
     return result
 

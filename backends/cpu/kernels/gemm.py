@@ -36,7 +36,7 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     found = find_product(region)
     if found is None:
         return _with_copies(region, target)
-    outputs = epilogue(region, found.indices, found.shape, found.element, found.column.name)
+    outputs = epilogue(region, found.indices, found.shape, found.element, found.column.name, found.dtype)
     if outputs is None:
         return through_memory(region, lambda alone: schedule(alone, target))
     array = region.constants.get(found.right.buffer.name)

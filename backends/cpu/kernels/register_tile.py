@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ....ir import loops as k
 from ....ir import scalars as s
-from ....ir.dims import Dim, symbol
+from ....ir.dims import Dim, Opaque, atoms, symbol
 from ....ir.dtypes import DType
 from ....ir.loops import Alloc, Define, For, Statement, Store
 from ....ir.scalars import Buffer, Scalar
@@ -186,17 +186,27 @@ def _step(
 def used_buffers(body: k.Block, candidates: Sequence[Buffer]) -> tuple[Buffer, ...]:
     """Those of the candidates that statements read or write, in order."""
     names: set[str] = set()
+    seen: set[int] = set()
+
+    def see(item: Scalar | Dim | None) -> None:
+        if item is None or isinstance(item, int) or id(item) in seen:
+            return
+        seen.add(id(item))
+        if not isinstance(item, Scalar):
+            for atom in atoms(item):
+                if isinstance(atom, Opaque) and isinstance(atom.value, Scalar):
+                    see(atom.value)
+            return
+        if isinstance(item, s.Load):
+            names.add(item.buffer.name)
+        for part in (*item.dims, *item.children):
+            see(part)
+
     for statement in k.walk(body):
-        found: list[object] = [
-            getattr(statement, part, None) for part in ("value", "predicate", "condition", "offset", "extent")
-        ]
         if isinstance(statement, k.Alias):
             names |= {statement.source.name} | ({statement.otherwise.name} if statement.otherwise else set())
         if isinstance(statement, Store):
             names.add(statement.buffer.name)
-        for item in found:
-            if isinstance(item, Scalar):
-                names |= {part.buffer.name for part in s.walk(item) if isinstance(part, s.Load)}
-            elif item is not None:
-                names |= {part.buffer.name for part in s.walk(s.Index(s.I64, 1, item)) if isinstance(part, s.Load)}  # type: ignore[arg-type]
+        for part in ("value", "predicate", "condition", "offset", "stride", "extent"):
+            see(getattr(statement, part, None))
     return tuple(buffer for buffer in candidates if buffer.name in names)
