@@ -2,6 +2,7 @@
 
     model = onnxc.compile("model.onnx")     # a path, bytes or a ModelProto
     y = model(x)                            # numpy (or DLPack) in, numpy out
+    model.save("model.onnxc"); model = onnxc.load("model.onnxc")
 
 Importing it does no work and imports nothing but the errors: the compiler comes with the first use of a name.
 """
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .ir.errors import ModelError, OnnxcError, ShapeError, TargetError, UnsupportedError
 
 if TYPE_CHECKING:
-    from .compiler.api import Executable, compile
+    from .compiler.api import Executable, compile, load
     from .ir.target import Target
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "compile",
+    "load",
 ]
 
 

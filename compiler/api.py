@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 from ..ir.target import Target
-from .driver import Model, Options, compile_model
+from .artifact import read
+from .driver import Model, Options, compile_model, usable_threads
 from .executable import Executable
 from .specialize import SpecializingExecutable
 
@@ -28,4 +30,13 @@ def compile(
     return compile_model(model, Options(target, dims, shapes, threads, precision))
 
 
-__all__ = ["Executable", "compile"]
+def load(path: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True) -> Executable:
+    """Loads what `Executable.save` or `onnxc compile` wrote as `*.onnxc`; nothing is compiled, weights are mapped.
+
+    An artifact is machine code: load only what you would run. `verify=False` leaves the weights' checksum unread. Raises
+    ModelError for a damaged file, UnsupportedError for another version's, TargetError where this machine cannot run it.
+    """
+    return Executable(read(path, verify), usable_threads(threads))
+
+
+__all__ = ["Executable", "compile", "load"]

@@ -11,7 +11,7 @@ import numpy as np
 from ..backends.cpu.build import Built
 from ..backends.cpu.entry import table_order
 from ..ir.dims import Dim, evaluate, symbols
-from ..ir.errors import ShapeError, TargetError, UnsupportedError
+from ..ir.errors import ModelError, ShapeError, TargetError, UnsupportedError
 from ..ir.graph import Value
 from ..ir.program import ALIGNMENT, ArenaPlan, Program, walk
 from ..ir.target import Target
@@ -67,10 +67,13 @@ class MemoryPlan:
             sizes_here = [evaluate(slot.bytes, values) for slot in slots]
             room = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes_here]
             offsets: dict[int, int] = {}
-            while len(offsets) < len(slots):
-                for i, slot in enumerate(slots):
-                    if i not in offsets and offsets.keys() >= set(slot.below):
-                        offsets[i] = max((offsets[j] + room[j] for j in slot.below), default=0)
+            waiting = list(range(len(slots)))
+            while waiting:
+                placed = [i for i in waiting if offsets.keys() >= set(slots[i].below)]
+                if not placed:
+                    raise ModelError("the layout of the arena is damaged: buffers lie above themselves")
+                offsets |= {i: max((offsets[j] + room[j] for j in slots[i].below), default=0) for i in placed}
+                waiting = [i for i in waiting if i not in offsets]
             live = [sum(r for r, (a, b) in zip(room, spans, strict=True) if a <= step <= b) for step, _ in spans]
             buffers += [
                 Buffer(slot.memory, sizes_here[i], total + offsets[i], *spans[i]) for i, slot in enumerate(slots)

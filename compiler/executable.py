@@ -28,7 +28,7 @@ _DATA = object.__basicsize__ // _WORD
 """The data pointer's place in numpy's PyArrayObject, in words: behind the object's head, by numpy's stable ABI."""
 
 
-def _all_memory() -> Sequence[int]:
+def _all_memory() -> ctypes.Array[ctypes.c_size_t]:
     """The words of this process's memory by their addresses / 8: reading an array's data pointer there takes a tenth of
     the time of `array.ctypes.data`. UnsupportedError where numpy keeps its arrays in another way (it is tried)."""
     memory = (ctypes.c_size_t * (1 << 58)).from_address(0)
@@ -53,7 +53,7 @@ class _Workspace:
     """
 
     def __init__(self, table: Sequence[int], symbol_count: int, arenas: int, threads: int) -> None:
-        self.table = (ctypes.c_void_p * (len(table) + arenas))(*table)
+        self.table = (ctypes.c_size_t * (len(table) + arenas))(*table)
         self.symbols = (ctypes.c_int64 * max(symbol_count, 1))()
         self.arena_bytes = (ctypes.c_int64 * arenas)()
         self.arenas: list[np.ndarray | None] = [None] * arenas
@@ -68,7 +68,7 @@ class _Workspace:
         )
 
     def prepare(self, sizes: _Sizes) -> None:
-        self.symbols[: len(sizes.symbols)] = sizes.symbols
+        self.symbols[: len(sizes.symbols)] = list(sizes.symbols)
         self.arena(0, sizes.arena)
         self.sizes = sizes
 
@@ -168,7 +168,9 @@ class Executable:
         if len(arguments) != count:
             check_names(dict(zip(self._names, arguments, strict=False)), self._compiled.inputs)
             raise ShapeError(f"{len(arguments)} arguments for {count} inputs: {', '.join(self._names)}")
-        arrays, shapes, addresses, outputs = [], [], [], []
+        arrays: list[np.ndarray] = []
+        outputs: list[np.ndarray] = []
+        shapes, addresses = [], []
         for array in arguments:
             # numpy has one object for each of its types in native order; an array with another is looked at closely.
             good = type(array) is np.ndarray and array.dtype is dtypes[len(arrays)] and array.flags.num & _GOOD == _GOOD

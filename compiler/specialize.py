@@ -13,14 +13,16 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 
 from ..ir.dtypes import BY_ONNX
-from ..ir.errors import ShapeError, ValueNeeded
+from ..ir.errors import ShapeError, UnsupportedError, ValueNeeded
 from .binding import Port
+from .compiled import Compiled, MemoryPlan
 from .executable import Executable
 
 CompileValues: TypeAlias = Callable[[onnx.ModelProto, Mapping[str, Sequence[int]]], Executable]
@@ -44,6 +46,26 @@ class SpecializingExecutable:
         self._reason = reason
         self._known: OrderedDict[tuple[bytes, ...], Executable] = OrderedDict()
         self._lock = threading.Lock()
+
+    @property
+    def compiled(self) -> Compiled:
+        """Raises UnsupportedError: there is no code that serves all runs, to be saved or shown."""
+        values = ", ".join(self.parameters) or "sizes of inputs"
+        raise UnsupportedError(
+            f"no one code serves all runs of this model: it is compiled anew for {values} ({self._reason})"
+        )
+
+    @property
+    def plan(self) -> MemoryPlan:
+        return self.compiled.plan
+
+    def dump(self, stage: str = "graph") -> str:
+        return self.compiled.dump(stage)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        from .artifact import save
+
+        return save(self.compiled, path)
 
     @property
     def inputs(self) -> tuple[Port, ...]:
