@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,10 @@ FUNCTIONS: Mapping[str, tuple[Callable[[Array, float, float], Array], float | No
     "Softsign": (lambda x, a, b: x / (1 + np.abs(x)), None, None),
     "Softplus": (lambda x, a, b: np.logaddexp(0, x), None, None),
 }
+
+
+def clipped(function: Callable[[Array, float, float], Array], a: float, b: float, clip: float, x: Array) -> Array:
+    return function(np.clip(x, -clip, clip), a, b)
 
 
 @dataclass
@@ -96,7 +101,7 @@ class Layer:
             function, alpha, beta = FUNCTIONS[name]
             a = 0.0 if alpha is None else next(alphas, alpha)
             b = 0.0 if beta is None else next(betas, beta)
-            found.append(lambda x, f=function, a=a, b=b: f(np.clip(x, -clip, clip), a, b))
+            found.append(partial(clipped, function, a, b, clip))
         return found
 
     def expected(self) -> list[Array]:
@@ -212,9 +217,9 @@ def layers(draw: st.DrawFn) -> Layer:
             attributes["activation_alpha"] = [0.3 + 0.1 * n for n in range(len(alphas))]
         if draw(st.booleans()) and betas:
             attributes["activation_beta"] = [0.7 - 0.1 * n for n in range(len(betas))]
-    sizes = [draw(st.integers(1, high)) for high in (4, 5, 6, 35)]
+    steps, batch, width, hidden = (draw(st.integers(1, high)) for high in (4, 5, 6, 35))
     optional = tuple(draw(st.lists(st.sampled_from(OPTIONAL), unique=True)))
-    return layer(op, *sizes, direction, optional, draw(st.integers(0, 99)), **attributes)
+    return layer(op, steps, batch, width, hidden, direction, optional, draw(st.integers(0, 99)), **attributes)
 
 
 @settings(max_examples=25, deadline=None)
