@@ -9,8 +9,13 @@ import numpy as np
 from onnx import NodeProto, helper, numpy_helper
 
 from .dims import Atom, Dim, Extremum, Quotient, Symbol, as_symbol
+from .dtypes import I64
 from .errors import UnsupportedError
 from .graph import TensorType, Value
+from .ops.declare import identifier
+
+SYMBOLIC_LIMIT = 64
+"""Tensors of more elements decide no shapes."""
 
 
 class Sizes:
@@ -22,6 +27,7 @@ class Sizes:
     def __init__(self, outer: Sizes | None = None) -> None:
         self._outer = outer
         self._axes: dict[str, tuple[str, int]] = {}
+        self._elements: dict[str, tuple[str, int]] = {}
         self._written: dict[Dim, str] = {}
         self._numbers: Iterator[int] = outer._numbers if outer is not None else count()
         self.nodes: list[NodeProto] = []
@@ -29,10 +35,21 @@ class Sizes:
     def declare(self, values: Iterable[Value]) -> None:
         """Makes known what has been defined."""
         for value in values:
+            self._declare_elements(value)
             for axis, dim in enumerate(value.type.shape if isinstance(value.type, TensorType) else ()):
                 found = as_symbol(dim)
                 if found is not None:
                     self._axes.setdefault(found.name, (value.name, axis))
+
+    def _declare_elements(self, value: Value) -> None:
+        """A size may also be an element of a tensor that decides a shape: see `Inference.static`."""
+        type = value.type
+        if not isinstance(type, TensorType) or not type.dtype.is_integer or not type.static or type.rank > 1:
+            return
+        count = type.shape[0] if type.shape else 1
+        if isinstance(count, int) and count <= SYMBOLIC_LIMIT:
+            for element in range(count):
+                self._elements.setdefault(f"{identifier(value.name)}_{element}", (value.name, element))
 
     def take(self) -> list[NodeProto]:
         """The nodes written since the last call."""
@@ -88,10 +105,15 @@ class Sizes:
 
     def _atom(self, atom: Atom) -> str:
         if isinstance(atom, Symbol):
-            source = self._axis(atom.name)
+            source = self._source("_axes", atom.name)
+            if source is not None:
+                return self._node("Shape", [source[0]], start=source[1], end=source[1] + 1)
+            source = self._source("_elements", atom.name)
             if source is None:
                 raise UnsupportedError(f"the size {atom} cannot be written in ONNX: no value has it as an axis")
-            return self._node("Shape", [source[0]], start=source[1], end=source[1] + 1)
+            flat = self._node("Reshape", [source[0], self.scalar(-1)])
+            element = self._node("Gather", [flat, self.scalar(source[1])], axis=0)
+            return self._node("Cast", [element], to=I64.onnx)
         if isinstance(atom, Quotient):
             numerator, denominator = self.scalar(atom.numerator), self.scalar(atom.denominator)
             # ONNX's integer division truncates, its Mod has the divisor's sign: together they give the floor.
@@ -101,8 +123,9 @@ class Sizes:
             return self._node("Min" if atom.kind == "min" else "Max", [self.scalar(dim) for dim in atom.operands])
         raise UnsupportedError(f"the size {atom} is computed from data and cannot be written in ONNX")
 
-    def _axis(self, name: str) -> tuple[str, int] | None:
-        return self._axes.get(name) or (self._outer._axis(name) if self._outer is not None else None)
+    def _source(self, table: str, name: str) -> tuple[str, int] | None:
+        found: tuple[str, int] | None = getattr(self, table).get(name)
+        return found if found is not None or self._outer is None else self._outer._source(table, name)
 
     def _node(self, op: str, inputs: Sequence[str], name: str | None = None, **attributes: object) -> str:
         name = name or self._name()
