@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -52,13 +53,13 @@ def picture(image: NDArray[np.uint8]) -> list[str]:
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """The least time of one call among several."""
-    best, start = float("inf"), time.perf_counter()
-    while time.perf_counter() - start < LEAST_SECONDS:
+    """The median time of a call."""
+    times: list[float] = []
+    while sum(times) < LEAST_SECONDS:
         before = time.perf_counter()
         call()
-        best = min(best, time.perf_counter() - before)
-    return best
+        times.append(time.perf_counter() - before)
+    return statistics.median(times)
 
 
 def measure(shown: int = 0) -> tuple[Facts, NDArray[np.uint8]]:

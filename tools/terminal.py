@@ -18,11 +18,10 @@ def console() -> Console:
 def table_of(*titles: str) -> Table:
     """A table without lines; titles that begin with ">" are over columns of numbers.
 
-    Where the terminal is narrow the first column is folded and the last is cut.
+    Where the terminal is narrow the last column goes over several lines.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
         side: Literal["left", "right"] = "right" if title.startswith(">") else "left"
-        first = title == titles[0]
-        table.add_column(title.lstrip(">"), justify=side, overflow="fold" if first else "ellipsis", no_wrap=not first)
+        table.add_column(title.lstrip(">"), justify=side, overflow="ellipsis", no_wrap=title != titles[-1])
     return table
