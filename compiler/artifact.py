@@ -21,6 +21,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -95,7 +96,7 @@ def read(path: str | os.PathLike[str], verify: bool = True) -> Compiled:
     actual = [
         _digest(content[:_CHECKSUMS], content[_HEADER.size : manifest_end]),
         _digest(content[manifest_end:weights_start]),
-        _sum_digest(content[weights_start:]) if verify else checksums[2],
+        _sum_digest([content[weights_start:]]) if verify else checksums[2],
     ]
     for name, checksum, found in zip(("description", "code", "weights"), checksums, actual, strict=True):
         if checksum != found:
@@ -126,12 +127,15 @@ def _digest(*parts: bytes | memoryview) -> bytes:
     return state.digest()
 
 
-def _sum_digest(content: memoryview) -> bytes:
-    """A hash of the sums of blocks: no word can change, nor a block move, unnoticed."""
-    words = np.frombuffer(content, np.uint64)
-    whole = len(words) // _BLOCK * _BLOCK
-    sums = words[:whole].reshape(-1, _BLOCK).sum(axis=1)
-    return _digest(sums.tobytes(), words[whole:].tobytes())
+def _sum_digest(pieces: Iterable[bytes | memoryview]) -> bytes:
+    """A hash of the sums of blocks: no word can change, nor a block move, unnoticed. Pieces, but the last, are whole
+    blocks, so that a file need not be in memory at once."""
+    parts: list[bytes] = []
+    for piece in pieces:
+        words = np.frombuffer(piece, np.uint64)
+        whole = len(words) // _BLOCK * _BLOCK
+        parts += [words[:whole].reshape(-1, _BLOCK).sum(axis=1).tobytes(), words[whole:].tobytes()]
+    return _digest(*parts)
 
 
 # Writing
@@ -191,12 +195,13 @@ def _write(compiled: Compiled, file: IO[bytes]) -> None:
             file.seek(start + offset)
             file.write(content)
     file.flush()
-    whole = memoryview(mmap.mmap(file.fileno(), total, access=mmap.ACCESS_READ))
+    file.seek(manifest_end)
+    between = file.read(weights_start - manifest_end)
     head = MAGIC, VERSION, len(encoded), total, weights_start
     checksums = (
         _digest(_HEADER.pack(*head, b"", b"", b"")[:_CHECKSUMS], encoded),
-        _digest(whole[manifest_end:weights_start]),
-        _sum_digest(whole[weights_start:]),
+        _digest(between),
+        _sum_digest(iter(partial(file.read, 1 << 24), b"")),
     )
     file.seek(0)
     file.write(_HEADER.pack(*head, *checksums))

@@ -21,6 +21,7 @@ from ..ir.text import print_graph
 from ..passes import DEFAULT_PIPELINE
 from ..passes.lower import lower
 from ..passes.pipeline import Pass, parse_pipeline, run_pipeline
+from .cache import ModelCache
 from .compiled import Compiled, check_runs_here
 from .executable import Executable
 from .graph_text import specialised
@@ -84,7 +85,22 @@ def compile_model(model: Model, options: Options) -> Executable | SpecializingEx
     check_runs_here(resolve_target(options.target))
 
     def executable(model: Model, options: Options) -> Executable:
-        return Executable(compiled_model(model, options), usable_threads(options.threads))
+        def make() -> Compiled:
+            return compiled_model(model, options)
+
+        target = resolve_target(options.target)
+        settings = (
+            target.name,
+            target.triple,
+            target.cpu,
+            target.features,
+            sorted((options.dims or {}).items()),
+            sorted((options.shapes or {}).items()),
+        )
+        watched = options.after is not None or options.folder is not None
+        cached = (*settings, options.precision, options.pipeline)
+        compiled = make() if watched else ModelCache.default().compiled(model, cached, make)
+        return Executable(compiled, usable_threads(options.threads))
 
     try:
         return executable(model, options)

@@ -1,0 +1,106 @@
+"""Compiled models on disk, so that the second compile of a model is a load.
+
+A model file is recognised by its place, size and time of change; models given in memory are compiled anew (their
+kernels still come from the cache of object files). What lies in the cache is an artifact; one that is damaged or of
+another compiler is absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import llvmlite
+import platformdirs
+
+from ..ir.errors import OnnxcError
+from . import artifact
+from .compiled import Compiled
+
+LARGEST = 2 << 30
+"""Bytes of a model above which it is not kept."""
+
+
+@dataclass(frozen=True)
+class ModelCache:
+    """Artifacts by key; when they exceed `limit` bytes, those that were not used for longest go.
+
+    $ONNXC_CACHE_DIR moves it, $ONNXC_MODEL_CACHE_BYTES sets the limit; 0 turns it off.
+    """
+
+    folder: Path
+    limit: int
+
+    @staticmethod
+    def default() -> ModelCache:
+        root = os.environ.get("ONNXC_CACHE_DIR") or platformdirs.user_cache_dir("onnxc")
+        return ModelCache(Path(root) / "models", int(os.environ.get("ONNXC_MODEL_CACHE_BYTES", 4 << 30)))
+
+    def compiled(self, model: object, options: Sequence[object], make: Callable[[], Compiled]) -> Compiled:
+        """What `make` makes of the model file, or made before with equal options."""
+        key = _key(model, options) if self.limit else None
+        if key is None:
+            return make()
+        path = self.folder / f"{key}.onnxc"
+        if path.exists():
+            with contextlib.suppress(OnnxcError, OSError):
+                found = artifact.read(path)
+                os.utime(path)
+                return found
+        result = make()
+        if not _reads_other_files(str(model)):
+            with contextlib.suppress(OnnxcError, OSError):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                artifact.save(result, path)
+                self._prune()
+        return result
+
+    def _prune(self) -> None:
+        files = [(entry.stat(), entry.path) for entry in os.scandir(self.folder)]
+        found = sorted((status.st_mtime_ns, status.st_size, path) for status, path in files)
+        total = sum(size for _, size, _ in found)
+        for _, size, path in found:
+            if total <= self.limit:
+                break
+            os.unlink(path)
+            total -= size
+
+
+def _key(model: object, options: Sequence[object]) -> str | None:
+    if not isinstance(model, str | os.PathLike):
+        return None
+    try:
+        path = os.path.realpath(model)
+        status = os.stat(path)
+    except OSError:
+        return None
+    if status.st_size > LARGEST:
+        return None
+    what = (path, status.st_size, status.st_mtime_ns, status.st_ino, _compiler(), *options)
+    return hashlib.blake2b(repr(what).encode(), digest_size=16).hexdigest()
+
+
+@functools.cache
+def _compiler() -> str:
+    """Identifies this compiler by its files: a changed pass must not find what the old one made."""
+    root = Path(__file__).parents[1]
+    files = [path for folder in ("ir", "passes", "backends", "compiler") for path in (root / folder).rglob("*.*")]
+    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files) if path.is_file()]
+    sources = [stamp for stamp in stamps if stamp[0].endswith((".py", ".ll"))]
+    return hashlib.blake2b(repr((llvmlite.__version__, sources)).encode(), digest_size=16).hexdigest()
+
+
+def _reads_other_files(model: str) -> bool:
+    """Whether the model may have data in other files, whose changes would go unnoticed: the key "location" tells."""
+    word, tail = b"location", b""
+    with open(model, "rb") as file:
+        while block := file.read(1 << 24):
+            if word in tail + block:
+                return True
+            tail = block[-len(word) :]
+    return False
