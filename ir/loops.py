@@ -7,7 +7,7 @@ registers, threads) is visible here and in its printed text.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TypeAlias
 
@@ -197,8 +197,34 @@ _INFIX = {
 }  # fmt: skip
 
 
+_NAMED_FROM = 400  # Nodes, repetitions counted.
+
+
 def print_scalar(scalar: Scalar) -> str:
-    """The expression on one line."""
+    """The expression on one line. In a large one, parts that occur again are named where first met: `#1=(a + b)`."""
+    parts = list(s.walk(scalar, into_dims=False))
+    sizes: dict[bytes, int] = {}
+    uses: dict[bytes, int] = {}
+    for part in parts:
+        sizes[part.digest] = 1 + sum(sizes[child.digest] for child in part.children)
+        for child in part.children:
+            uses[child.digest] = uses.get(child.digest, 0) + 1
+    large = sizes[scalar.digest] > _NAMED_FROM
+    names: dict[bytes, str] = {}
+
+    def text(part: Scalar) -> str:
+        if not large or uses.get(part.digest, 0) < 2 or sizes[part.digest] < 3:
+            return _spell(part, text)
+        if part.digest not in names:
+            spelt = _spell(part, text)
+            names[part.digest] = f"#{len(names) + 1}"
+            return f"{names[part.digest]}={spelt}"
+        return names[part.digest]
+
+    return text(scalar)
+
+
+def _spell(scalar: Scalar, text: Callable[[Scalar], str]) -> str:
     kind = f"{scalar.dtype}x{scalar.lanes}" if scalar.lanes > 1 else str(scalar.dtype)
     if isinstance(scalar, s.Const):
         return str(scalar.value).lower() if isinstance(scalar.value, bool) else repr(scalar.value)
@@ -209,32 +235,32 @@ def print_scalar(scalar: Scalar) -> str:
     if isinstance(scalar, s.Load):
         span = f" : {scalar.lanes}" if scalar.lanes > 1 else ""
         span += f" : {scalar.stride}" if scalar.stride != 1 else ""
-        guard = f" if {scalar.predicate}" if scalar.predicate is not None else ""
+        guard = f" if {text(scalar.predicate)}" if scalar.predicate is not None else ""
         return f"{scalar.buffer.name}[{scalar.offset}{span}{guard}]"
     if isinstance(scalar, s.Unary):
-        return f"{scalar.op}({scalar.operand})"
+        return f"{scalar.op}({text(scalar.operand)})"
     if isinstance(scalar, s.Binary):
         if scalar.op in _INFIX:
-            return f"({scalar.left} {_INFIX[scalar.op]} {scalar.right})"
-        return f"{scalar.op}({scalar.left}, {scalar.right})"
+            return f"({text(scalar.left)} {_INFIX[scalar.op]} {text(scalar.right)})"
+        return f"{scalar.op}({text(scalar.left)}, {text(scalar.right)})"
     if isinstance(scalar, s.Select):
-        return f"select({scalar.condition}, {scalar.yes}, {scalar.no})"
+        return f"select({text(scalar.condition)}, {text(scalar.yes)}, {text(scalar.no)})"
     if isinstance(scalar, s.Cast | s.Bitcast):
-        return f"{'bits_as ' if isinstance(scalar, s.Bitcast) else ''}{kind}({scalar.operand})"
+        return f"{'bits_as ' if isinstance(scalar, s.Bitcast) else ''}{kind}({text(scalar.operand)})"
     if isinstance(scalar, s.Fma):
-        return f"fma({scalar.a}, {scalar.b}, {scalar.c})"
+        return f"fma({text(scalar.a)}, {text(scalar.b)}, {text(scalar.c)})"
     if isinstance(scalar, s.Broadcast):
-        return f"{kind}({scalar.operand})"
+        return f"{kind}({text(scalar.operand)})"
     if isinstance(scalar, s.Horizontal):
-        return f"horizontal_{scalar.op}({scalar.operand})"
+        return f"horizontal_{scalar.op}({text(scalar.operand)})"
     if isinstance(scalar, s.Reduce):
         ranges = ", ".join(f"{name} < {extent}" for name, extent in scalar.ranges)
-        return f"reduce_{scalar.op}({ranges}: {scalar.body})"
+        return f"reduce_{scalar.op}({ranges}: {text(scalar.body)})"
     if isinstance(scalar, s.Element):
         return f"{scalar.tensor}[{', '.join(map(str, scalar.indices))}]"
     name = scalar.name if isinstance(scalar, s.Call) else type(scalar).__name__.lower()
     tail = f", {list(scalar.pick)}" if isinstance(scalar, s.Shuffle) else ""
-    return f"{name}({', '.join(map(str, scalar.children))}{tail})"
+    return f"{name}({', '.join(map(text, scalar.children))}{tail})"
 
 
 def _print_block(block: Block, indent: str) -> Iterator[str]:

@@ -448,6 +448,8 @@ class Step(Rewriter):
             self.gathered += 2 * self.lanes
             return [self._store_lane(target, value, predicate, number) for number in range(self.lanes)]
         stride, base = steps
+        if stride == 0 and as_update(store) is not None:
+            raise NotVectorizable
         assert stride != 0, f"every iteration of a vector loop writes {store.buffer}[{store.offset}]"
         if stride == -1:
             turned = None if predicate is None else self.reversed(predicate)

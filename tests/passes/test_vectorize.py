@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_interpreter import run_kernel
+from native_kernel import RUNNABLE, run_native
 from onnxc.ir import loops
 from onnxc.ir import scalars as s
 from onnxc.ir.dims import Dim, dim_max, dim_min, evaluate, symbol
 from onnxc.ir.dtypes import BOOL, F32, F64, I32, I64, U8, DType
 from onnxc.ir.loops import Alias, Alloc, Define, For, If, Kernel, Let, Store
 from onnxc.ir.scalars import Buffer, Scalar, load
+from onnxc.ir.target import Target
 from onnxc.passes.vectorize import Vectors, vectorize
 
 V = symbol("v")
@@ -259,6 +261,55 @@ def test_predicated_stores_and_steps() -> None:
     store = Store(y, V * 2, load(x, V), s.const(0.0) < load(x, V + 1))
     for vectors in WIDTHS:
         same(kernel([For("v", 49, (store,), "vector", 2)], y, x), vectors)
+
+
+def test_sums_into_memory_chosen_by_an_inner_loop_stay_serial() -> None:
+    x, y = Buffer("x", F32, 40), Buffer("y", F32, 3)
+    j = symbol("j")
+    update = Store(y, j, load(y, j) + load(x, V))
+    assert "serial for v < 40" in same(kernel([For("v", 40, (For("j", 3, (update,)),), "vector")], y, x), Vectors(256))
+
+
+def test_a_fixed_element_written_by_every_iteration_is_refused() -> None:
+    y = Buffer("y", F32, 3)
+    body = For("j", 3, (Store(y, symbol("j"), s.const(1.0)),))
+    with pytest.raises(AssertionError, match="every iteration"):
+        vectorize(kernel([For("v", 40, (body,), "vector")], y), Vectors(256))
+
+
+def padded_window() -> Kernel:
+    """Reads around the border, a reversed and a strided load, a gather, an index as value, and two reductions."""
+    n = symbol("n")
+    x, y, t, rows = Buffer("x", F32, n), Buffer("y", F32, n), Buffer("t", F32, 2), Buffer("rows", I64, n)
+    total, top = Buffer("total", F32, 1, "register"), Buffer("top", F32, 1, "register")
+    inside = (s.index(V - 2) >= s.const(0, I64)) & (s.index(V) < s.index(n - 1))
+    around = s.select(inside, load(x, V - 2) + load(x, V + 1), s.const(3.0))
+    gathered = load(x, s.as_dim(s.binary("max", load(rows, V), s.const(0, I64)), 0, n - 1))
+    value = s.fma(around, load(x, n - 1 - V), gathered) + s.cast(s.index(V * 2 + V // 3), F32)
+    body: list[loops.Statement] = [
+        Define(total, s.const(0.0)),
+        Define(top, s.const(-math.inf)),
+        For("v", n, (Store(y, V, value), Store(total, 0, load(total, 0) + load(y, V))), "vector"),
+        For("v", n // 2, (Store(top, 0, s.binary("max", load(top, 0), load(y, V * 2))),), "vector"),
+        Store(t, 0, load(total, 0)),
+        Store(t, 1, load(top, 0)),
+    ]
+    return kernel(body, y, t, x, rows, outputs=2, sizes=("n",))
+
+
+@pytest.mark.parametrize("target", RUNNABLE, ids=str)
+@pytest.mark.parametrize("at_start", [False, True])
+def test_compiled(target: Target, at_start: bool) -> None:
+    """Nothing outside the buffers is touched: they lie beside pages that may not be read."""
+    original = padded_window()
+    for size in (1, 7, 16, 50, 150):
+        expected = arrays(original, {"n": size})
+        expected["rows"] = np.random.default_rng(2).integers(-3, size, size)
+        found = {name: array.copy() for name, array in expected.items()}
+        run_kernel(original, expected, {"n": size})
+        run_native(vectorize(original, Vectors.of(target)), found, {"n": size}, target, at_start=at_start)
+        for name in ("y", "t"):
+            np.testing.assert_array_equal(found[name], expected[name])
 
 
 LEAVES = st.sampled_from(["x", "z", "strided", "index", "uniform", "flipped", "gathered"])
