@@ -23,8 +23,8 @@ def compile(
 ) -> Executable | SpecializingExecutable:
     """Compiles a model: a path, the bytes of one, or a ModelProto.
 
-    `dims` ({"batch": 1}) and `shapes` ({"x": (1, 3, 224, 224)}) specialise symbolic dims; without them one compile serves
-    every size. `threads` limits the threads of a call (default: all this process may use). Raises ModelError,
+    `dims` ({"batch": 1}) and `shapes` ({"x": (1, 3, 224, 224)}) specialise symbolic dims; without them one compile
+    serves every size. `threads` limits the threads of a call (default: all this process may use). Raises ModelError,
     UnsupportedError, ShapeError or TargetError.
     """
     return compile_model(model, Options(target, dims, shapes, threads, precision))
@@ -33,8 +33,9 @@ def compile(
 def load(path: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True) -> Executable:
     """Loads what `Executable.save` or `onnxc compile` wrote as `*.onnxc`; nothing is compiled, weights are mapped.
 
-    An artifact is machine code: load only what you would run. `verify=False` leaves the weights' checksum unread. Raises
-    ModelError for a damaged file, UnsupportedError for another version's, TargetError where this machine cannot run it.
+    An artifact is machine code: load only what you would run. `verify=False` leaves the weights' checksum unread.
+    Raises ModelError for a damaged file, UnsupportedError for another version's, TargetError where this machine lacks
+    what the code uses.
     """
     return Executable(read(path, verify), usable_threads(threads))
 

@@ -1,10 +1,11 @@
 """Artifacts: a compiled model as one file (`*.onnxc`) that is loaded without compiling.
 
 The file begins with a header, little-endian: magic, version of the format, bytes of the manifest, bytes of the file,
-where the weights begin, and three checksums (of the header's other fields with the manifest, of what lies between it and
-the weights, of the weights). The manifest is JSON: the ports, the symbols (dims are texts over them), the arena's layout, the target, the
-kernels with the ONNX nodes they were made of, and the places of everything else. Object code and texts follow, then, on
-a page of their own, the weights, each aligned to 64 bytes in the form that the code reads: they are mapped, not copied.
+where the weights begin, and three checksums (of the header's other fields with the manifest, of what lies between it
+and the weights, of the weights). The manifest is JSON: the ports, the symbols (dims are texts over them), the arena's
+layout, the target, the kernels with the ONNX nodes they were made of, and the places of everything else. Object code
+and texts follow, then, on a page of their own, the weights, each aligned to 64 bytes in the form that the code reads:
+they are mapped, not copied.
 
 Reading checks every length, offset and checksum, so a truncated or damaged file is refused. That is no protection
 against one that is made to do harm: an artifact is code, to be trusted like a shared library.
@@ -181,7 +182,7 @@ def _write(compiled: Compiled, file: IO[bytes]) -> None:
         "kernels": compiled.kernels,
         "texts": {stage: code.add(memoryview(zlib.compress(text.encode()))) for stage, text in compiled.texts.items()},
         "objects": [code.add(memoryview(content)) for content in compiled.objects],
-        "constants": {name: weights.add(_bytes_of(array)) for name, array in compiled.constants.items()},
+        "constants": {name: weights.add(content) for name, content in compiled.weights.items()},
     }
     encoded = json.dumps(manifest, ensure_ascii=False, separators=(",", ":")).encode()
     manifest_end = _HEADER.size + len(encoded)
@@ -205,10 +206,6 @@ def _write(compiled: Compiled, file: IO[bytes]) -> None:
     )
     file.seek(0)
     file.write(_HEADER.pack(*head, *checksums))
-
-
-def _bytes_of(array: np.ndarray) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
 
 
 def _dim_text(dim: Dim) -> str | int:
@@ -266,7 +263,8 @@ def _decode(manifest: Mapping[str, Any], content: memoryview) -> Compiled:
             tuple(ArenaSlot(name, dim(size), integers(below, 0, len(slots) - 1)) for name, size, below in slots)
             for slots in arena["slots"]
         ),
-        *integers([arena["size"], arena["lower_bound"]]),
+        int(arena["size"]),
+        int(arena["lower_bound"]),
         hints={MARK + name: size for name, size in arena["hints"].items()},
         lifetimes={name: integers([first, last]) for name, (first, last) in arena["lifetimes"].items()},  # type: ignore[misc]
     )

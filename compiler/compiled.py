@@ -136,6 +136,11 @@ class Compiled:
             program=replace(program, constants={}),
         )
 
+    @property
+    def weights(self) -> dict[str, memoryview]:
+        """The bytes of the constants by name, in the order of the table."""
+        return {name: array.reshape(-1).view(np.uint8).data for name, array in self.constants.items()}
+
     @cached_property
     def plan(self) -> MemoryPlan:
         """The arena at the sizes that it was planned for."""

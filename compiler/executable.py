@@ -170,7 +170,8 @@ class Executable:
             raise ShapeError(f"{len(arguments)} arguments for {count} inputs: {', '.join(self._names)}")
         arrays: list[np.ndarray] = []
         outputs: list[np.ndarray] = []
-        shapes, addresses = [], []
+        shapes: list[tuple[int, ...]] = []
+        addresses: list[Any] = []
         for array in arguments:
             # numpy has one object for each of its types in native order; an array with another is looked at closely.
             good = type(array) is np.ndarray and array.dtype is dtypes[len(arrays)] and array.flags.num & _GOOD == _GOOD

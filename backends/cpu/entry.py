@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 from ...ir.dims import Dim, Sum, symbols
 from ...ir.dtypes import DType
+from ...ir.graph import Value as GraphValue
 from ...ir.program import ALIGNMENT, ArenaSlot, Assign, Bind, Choose, Place, Program, Repeat, Run, Step, Steps, walk
 from ...ir.target import Target
-from .addresses import quoted
-from .expressions import ModuleText, Value
+from .addresses import ModuleText, Value, quoted
 from .llvm import THREADS, FunctionRenderer
 
 
@@ -39,6 +39,44 @@ def render_entry(program: Program, target: Target) -> str:
     features = f' "target-features"="{target.features}"' if target.features else ""
     lines.append(f'attributes #0 = {{ nounwind "no-builtins" "target-cpu"="{target.cpu}"{features} }}\n')
     return "\n".join(lines)
+
+
+def render_sizes_check(
+    name: str,
+    target: Target,
+    known: Sequence[str],
+    assumptions: Sequence[tuple[Dim, Dim]],
+    outputs: Sequence[GraphValue],
+) -> str:
+    """The text of a function (symbols, result) with the attributes #0. It writes 1 where the symbols fit a
+    program, else 0.
+
+    `known` are the first of its symbols. They fit where none is negative nor gives an output a negative size, and where
+    what the program assumes of them is so.
+    """
+    function = FunctionRenderer(ModuleText(target, False), name)
+    terms: list[str] = []
+    for position, item in enumerate(known):
+        at = function.emit_effect(f"getelementptr inbounds i64, ptr %symbols, i64 {position}")
+        value = function.emit_effect(f"load i64, ptr {at}")
+        function.frames[0].symbols[item] = (value, 0)
+        terms.append(f"sge i64 {value}, 0")
+    sizes = [dim for value in outputs for dim in value.shape if is_told(dim, known)]
+    terms += [f"sge i64 {function.dim(dim)}, 0" for dim in sizes if not isinstance(dim, int)]
+    rules = [(a, b) for a, b in assumptions if is_told(a, known) and is_told(b, known)]
+    terms += [f"eq i64 {function.dim(a)}, {function.dim(b)}" for a, b in rules]
+    fits = "true"
+    for term in terms:
+        fits = function.emit(f"and i1 {fits}, {function.emit(f'icmp {term}')}")
+    function.lines.append(f"  store i64 {function.emit(f'zext i1 {fits} to i64')}, ptr %result")
+    function.finish(["ptr %symbols", "ptr %result"], "internal ")
+    (text,) = function.module.functions
+    return text
+
+
+def is_told(dim: Dim, known: Sequence[str]) -> bool:
+    """Whether these symbols tell what a dim is."""
+    return all(symbol.name in known for symbol in symbols(dim))
 
 
 class _Entry(FunctionRenderer):
