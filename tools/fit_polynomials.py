@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from mpmath import mp, mpf  # type: ignore[import-untyped]
+from mpmath import mp, mpf  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 Function = Callable[[Any], Any]
 
@@ -175,7 +175,15 @@ def _pow(name: str, terms: int, bits: int) -> Fit:
 FITS: tuple[Fit, ...] = (
     _exp("F32 exp", 5, 24),
     _exp("F64 exp", 10, 53),
-    Fit("F32 exp2", _tail(lambda t: mpf(2) ** t, lambda t: mpf(1), 1), lambda t: t / mpf(2) ** t, -0.50001, 0.50001, 6, 24),
+    Fit(
+        "F32 exp2",
+        _tail(lambda t: mpf(2) ** t, lambda t: mpf(1), 1),
+        lambda t: t / mpf(2) ** t,
+        -0.50001,
+        0.50001,
+        6,
+        24,
+    ),
     _log("F32 log", LOG, 8, 24),
     _log("F64 log", LOG, 19, 53),
     _tanh("F32 tanh", 0.55, 5, 24),
