@@ -19,10 +19,12 @@ from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_max, dim_min, product, symbol
 from ....ir.dtypes import F32, I64
 from ....ir.errors import ModelError
+from ....ir.graph import Node
 from ....ir.loops import Define, For, If, Let, Statement, Store
+from ....ir.ops import REGISTRY
 from ....ir.scalars import Buffer, Scalar, const, load
 from ....ir.target import Target
-from ....ir.tensors import Indices, Tensor, compute, flat_offset, reduce_tensor
+from ....ir.tensors import Tensor, compute, flat_offset
 from ....passes.lower import generic
 from ....passes.nests import build_nests
 from ....passes.regions import Lowered, Region, anchor_tensor
@@ -177,14 +179,13 @@ class _Layer:
 
     def _input_product(self) -> Lowered:
         """projection[d, ..., n] = x . w[d, n] + biases, the axes between in the order of the input's."""
-        region, bias, x, w = self.region, self.bias, self.x, self.w
+        region, bias = self.region, self.bias
         columns = self.gates * self.hidden
-        shape = (self.directions, *x.shape[:2], columns)
-
-        def term(i: Indices, r: Indices) -> Scalar:
-            return s.cast(x.at((i[1], i[2], r[0])), self.dtype) * s.cast(w.at((i[0], i[3], r[0])), self.dtype)
-
-        products = reduce_tensor("add", shape, self.dtype, x.shape[2:], term, x, w)
+        x, w = f.cast(self.x, self.dtype), f.cast(self.w, self.dtype)
+        node = Node("Einsum", (), (), {"equation": "abi,dni->dabn"})
+        (products,) = REGISTRY[node.op]((x, w), node.attributes)
+        assert isinstance(products, Tensor)
+        shape = products.shape
 
         def biased(sums: Tensor) -> list[tuple[Buffer, Tensor]]:
             def element(*i: Dim) -> Scalar:
@@ -201,6 +202,7 @@ class _Layer:
             region,
             name=f"{region.name}_input",
             outputs=tuple(biased(anchor_tensor(shape, products))),
+            anchor=node,
             operands=(x, w),
             anchor_output=products,
             inline=lambda: biased(products),
