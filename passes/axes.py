@@ -55,7 +55,11 @@ def carried_operands(node: Node) -> tuple[int, ...]:
     if is_elementwise(node) or node.op == "Concat":
         rank = node.outputs[0].tensor.rank
         return tuple(i for i, v in enumerate(node.inputs) if v is not None and v.tensor.rank == rank)
-    return (0,)
+    return (0, 3) if node.op in QUANTIZED_ELEMENTWISE else (0,)
+
+
+QUANTIZED_ELEMENTWISE = ("com.microsoft.QLinearAdd", "com.microsoft.QLinearMul")
+"""Operators of two tensors, each with its scale and zero point behind it."""
 
 
 def is_elementwise(node: Node) -> bool:
@@ -216,6 +220,11 @@ def _matmul(node: Node, perm: Perm) -> Attributes | None:
     return _fixed_from(lambda _, rank: rank - 1)(node, perm) if right is not None and right.tensor.rank == 2 else None
 
 
+def _both(node: Node, perm: Perm) -> Attributes | None:
+    other = node.inputs[3]
+    return node.attributes if other is not None and other.tensor.rank == len(perm) else None
+
+
 def _quantize(node: Node, perm: Perm) -> Attributes | None:
     scale = node.inputs[1]
     if scale is None or scale.tensor.rank > 1:
@@ -269,6 +278,7 @@ ALIKE: Mapping[str, Alike] = {
     **dict.fromkeys(("CumSum", "CumProd"), _cumulative),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantize),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _fixed_from(_normalised_axis)),
+    **dict.fromkeys(QUANTIZED_ELEMENTWISE, _both),
     "Slice": _slice, "Pad": _pad, "Expand": _per_axis("shape"), "Tile": _per_axis("repeats"), "Resize": _resize,
     "Gather": _gather, "MatMul": _matmul, "Trilu": _fixed_from(lambda _, rank: rank - 2),
     "Dropout": lambda node, _: node.attributes,

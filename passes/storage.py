@@ -331,7 +331,7 @@ def plain_order(value: Value) -> Perm:
 def _convolution(node: Node, position: int) -> Web:
     rank = node.operands[0].tensor.rank
     plain = tuple(range(rank))
-    filters = node.operands[1].shape
+    filters = node.operands[3 if node.op == "QLinearConv" else 1].shape
     images = node.operands[0] if node.op == "ConvTranspose" else node.output
     products = estimate(images.shape) * estimate(filters[1:]) * BYTES_PER_PRODUCT
     orders = image_orders(node)

@@ -167,3 +167,54 @@ def test_pooling_that_tells_positions_stays() -> None:
     agree(before, after)
     (pool,) = (node for node in after.nodes if node.op == "MaxPool")
     assert "layout" not in pool.attributes
+
+
+def test_single_pixel_convolutions_take_their_image_in_any_spatial_order() -> None:
+    """The expectation over bins of a YOLO head: softmax over an axis in the middle, then a 1x1 convolution."""
+    after = check(
+        PASSES,
+        """
+        graph @g(%x: f32[n, a, 64]) -> (%y: f32[n, a, 4]) {
+          %w = constant @"w" : f32[1, 16, 1, 1]
+          %t = Transpose(%x) {perm = [0, 2, 1]} : f32[n, 64, a]
+          %r = Reshape(%t) {shape = [n, 4, 16, a]} : f32[n, 4, 16, a]
+          %b = Transpose(%r) {perm = [0, 2, 1, 3]} : f32[n, 16, 4, a]
+          %s = Softmax(%b) {axis = 1} : f32[n, 16, 4, a]
+          %c = Conv(%s, %w) : f32[n, 1, 4, a]
+          %f = Reshape(%c) {shape = [n, 4, a]} : f32[n, 4, a]
+          %y = Transpose(%f) {perm = [0, 2, 1]} : f32[n, a, 4]
+        }
+        // CHECK: Reshape(%x) {shape = [n, a, 4, 16]}
+        // CHECK-NEXT: Softmax({{.*}}) {axis = 3}
+        // CHECK-NEXT: Conv({{.*}}) {layout = "channels_last"}
+        // CHECK-NEXT: %y = Reshape
+        """,
+        weights(w=(1, 16, 1, 1)),
+    )
+    assert all(node.op != "Transpose" for node in after.nodes)
+
+
+def test_quantized_networks() -> None:
+    after = transformed(
+        PASSES,
+        parsed(
+            """
+            graph @g(%x: u8[1, 4, 6, 6]) -> (%y: u8[1, 4, 6, 6]) {
+              %w = constant @"w" : i8[4, 4, 3, 3]
+              %s = constant 0.5 : f32[]
+              %z = constant 3 : u8[]
+              %wz = constant 0 : i8[]
+              %a = QLinearConv(%x, %s, %z, %w, %s, %wz, %s, %z) {pads = [1, 1, 1, 1]} : u8[1, 4, 6, 6]
+              %b = QLinearConv(%a, %s, %z, %w, %s, %wz, %s, %z) {pads = [1, 1, 1, 1]} : u8[1, 4, 6, 6]
+              %y = com.microsoft.QLinearAdd(%a, %s, %z, %b, %s, %z, %s, %z) : u8[1, 4, 6, 6]
+            }
+            """,
+            {"w": RANDOM.integers(-9, 9, (4, 4, 3, 3)).astype(np.int8)},
+        ),
+    )
+    assert [node.op for node in after.nodes if node.op in ("QLinearConv", "Transpose")] == [
+        "Transpose",
+        "QLinearConv",
+        "QLinearConv",
+        "Transpose",
+    ]
