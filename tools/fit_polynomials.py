@@ -1,8 +1,8 @@
-"""Fits the polynomials of `passes.math` and `passes.trigonometry`: prints the tables that stand there.
+"""Fits the polynomials of `passes.math`: prints the tables of `passes.math_tables`.
 
 Minimax fits by Remez' exchange in many digits, with a weight that makes the error that of the final result. The
 coefficients are rounded one by one from the lowest power on, the others fitted again after each (Muller, Elementary
-Functions, 2016, chapter 4). Needs `mpmath`, which nothing else here does: `python -m onnxc.tools.fit_polynomials [NAME]`.
+Functions, 2016, chapter 4). Run as `python -m onnxc.tools.fit_polynomials [NAME]`; needs `mpmath`, as nothing else does.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Fit:
 def minimax(fit: Fit, grid: Sequence[Any], targets: Sequence[Any], weights: Sequence[Any], fixed: Sequence[Any]) -> Any:
     """(coefficients, largest weighted error) of the best polynomial whose lowest coefficients are `fixed`."""
     first, count = len(fixed), fit.terms - len(fixed)
-    # What the fixed part leaves, divided by t^first: then the free part is a plain polynomial again, whose error alternates.
+    # What the fixed part leaves, divided by t^first: the free part is then a plain polynomial, whose error alternates.
     rest = [(y - mp.polyval(list(fixed[::-1]) or [0], x)) / x**first for x, y in zip(grid, targets, strict=True)]
     weights = [w * abs(x) ** first for x, w in zip(grid, weights, strict=True)]
     if count == 0:
