@@ -2,7 +2,7 @@
 
 Minimax fits by Remez' exchange in many digits, with a weight that makes the error that of the final result. The
 coefficients are rounded one by one from the lowest power on, the others fitted again after each (Muller, Elementary
-Functions, 2016, chapter 4). Run as `python -m onnxc.tools.fit_polynomials [NAME]`; needs `mpmath`, as nothing else does.
+Functions, 2016, chapter 4). Run as `python -m onnxc.tools.fit_polynomials [NAME]`; needs `mpmath`, alone here.
 """
 
 from __future__ import annotations
