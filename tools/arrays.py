@@ -151,14 +151,15 @@ def _from_archive(path: Path, key: str | None, port: Port) -> Array:
 def _numbers(text: str, port: Port) -> Array:
     """ "1,2,3" as an array of the port's type, shaped as the port where the sizes allow it."""
     dtype = BY_NAME[port.dtype]
-    read = _READERS.get(dtype.kind)
+    read, path = _READERS.get(dtype.kind), Path(text)
     if read is None:
         raise InputError(f"input {port} cannot be given as numbers")
     try:
         values = [read(part.strip().lower()) for part in text.split(",")]
     except (ValueError, KeyError):
-        hint = "no such file" if Path(text).suffix else f"neither numbers, nor a file, nor one of {', '.join(FILLS)}"
-        raise InputError(f"input {port}: {text!r} is {hint}") from None
+        is_file = path.suffix.lower() in (".npy", ".npz", ".pb", *IMAGES)
+        what = "no such file" if is_file else f"neither numbers of {dtype}, nor a file, nor one of {', '.join(FILLS)}"
+        raise InputError(f"input {port}: {text!r} is {what}") from None
     if dtype.is_integer and not all(dtype.limits[0] <= value <= dtype.limits[1] for value in values):
         raise InputError(f"input {port}: not all of {text} are from {dtype.limits[0]} to {dtype.limits[1]}")
     sizes = [size if isinstance(size, int) else -1 for size in port.shape]

@@ -147,12 +147,13 @@ class Request:
 
 def _complete_dim(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The symbols of the model on the command line, for shell completion."""
-    path = ctx.params.get("path")
-    if not path or not Path(path).is_file() or path.endswith(TEXT_SUFFIXES):
+    # The option that lacks its value still keeps click from telling which argument is the model.
+    paths = [path for path in (ctx.params.get("path"), *ctx.args) if path and Path(path).suffix == ".onnx"]
+    if not paths or not Path(paths[0]).is_file():
         return []
     import onnx
 
-    values = onnx.load(path, load_external_data=False).graph.input
+    values = onnx.load(paths[0], load_external_data=False).graph.input
     names = {dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim if dim.dim_param}
     return [f"{name}=" for name in sorted(names) if name.startswith(incomplete)]
 
