@@ -14,8 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TypeAlias, Union
+from typing import Any, Generic, TypeAlias, TypeVar, Union
 
 Dim: TypeAlias = Union[int, "Sum"]
 
@@ -28,15 +27,45 @@ def quote(text: str) -> str:
     return '"' + repr('"' + text)[2:-1].replace('"', '\\"') + '"'
 
 
-@dataclass(frozen=True)
+Kept = TypeVar("Kept")
+
+
+class lazy(Generic[Kept]):
+    """An attribute computed when first asked for; `functools.cached_property` without the lock of Python 3.11."""
+
+    def __init__(self, compute: Callable[[Any], Kept]) -> None:
+        self.compute, self.__doc__ = compute, compute.__doc__
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Kept:
+        value = self.compute(instance)
+        instance.__dict__[self.compute.__name__] = value  # found there before this descriptor from now on
+        return value
+
+
+_NOTHING: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
 class Symbol:
     """A named integer in [lower, upper]; two symbols are the same where their names are."""
 
     name: str
-    lower: int | None = field(default=0, compare=False)
-    upper: Dim | None = field(default=None, compare=False)
+    lower: int | None = 0
+    upper: Dim | None = None
 
-    @cached_property
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Symbol) and self.name == other.name)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @lazy
+    def free(self) -> frozenset[str]:
+        return frozenset((self.name,))
+
+    has_opaque = False
+
+    @lazy
     def _text(self) -> str:
         # Models may call a dimension anything: what does not read back as one name is quoted.
         plain = _PLAIN_SYMBOL.fullmatch(self.name) and not keyword.iskeyword(self.name)
@@ -53,14 +82,22 @@ class Quotient:
     numerator: Dim
     denominator: Dim
 
-    @cached_property
+    @lazy
+    def free(self) -> frozenset[str]:
+        return _free(self.numerator) | _free(self.denominator)
+
+    @lazy
+    def has_opaque(self) -> bool:
+        return _has_opaque(self.numerator) or _has_opaque(self.denominator)
+
+    @lazy
     def _text(self) -> str:
         return f"floordiv({self.numerator}, {self.denominator})"
 
     def __str__(self) -> str:
         return self._text
 
-    @cached_property
+    @lazy
     def _hash(self) -> int:
         return hash((self.numerator, self.denominator))
 
@@ -75,8 +112,20 @@ class Extremum:
     kind: str
     operands: tuple[Dim, ...]
 
-    def __str__(self) -> str:
+    @lazy
+    def free(self) -> frozenset[str]:
+        return _NOTHING.union(*map(_free, self.operands))
+
+    @lazy
+    def has_opaque(self) -> bool:
+        return any(map(_has_opaque, self.operands))
+
+    @lazy
+    def _text(self) -> str:
         return f"{self.kind}({', '.join(map(str, self.operands))})"
+
+    def __str__(self) -> str:
+        return self._text
 
 
 @dataclass(frozen=True)
@@ -87,8 +136,18 @@ class Opaque:
     lower: int | None = field(default=None, compare=False)
     upper: Dim | None = field(default=None, compare=False)
 
-    def __str__(self) -> str:
+    @property
+    def free(self) -> frozenset[str]:
+        return self.value.free  # type: ignore[attr-defined, no-any-return]
+
+    has_opaque = True
+
+    @lazy
+    def _text(self) -> str:
         return f"[{self.value}]"
+
+    def __str__(self) -> str:
+        return self._text
 
 
 Atom: TypeAlias = Symbol | Quotient | Extremum | Opaque
@@ -101,11 +160,21 @@ class Sum:
 
     terms: tuple[tuple[Monomial, int], ...]
 
-    @cached_property
+    @lazy
     def _hash(self) -> int:
         return hash(self.terms)
 
-    @cached_property
+    @lazy
+    def free(self) -> frozenset[str]:
+        """Names of the symbols in it, those inside run-time values included."""
+        return _NOTHING.union(*(atom.free for monomial, _ in self.terms for atom in monomial))
+
+    @lazy
+    def has_opaque(self) -> bool:
+        """Whether a run-time value occurs in it."""
+        return any(atom.has_opaque for monomial, _ in self.terms for atom in monomial)
+
+    @lazy
     def _bounds(self) -> dict[bool, tuple[int | None, int]]:
         """Bounds found so far, lower and upper, with the depth of the search that found them."""
         return {}
@@ -117,10 +186,13 @@ class Sum:
         return self is other or (isinstance(other, Sum) and self._hash == other._hash and self.terms == other.terms)
 
     def __add__(self, other: Dim) -> Dim:
-        if other == 0:
-            return self
+        if isinstance(other, int):
+            # A constant is the first term.
+            own = self.terms[0][1] if not self.terms[0][0] else 0
+            rest = self.terms[1:] if not self.terms[0][0] else self.terms
+            return Sum(((((), own + other),) if own + other else ()) + rest) if other else self
         result = dict(self.terms)
-        for monomial, coefficient in _terms(other):
+        for monomial, coefficient in other.terms:
             result[monomial] = result.get(monomial, 0) + coefficient
         return _normal(result)
 
@@ -143,7 +215,7 @@ class Sum:
         result: dict[Monomial, int] = {}
         for left, a in self.terms:
             for right, b in other.terms:
-                monomial = tuple(sorted(left + right, key=str))
+                monomial = tuple(sorted(left + right, key=_text)) if left and right else left or right
                 result[monomial] = result.get(monomial, 0) + a * b
         return _normal(result)
 
@@ -164,11 +236,11 @@ class Sum:
     def __str__(self) -> str:
         return self._text
 
-    @cached_property
+    @lazy
     def _text(self) -> str:
         parts: list[str] = []
         for monomial, coefficient in sorted(self.terms, key=lambda term: (not term[0], term[1] < 0)):
-            factors = [str(atom) for atom in monomial]
+            factors = [atom._text for atom in monomial]
             if abs(coefficient) != 1 or not factors:
                 factors.insert(0, str(abs(coefficient)))
             sign = "-" if coefficient < 0 else "+" if parts else ""
@@ -184,17 +256,29 @@ def _terms(dim: Dim) -> tuple[tuple[Monomial, int], ...]:
     return (((), int(dim)),) if dim else ()
 
 
-def _key(monomial: Monomial) -> tuple[str, ...]:
-    return tuple(map(str, monomial))
+def _text(atom: Atom) -> str:
+    return atom._text
+
+
+def _free(dim: Dim) -> frozenset[str]:
+    return dim.free if isinstance(dim, Sum) else _NOTHING
+
+
+def _has_opaque(dim: Dim) -> bool:
+    return isinstance(dim, Sum) and dim.has_opaque
+
+
+def _key(term: tuple[Monomial, int]) -> tuple[str, ...]:
+    return tuple([atom._text for atom in term[0]])
 
 
 def _normal(terms: dict[Monomial, int]) -> Dim:
-    kept = [(monomial, coefficient) for monomial, coefficient in terms.items() if coefficient]
+    kept = [term for term in terms.items() if term[1]]
     if not kept:
         return 0
     if len(kept) == 1:
         return kept[0][1] if not kept[0][0] else Sum((kept[0],))
-    kept.sort(key=lambda term: _key(term[0]))
+    kept.sort(key=_key)
     return Sum(tuple(kept))
 
 
@@ -355,32 +439,43 @@ def product(dims: Iterable[Dim]) -> Dim:
     return result
 
 
-def _map_atoms(dim: Dim, change: Callable[[Atom], Dim]) -> Dim:
-    if isinstance(dim, int):
-        return dim
-    result: Dim = 0
-    for monomial, coefficient in dim.terms:
-        term: Dim = coefficient
-        for atom in monomial:
-            term = term * change(atom)
-        result = result + term
-    return result
+def _add(result: dict[Monomial, int], dim: Dim) -> None:
+    for monomial, coefficient in _terms(dim):
+        result[monomial] = result.get(monomial, 0) + coefficient
 
 
 def substitute(dim: Dim, values: Mapping[str, Dim], value: Callable[[Opaque], Dim] | None = None) -> Dim:
     """`dim` with symbols replaced by name, and run-time values by `value` where that is given."""
+    if isinstance(dim, int):
+        return dim
+    names = values.keys()
+
+    def untouched(part: Atom | Sum) -> bool:
+        return part.free.isdisjoint(names) and (value is None or not part.has_opaque)
 
     def change(atom: Atom) -> Dim:
         if isinstance(atom, Symbol):
-            found = values.get(atom.name)
-            return _atom(atom) if found is None else found
+            return values[atom.name]
         if isinstance(atom, Quotient):
             return floordiv(substitute(atom.numerator, values, value), substitute(atom.denominator, values, value))
         if isinstance(atom, Extremum):
             return _extremum(atom.kind, [substitute(operand, values, value) for operand in atom.operands])
         return value(atom) if value is not None else _atom(atom)
 
-    return _map_atoms(dim, change)
+    if untouched(dim):
+        return dim
+    result: dict[Monomial, int] = {}
+    for monomial, coefficient in dim.terms:
+        kept = tuple([atom for atom in monomial if untouched(atom)])
+        if len(kept) == len(monomial):
+            _add(result, Sum(((monomial, coefficient),)))
+            continue
+        term: Dim = Sum(((kept, coefficient),)) if kept else coefficient
+        for atom in monomial:
+            if atom not in kept:
+                term = term * change(atom)
+        _add(result, term)
+    return _normal(result)
 
 
 def evaluate(dim: Dim, bindings: Mapping[str, int]) -> int:
@@ -430,20 +525,15 @@ def linear(dim: Dim, name: str) -> tuple[Dim, Dim] | None:
     for monomial, factor in _terms(dim):
         direct = [atom for atom in monomial if isinstance(atom, Symbol) and atom.name == name]
         others = tuple(atom for atom in monomial if not (isinstance(atom, Symbol) and atom.name == name))
-        if len(direct) > 1 or any(mentions(_atom(atom), name) for atom in others):
+        if len(direct) > 1 or any(name in atom.free for atom in others):
             return None
         (coefficient if direct else rest)[others] = factor
     return _normal(coefficient), _normal(rest)
 
 
 def mentions(dim: Dim, name: str) -> bool:
-    """Whether the symbol `name` occurs in `dim`, run-time values included (they tell by `mentions`)."""
-    for atom in atoms(dim):
-        if isinstance(atom, Symbol) and atom.name == name:
-            return True
-        if isinstance(atom, Opaque) and atom.value.mentions(name):  # type: ignore[attr-defined]
-            return True
-    return False
+    """Whether the symbol `name` occurs in `dim`, run-time values included (they tell by `free`)."""
+    return name in _free(dim)
 
 
 def bounds(dim: Dim) -> tuple[int | None, int | None]:

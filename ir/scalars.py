@@ -10,12 +10,11 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from .dims import Dim, Opaque, Sum, Symbol, atoms, opaque, substitute
+from .dims import Dim, Opaque, Sum, atoms, lazy, opaque, substitute
 from .dtypes import BOOL, F32, F64, I64, DType
 
 Number: TypeAlias = int | float | bool
@@ -47,14 +46,16 @@ class Scalar:
     dtype: DType
     lanes: int
 
-    @cached_property
+    @lazy
     def digest(self) -> bytes:
         """Identifies the expression by its structure; the same in every process."""
-        text = hashlib.blake2b(type(self).__name__.encode(), digest_size=16)
-        for item in fields(self):
-            content = getattr(self, item.name)
-            text.update(_digest(content))
-        return text.digest()
+        parts = [type(self).__name__.encode(), *(_digest(content) for content in self._contents)]
+        return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
+
+    @lazy
+    def _contents(self) -> tuple[Any, ...]:
+        """The fields in order; what they were declared as stays in the class."""
+        return tuple([getattr(self, name) for name in type(self).__dataclass_fields__])
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Scalar) and self.digest == other.digest)
@@ -66,8 +67,7 @@ class Scalar:
     def children(self) -> tuple[Scalar, ...]:
         """The expressions this one is made of, those inside index dims excluded."""
         found: list[Scalar] = []
-        for item in fields(self):
-            content = getattr(self, item.name)
+        for content in self._contents:
             if isinstance(content, Scalar):
                 found.append(content)
             elif isinstance(content, tuple):
@@ -79,7 +79,7 @@ class Scalar:
         """The index dims this expression holds itself."""
         return ()
 
-    @cached_property
+    @lazy
     def free(self) -> frozenset[str]:
         """Names of the symbols that the value depends on."""
         names: set[str] = set()
@@ -169,14 +169,7 @@ def _digest(content: object) -> bytes:
 
 def free_symbols(dim: Dim) -> frozenset[str]:
     """Names of the symbols in `dim`, those inside run-time values included."""
-    names: set[str] = set()
-    if isinstance(dim, Sum):
-        for atom in atoms(dim):
-            if isinstance(atom, Symbol):
-                names.add(atom.name)
-            elif isinstance(atom, Opaque) and isinstance(atom.value, Scalar):
-                names |= atom.value.free
-    return frozenset(names)
+    return dim.free if isinstance(dim, Sum) else frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,7 +317,7 @@ class Reduce(Scalar):
     def dims(self) -> tuple[Dim, ...]:
         return tuple(extent for _, extent in self.ranges)
 
-    @cached_property
+    @lazy
     def free(self) -> frozenset[str]:
         return super().free - {name for name, _ in self.ranges}
 
