@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto, helper, numpy_helper
@@ -127,7 +128,7 @@ class Sizes:
         found: tuple[str, int] | None = getattr(self, table).get(name)
         return found if found is not None or self._outer is None else self._outer._source(table, name)
 
-    def _node(self, op: str, inputs: Sequence[str], name: str | None = None, **attributes: object) -> str:
+    def _node(self, op: str, inputs: Sequence[str], name: str | None = None, **attributes: Any) -> str:
         name = name or self._name()
         self.nodes.append(helper.make_node(op, inputs, [name], **attributes))
         return name

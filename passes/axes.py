@@ -331,7 +331,8 @@ def _reduce_away(node: Node, perm: Perm) -> tuple[Attributes, Perm] | None:
     axes = _ints(node, "axes")
     if node.attributes.get("keepdims", 1) or len(node.operands) > 1 or not axes:
         return None
-    return _with(node, axes=_listed_axes(node, perm)), _without(perm, [axis % len(perm) for axis in axes])
+    renamed = tuple(perm.index(axis % len(perm)) for axis in axes)
+    return _with(node, axes=renamed), _without(perm, [axis % len(perm) for axis in axes])
 
 
 def _position_away(node: Node, perm: Perm) -> tuple[Attributes, Perm] | None:

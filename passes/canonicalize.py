@@ -223,8 +223,9 @@ def _expand(rewriter: Rewriter, node: Node) -> Node | None:
 def _transpose(rewriter: Rewriter, node: Node) -> Node | None:
     source = node.operands[0]
     rank = len(source.shape)
-    given = node.attributes.get("perm")
-    perm = tuple(range(rank))[::-1] if given is None else tuple(int(axis) % rank for axis in given)  # type: ignore[union-attr]
+    given = node.attributes.get("perm", tuple(range(rank))[::-1])
+    assert isinstance(given, tuple)
+    perm = tuple(axis % rank for axis in given if isinstance(axis, int))
     inner = rewriter.made_by(source, "Transpose")
     if inner is not None and "perm" in inner.attributes:
         before = inner.attributes["perm"]

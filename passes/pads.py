@@ -37,9 +37,8 @@ class _Padding(Rewriter):
             return None
         own = node.attributes.get("pads") or (0,) * len(widths)
         assert isinstance(own, tuple)
-        if node.op == "Conv":
-            fits, more = self.fill(pad) == 0, {}
-        else:
+        fits, more = self.fill(pad) == 0, dict[str, int]()
+        if node.op != "Conv":
             fits, more = self.pooling_fits(node, pad, widths, any(own))
         if not fits:
             return None

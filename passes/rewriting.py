@@ -127,7 +127,7 @@ class Rewriter:
     def _forget(self, value: Value) -> None:
         """Two regions may give one name to different values."""
         for known in (self.inference.values, self.inference.arrays, self.inference.ranges):
-            known.pop(value.name, None)  # type: ignore[attr-defined]
+            known.pop(value.name, None)
 
     # What a visit may do.
 
@@ -265,9 +265,9 @@ def _substituted(graph: Graph, values: Mapping[str, Dim]) -> Graph:
     for node in graph.nodes:
         attributes = {key: substitute_attribute(attribute, values) for key, attribute in node.attributes.items()}
         regions = {key: _substituted(region, values) for key, region in node.regions.items()}
-        inputs = tuple(None if value is None else changed(value) for value in node.inputs)
-        outputs = tuple(map(changed, node.outputs))
-        nodes.append(replace(node, inputs=inputs, outputs=outputs, attributes=attributes, regions=regions))
+        operands = tuple(None if value is None else changed(value) for value in node.inputs)
+        results = tuple(map(changed, node.outputs))
+        nodes.append(replace(node, inputs=operands, outputs=results, attributes=attributes, regions=regions))
     inputs, outputs = tuple(map(changed, graph.inputs)), tuple(map(changed, graph.outputs))
     return replace(graph, inputs=inputs, outputs=outputs, nodes=tuple(nodes))
 

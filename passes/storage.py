@@ -296,9 +296,10 @@ class Storage:
             for order in datum.wanted:
                 found[compose(back, order)] += datum.bytes
         for position in web.around:
-            datum, root_order = self.alias.get(self.graph.nodes[position].outputs[0], (None, ()))
-            if datum is None:
+            result = self.graph.nodes[position].outputs[0]
+            if result not in self.alias:
                 continue
+            datum, root_order = self.alias[result]
             back = inverse(root_order)
             for order in datum.wanted:
                 source = source_order(self.graph.nodes[position], compose(back, order))

@@ -75,11 +75,12 @@ class Reordering(Rewriter):
         if attributes is None:
             present = {value: self.fetch(value, plain_order(value)) for value in node.reads if value in self.plan.alias}
             self.add(node.with_inputs(present))
-            for value in node.outputs:
-                self.define(value, tuple(range(value.tensor.rank)) if value in self.plan.alias else (), value)
+            for result_value in node.outputs:
+                plain = plain_order(result_value) if result_value in self.plan.alias else ()
+                self.define(result_value, plain, result_value)
             return
         carried = carried_operands(node)
-        inputs = []
+        inputs: list[Value | None] = []
         for place, value in enumerate(node.inputs):
             if value is None:
                 inputs.append(None)
@@ -91,8 +92,8 @@ class Reordering(Rewriter):
                 inputs.append(self.fetch(value, plain_order(value)))
         outputs = tuple(self.renamed(value, result) for value in node.outputs)
         self.add(replace(node, inputs=tuple(inputs), outputs=outputs, attributes=attributes))
-        for value, new in zip(node.outputs, outputs, strict=True):
-            self.define(value, result, new)
+        for old, new in zip(node.outputs, outputs, strict=True):
+            self.define(old, result, new)
 
     # Values in the orders in which they are wanted.
 
