@@ -1,12 +1,12 @@
 """Passes over graphs, and lowering. Importing this package makes every pass known by its name."""
 
-from . import algebra, canonicalize, cleanup, fold, fuse, layout, pads, scale, transposes
+from . import algebra, canonicalize, cleanup, fold, fuse, layout, pads, reorder, scale, transposes
 
 DEFAULT_PIPELINE = (
     "canonicalize,fold,canonicalize,fold,cleanup,"  # shapes become known, and what they decide constant
     "rules,fold,scale,pads,cleanup,"  # algebra; convolutions take in what stands around them
     "layout,canonicalize,fold,cleanup,"
-    "fuse"
+    "fuse,reorder"
 )
 """What `compile` runs: a text that `parse_pipeline` reads. Running it once more changes nothing."""
 
@@ -19,6 +19,7 @@ __all__ = [
     "fuse",
     "layout",
     "pads",
+    "reorder",
     "scale",
     "transposes",
 ]

@@ -15,7 +15,7 @@ import onnx
 
 from ..ir.dtypes import BOOL, of_numpy
 from ..ir.export import node_to_onnx, split_operator, static_array, with_static_operands
-from ..ir.graph import Graph, Node, TensorType, Value, constant_node
+from ..ir.graph import Constant, Graph, Node, TensorType, Value, constant_node
 from ..ir.ops import REGISTRY
 from ..ir.ops.declare import identifier
 from .pipeline import Pass, register
@@ -57,7 +57,11 @@ class Folder(Rewriter):
             self.add(node)
         elif node.op == "If" and (taken := self.condition(node.inputs[0])) is not None:
             self.inline(node, node.regions["then_branch" if taken else "else_branch"])
-        elif (arrays := self.known_sizes(node)) is not None or (arrays := self.evaluated(node)) is not None:
+        elif (
+            (arrays := self.known_sizes(node)) is not None
+            or (arrays := self.uniform_weights(node)) is not None
+            or (arrays := self.evaluated(node)) is not None
+        ):
             for value, array in zip(node.outputs, arrays, strict=True):
                 self.define(value, array, node.origin)
         else:
@@ -75,7 +79,7 @@ class Folder(Rewriter):
 
     # Values that shape arithmetic knows.
 
-    def known_sizes(self, node: Node) -> list[np.ndarray] | None:
+    def known_sizes(self, node: Node) -> Sequence[np.ndarray] | None:
         """The outputs, where shape arithmetic knows all their elements as integers or truth values."""
         if node.op not in REGISTRY or node.op in RANDOM or not node.outputs:
             return None
@@ -101,6 +105,19 @@ class Folder(Rewriter):
             known = self.inference.values.get(value.name)
             number = known[0] if known is not None and isinstance(known[0], bool) else None
         return None if number is None else bool(number)
+
+    def uniform_weights(self, node: Node) -> list[np.ndarray] | None:
+        """Weights of a contraction that are all one number: an array that holds it once, whatever its size. Schedules
+        pack such weights like any others."""
+        shape = node.attributes.get("input")
+        if node.op != "ConstantOfShape" or not isinstance(shape, tuple) or not node.output.tensor.static:
+            return None
+        readers = self.graph.users.get(node.output, ())
+        if not any(reader.op in REGISTRY and REGISTRY[reader.op].heavy for reader in readers):
+            return None
+        handle = node.attributes.get("value")
+        number = handle.array.reshape(-1)[0] if isinstance(handle, Constant) else np.float32(0)
+        return [np.broadcast_to(np.asarray(number, node.output.dtype.numpy), node.output.shape)]  # type: ignore[arg-type]
 
     # Evaluation.
 
