@@ -108,17 +108,20 @@ def read(path: str | os.PathLike[str], verify: bool = True) -> Compiled:
         raise ModelError(f"{path}: the artifact is damaged: {type(error).__name__} {error}") from error
 
 
-def write(model: Executable | SpecializingExecutable | Compiled, path: str | os.PathLike[str]) -> tuple[Path, ...]:
+def write(
+    model: Executable | SpecializingExecutable | Compiled, path: str | os.PathLike[str], threaded: bool = True
+) -> tuple[Path, ...]:
     """Writes what the path's suffix tells: an artifact (.onnxc), or native code (.o, .so) with its C header.
 
-    Returns the files. Raises UnsupportedError for another suffix, or for a model that is compiled by values of inputs.
+    Native code that is not `threaded` needs no library. Returns the files. Raises UnsupportedError for another suffix,
+    or for a model that is compiled by values of inputs.
     """
     from .native import write_native
 
     path, compiled = Path(path), model if isinstance(model, Compiled) else model.compiled
     if path.suffix == ".onnxc":
         return (save(compiled, path),)
-    return write_native(compiled, path)
+    return write_native(compiled, path, threaded)
 
 
 def _digest(*parts: bytes | memoryview) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -94,7 +94,7 @@ class Compiled:
     The code's table of addresses holds the inputs, the outputs and the constants in these orders, then the arenas, one
     per segment. `ready` tells for each output the segment before which its shape is known: 0 where the inputs tell it.
     `kernels` names, for each kernel, the ONNX nodes it was made of; `texts` are the stages of the model that are kept
-    as text; `program` is there until the model is saved, without its constants.
+    as text; `program` gives the program without its constants, None in what was loaded.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Compiled:
     constants: Mapping[str, np.ndarray]
     kernels: Mapping[str, tuple[str, ...]]
     texts: Mapping[str, str]
-    program: Program | None = None
+    program: Callable[[], Program] | None = None
 
     @staticmethod
     def of(built: Built, constants: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Compiled:
@@ -118,6 +118,7 @@ class Compiled:
         program = built.program
         order = table_order(program)
         ports = [*(value.name for value in program.inputs), *program.results]
+        kept = replace(program, constants={})  # these hold the model's own arrays
         assert order[: len(ports)] == ports, "inputs and outputs come first in the table of addresses"
         return Compiled(
             name=program.name,
@@ -133,7 +134,7 @@ class Compiled:
             constants={name: np.ascontiguousarray(constants[name]) for name in order[len(ports) :]},
             kernels={name: kernel.origin for name, kernel in program.kernels.items()},
             texts=texts,
-            program=replace(program, constants={}),
+            program=lambda: kept,
         )
 
     @property
@@ -158,7 +159,7 @@ class Compiled:
             raise UnsupportedError(
                 f"an artifact holds no text of the stage {stage!r}, only {held}; compile the model to see it"
             )
-        return stage_text(stage, self.program, self.target)
+        return stage_text(stage, self.program(), self.target)
 
 
 def check_runs_here(target: Target) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 import numpy as np
 import onnx
@@ -63,7 +64,21 @@ def imported(model: Model, options: Options) -> Graph:
 
 def graph_of(model: Model, options: Options) -> Graph:
     """The graph after all passes of the pipeline."""
-    return run_pipeline(imported(model, options), parse_pipeline(options.pipeline), options.after)
+    return passed(imported(model, options), options)
+
+
+def passed(graph: Graph, options: Options) -> Graph:
+    """The graph after all passes of the pipeline, each told to the options' callbacks."""
+    passes = parse_pipeline(options.pipeline)
+    done = count(1)
+
+    def after(item: Pass, result: Graph, seconds: float) -> None:
+        if options.progress is not None:
+            options.progress(item.name, next(done), len(passes))
+        if options.after is not None:
+            options.after(item, result, seconds)
+
+    return run_pipeline(graph, passes, after)
 
 
 def program_of(graph: Graph, target: Target, hints: Mapping[str, int] | None = None) -> Program:
@@ -100,6 +115,8 @@ def compile_model(model: Model, options: Options) -> Executable | SpecializingEx
         watched = options.after is not None or options.folder is not None
         cached = (*settings, options.precision, options.pipeline)
         compiled = make() if watched else ModelCache.default().compiled(model, cached, make)
+        if compiled.program is None:  # from the cache: made when a dump needs it
+            compiled = replace(compiled, program=lambda: program_of(graph_of(model, options), target))
         return Executable(compiled, usable_threads(options.threads))
 
     try:
@@ -128,7 +145,7 @@ def compiled_model(model: Model, options: Options) -> Compiled:
         raise TargetError(f"target {target.name}: only CPUs are compiled for")
     graph = imported(model, options)
     texts = {"import": print_graph(graph)}
-    return compiled_graph(run_pipeline(graph, parse_pipeline(options.pipeline), options.after), target, options, texts)
+    return compiled_graph(passed(graph, options), target, options, texts)
 
 
 def compile_graph(graph: Graph, target: Target, options: Options) -> Executable:
