@@ -1,4 +1,4 @@
-"""Lowered regions run: as machine code, or by the interpreter with every access checked; and their hot loops."""
+"""Lowered regions run: as machine code, or by the interpreter with every access checked; and their inner loops."""
 
 from __future__ import annotations
 
@@ -38,8 +38,16 @@ def run(
     return [memory[buffer.name] for buffer, _ in region.outputs]
 
 
-def hot_loops(lowered: Lowered, target: Target, instruction: str) -> list[str]:
-    """The innermost loops in the kernels' assembly with at least four of an instruction (a regular expression)."""
+_MULTIPLY = re.compile(r"\s(vfn?madd\w+|v?mulps|fmla|fmul)\s")
+_BRANCH = re.compile(r"\s(?:j\w+|b\.\w+|cbn?z\s+\w+,|tbn?z\s+\w+,.*,)\s+(\.L\w+)$")
+_STORE = re.compile(
+    r"\smov\w+\s+%[xyz]mm\d+, .*\(%(?!rsp)|\svmov\w+\s+%[xyz]mm\d+, .*\(%(?!rsp)|\sst[rp]\s+[qdsv].*\[(?!sp)"
+)
+_SPILL = re.compile(r"[xyz]mm.*\(%rsp\)|\(%rsp\).*[xyz]mm|[qdsv]\d+.*\[sp")
+
+
+def summing_loops(lowered: Lowered, target: Target) -> list[str]:
+    """The innermost loops of sums of products in the kernels' assembly: many multiply-adds, and nothing stored."""
     found = []
     for call in lowered.calls:
         if not isinstance(call, Call):
@@ -51,6 +59,12 @@ def hot_loops(lowered: Lowered, target: Target, instruction: str) -> list[str]:
             start = re.match(r"(\.L\w+):", line)
             label = start.group(1) if start else label
             blocks[label] = blocks.get(label, "") + line + "\n"
-            if re.search(rf"\sj\w+\s+{re.escape(label)}$", line) and len(re.findall(instruction, blocks[label])) >= 4:
+            end = _BRANCH.search(line)
+            if end and end.group(1) == label and len(_MULTIPLY.findall(blocks[label])) >= 4:
                 found.append(blocks[label])
-    return found
+    return [loop for loop in found if not _STORE.search(loop)]
+
+
+def spills(loop: str) -> bool:
+    """Whether a loop keeps vectors on the stack."""
+    return _SPILL.search(loop) is not None

@@ -120,6 +120,15 @@ class ModuleText:
     helpers: dict[str, str] = field(default_factory=dict)
     zeros: int = 0
     guarded: dict[int, tuple[Scalar, Scalar]] = field(default_factory=dict)
+    turns: dict[int, int] = field(default_factory=dict)
+
+    def weights(self, turns: int) -> int:
+        """The number of the metadata that say how often a loop of so many turns goes on.
+
+        Without them LLVM takes the innermost loop for the hottest one, and has been seen to keep the constants of a
+        short loop after a matrix product in registers, and the sums of the product on the stack.
+        """
+        return self.turns.setdefault(turns, len(self.turns))
 
 
 def mangled(kind: str) -> str:

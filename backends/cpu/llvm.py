@@ -68,6 +68,8 @@ def _module_text(module: ModuleText, kernel: k.Kernel) -> str:
     parts += [*module.helpers.values(), *module.functions]
     # no-builtins: loops that copy or fill must not become calls of memcpy or memset.
     parts.append(f'attributes #0 = {{ nounwind "no-builtins" "target-cpu"="{target.cpu}"{features}{width} }}\n')
+    for turns, number in module.turns.items():
+        parts.append(f'!{number} = !{{!"branch_weights", i32 {min(turns - 1, 1 << 24)}, i32 1}}')
     return "\n".join(parts)
 
 
@@ -187,6 +189,8 @@ class FunctionRenderer(ExpressionRenderer):
         self.lines.append(f"  {following} = add nuw nsw i64 {index}, {loop.step}")
         again = self.emit_effect(f"icmp slt i64 {following}, {end}")
         self._branch(again, body, done)
+        if isinstance(loop.extent, int):
+            self.lines[-1] += f", !prof !{self.module.weights(-(-loop.extent // loop.step))}"
         self._start(done)
 
     def _parallel(self, loop: k.For) -> None:
