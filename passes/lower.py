@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ..ir import scalars as s
-from ..ir.dims import Dim, dim_max, product, symbol, symbols
+from ..ir.dims import Dim, dim_max, product, substitute, symbol, symbols
 from ..ir.dtypes import BOOL, I64, DType
 from ..ir.errors import UnsupportedError
 from ..ir.graph import Graph, Node, TensorType, Value
@@ -18,7 +18,7 @@ from ..ir.infer import Inference
 from ..ir.loops import Block, For, Kernel, Let, Store, free_sizes, kernel_digest
 from ..ir.loops import walk as walk_statements
 from ..ir.ops import REGISTRY
-from ..ir.program import Assign, Bind, Choose, Memory, Place, Program, Repeat, Run, Step, Steps, walk
+from ..ir.program import Assign, Bind, Choose, Memory, Place, Program, Run, Step, Steps
 from ..ir.scalars import Buffer
 from ..ir.target import Target
 from ..ir.tensors import Indices, Tensor, buffer_tensor
@@ -27,7 +27,8 @@ from .control import lower_loop, lower_scan
 from .nests import build_nests
 from .plan import plan_arena
 from .regions import BindSymbol, Call, Lowered, Region, Schedule, anchor_tensor
-from .rewriting import substitute_graph, symbol_names
+from .rewriting import substitute_graph, symbol_names, type_symbols
+from .segments import cut, settle
 
 MARK = "$"
 
@@ -75,9 +76,24 @@ def lower(graph: Graph, schedule: Schedule, target: Target, hints: Mapping[str, 
     Raises UnsupportedError, with the node, where no schedule applies.
     """
     # Kernels and programs mark the graph's symbols, so that no name of a loop can be one of theirs.
-    names = symbol_names(graph) | {item.name for item in graph.symbols()}
-    marked = substitute_graph(graph, {name: symbol(f"{MARK}{name}") for name in names if not name.startswith(MARK)})
+    names = {name for name in symbol_names(graph) | {x.name for x in graph.symbols()} if not name.startswith(MARK)}
+    seen = {x.name: x for value in _values(graph) for x in type_symbols(value.type)}
+    lower = {name: seen[name].lower if name in seen else 0 for name in names}
+    open_ended = {name: symbol(f"{MARK}{name}", lower[name]) for name in names}
+    limits = {name: substitute(x.upper, open_ended) for name, x in seen.items() if x.upper is not None}
+    marked = substitute_graph(
+        graph, {name: symbol(f"{MARK}{name}", lower[name], limits.get(name)) for name in open_ended}
+    )
     return Lowering(marked, schedule, target).program({f"{MARK}{name}": size for name, size in (hints or {}).items()})
+
+
+def _values(graph: Graph) -> Iterator[Value]:
+    """All values of a graph and of its regions."""
+    yield from graph.inputs
+    for node in graph.nodes:
+        yield from node.outputs
+        for region in node.regions.values():
+            yield from _values(region)
 
 
 @dataclass
@@ -112,8 +128,8 @@ class Lowering:
             self.memories[name] = Memory(name, value.dtype, product(value.shape), "output")
             results.append(Place(name))
         steps = self.region(graph, results)
-        segments = self._segments(steps)
-        self.memories = self._with_segments(segments)
+        segments = cut(steps, self.memories)
+        self.memories = settle(self.memories, segments)
         plan = plan_arena(self.memories, segments, self.kernels, hints)
         return Program(
             name=graph.name,
@@ -465,44 +481,6 @@ class Lowering:
         tensor = Tensor((), I64, lambda i: s.index(index))
         self._arguments = {}
         return self._emit(Region("index", (), ((y, tensor),)), [place])
-
-    # Segments: memory whose size the run itself tells is laid out once it is known.
-
-    def _segments(self, steps: Sequence[Step]) -> tuple[Steps, ...]:
-        needed = {n for memory in self.memories.values() for n in (x.name for x in symbols(memory.size))}
-        segments: list[list[Step]] = [[]]
-        for step in steps:
-            segments[-1].append(step)
-            if (isinstance(step, Bind | Assign) and step.symbol in needed) or (
-                isinstance(step, Choose | Repeat)
-                and any(
-                    (getattr(inner, "symbol", None) or getattr(inner, "count", None)) in needed
-                    for inner in walk((step,))
-                )
-            ):
-                segments.append([])
-        return tuple(tuple(segment) for segment in segments if segment) or ((),)
-
-    def _with_segments(self, segments: Sequence[Steps]) -> dict[str, Memory]:
-        known_from: dict[str, int] = {}
-        for number, segment in enumerate(segments):
-            for step in walk(segment):
-                if isinstance(step, Bind | Assign):
-                    known_from[step.symbol] = number + 1
-                elif isinstance(step, Repeat) and step.count is not None:
-                    known_from[step.count] = number + 1
-        found = {
-            name: replace(memory, segment=max((known_from.get(x.name, 0) for x in symbols(memory.size)), default=0))
-            for name, memory in self.memories.items()
-        }
-        for number, segment in enumerate(segments):
-            for step in walk(segment):
-                for place in step.arguments if isinstance(step, Run) else ():
-                    if found[place.memory].segment > number:
-                        raise UnsupportedError(
-                            f"%{place.memory} has a size that only a branch or loop tells: {found[place.memory].size}"
-                        )
-        return found
 
 
 def _literal(array: np.ndarray, value: Value) -> Tensor:
