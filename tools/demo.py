@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..compiler.driver import Options, compile_graph, graph_of, program_of, resolve_target
 from ..ir.program import Run, walk
-from .plan_view import PlanView, bytes_text
+from .plan_view import bytes_text
 
 FILES = Path(__file__).parent
 SHADES = " .:-=+*#%@"
@@ -73,7 +73,7 @@ def measure(shown: int = 0) -> tuple[Facts, NDArray[np.uint8]]:
     model = compile_graph(graph, target, options)
     compile_seconds = time.perf_counter() - start
     program = program_of(graph, target)
-    plan = PlanView.of(program)
+    plan = model.plan
 
     inputs = images[:, None].astype(np.float32)
     one = inputs[at : at + 1]
@@ -90,7 +90,7 @@ def measure(shown: int = 0) -> tuple[Facts, NDArray[np.uint8]]:
         single_seconds=seconds_of(lambda: model(one)),
         batch_seconds=seconds_of(lambda: model(inputs)) / len(images),
         kernels=tuple((step.kernel, step.origin) for step in steps if isinstance(step, Run)),
-        arena_bytes=plan.size,
+        arena_bytes=plan.arena_bytes,
         lower_bound_bytes=plan.lower_bound,
         arena_batch=plan.sizes["batch"],
     )

@@ -10,9 +10,8 @@ from typing import Any
 
 from rich.text import Text
 
-from ..ir.dims import evaluate
-from ..ir.program import Program, Run, walk
-from ..passes.lower import MARK
+from ..compiler.compiled import Buffer, MemoryPlan
+from ..ir.program import Bind, Program, Run, walk
 
 COLOURS = ("red", "green", "yellow", "blue", "magenta", "cyan", "bright_red", "bright_green", "bright_yellow",
            "bright_blue", "bright_magenta", "bright_cyan")  # fmt: skip
@@ -22,24 +21,14 @@ LETTERS = ascii_uppercase + ascii_lowercase
 
 
 @dataclass(frozen=True)
-class Buffer:
-    """An arena memory: bytes, offset in bytes, and the first and the last step that touch it."""
-
-    name: str
-    bytes: int
-    offset: int
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
 class PlanView:
-    """A program's plan at the sizes it was made for. `peak` is the step with the largest sum of live bytes, `in_place`
-    the number of memories that take over the place of another."""
+    """A memory plan with what its numbers come from.
 
-    size: int
-    lower_bound: int
-    sizes: dict[str, int]
+    `buffers` are the largest first; `peak` is the step with the largest sum of live bytes, `peak_origin` the ONNX nodes
+    computed there, `in_place` the number of results that take over the place of another buffer.
+    """
+
+    plan: MemoryPlan
     buffers: tuple[Buffer, ...]
     steps: int
     peak: int
@@ -47,39 +36,31 @@ class PlanView:
     in_place: int
 
     @staticmethod
-    def of(program: Program) -> PlanView:
-        plan = program.plan
-        buffers = []
-        slots = [slot for segment in plan.slots for slot in segment]
-        for slot in slots:
-            if slot.memory not in plan.lifetimes:
-                continue
-            size = evaluate(slot.bytes, plan.hints)
-            buffers.append(Buffer(slot.memory, size, plan.offsets[slot.memory], *plan.lifetimes[slot.memory]))
-        buffers.sort(key=lambda buffer: (-buffer.bytes, buffer.first))
-        steps = 1 + max((last for _, last in plan.lifetimes.values()), default=-1)
+    def of(plan: MemoryPlan, program: Program | None = None) -> PlanView:
+        """The view of a plan; the program tells the nodes at the peak."""
+        buffers = tuple(sorted(plan.buffers, key=lambda buffer: (-buffer.bytes, buffer.first)))
+        steps = 1 + max((buffer.last for buffer in buffers), default=-1)
         live = [sum(b.bytes for b in buffers if b.first <= step <= b.last) for step in range(steps)]
-        peak = max(range(steps), key=lambda step: live[step], default=0)
-        runs = list(walk(step for segment in program.segments for step in segment))
-        at = runs[peak] if len(runs) == steps and peak < steps else None  # a loop's steps count anew
-        origin = at.origin if isinstance(at, Run) else ()
-        sizes = {name.removeprefix(MARK): size for name, size in plan.hints.items()}
-        return PlanView(
-            plan.size, plan.lower_bound, sizes, tuple(buffers), steps, peak, origin, len(slots) - len(buffers)
-        )
+        peak = max(range(steps), key=live.__getitem__, default=0)
+        runs = list(walk(step for segment in program.segments for step in segment)) if program else []
+        at = runs[peak] if peak < len(runs) else None
+        plain = all(isinstance(step, Run | Bind) for step in runs)  # steps of branches and loops are counted anew
+        origin = at.origin if plain and isinstance(at, Run) else ()
+        slots = sum(map(len, plan.layout.slots))
+        return PlanView(plan, buffers, steps, peak, origin, slots - len(buffers))
 
     @property
     def ratio(self) -> float:
         """Size over lower bound."""
-        return self.size / self.lower_bound if self.lower_bound else 1.0
+        return self.plan.arena_bytes / self.plan.lower_bound if self.plan.lower_bound else 1.0
 
     def record(self) -> dict[str, Any]:
         """All of it, for a script."""
         return {
-            "arena_bytes": self.size,
-            "lower_bound_bytes": self.lower_bound,
+            "arena_bytes": self.plan.arena_bytes,
+            "lower_bound_bytes": self.plan.lower_bound,
             "ratio": self.ratio,
-            "symbols": self.sizes,
+            "symbols": dict(self.plan.sizes),
             "sum_of_buffers_bytes": sum(buffer.bytes for buffer in self.buffers),
             "steps": self.steps,
             "written_in_place": self.in_place,
@@ -107,7 +88,7 @@ def arena_map(view: PlanView, width: int, height: int) -> list[Text]:
     A cell shows the buffer that fills most of it, by its letter (`view.letters`), "-" for a smaller one, "." for none.
     """
     letters, position = view.letters(), {buffer.name: i for i, buffer in enumerate(view.buffers)}
-    extent = max(view.size, 1)
+    extent = max(view.plan.arena_bytes, 1)
     repeat = max(1, min(width // view.steps, WIDEST_STEP))
     edges = [i * view.steps // min(width, view.steps) for i in range(min(width, view.steps) + 1)]
     lines = []

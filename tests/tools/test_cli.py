@@ -277,6 +277,35 @@ def test_a_text_says_what_is_wrong_with_it(onnxc_command: Command, small: Path, 
         assert str(text) in outcome.err
 
 
+# --- compile --------------------------------------------------------------------------------------------------------
+
+
+def test_an_artifact_runs_like_its_model(
+    onnxc_command: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = onnxc_command("compile", small)
+    assert (outcome.code, outcome.out.startswith("small.onnxc: ")) == (0, True)
+    records = [json.loads(onnxc_command("run", p, "--seed", 7, "--json").out) for p in (small, "small.onnxc")]
+    assert records[0]["outputs"] == records[1]["outputs"]
+    assert onnxc_command("plan", "small.onnxc").out.startswith("arena ")
+    assert "graph @small(" in onnxc_command("dump", "small.onnxc", "--stage", "import").out
+    outcome = onnxc_command("run", "small.onnxc", "--dim", "batch=2")
+    assert (outcome.code, "is compiled: give the model" in outcome.err) == (2, True)
+    assert onnxc_command("dump", "small.onnxc", "--stage", "asm").code == 4
+
+
+@pytest.mark.parametrize("options", [[], ["--threads", "1"], ["--target", "neoverse-n1"], ["--target", "x86-64-v2"]])
+def test_object_files_come_with_a_header(
+    onnxc_command: Command, small: Path, tmp_path: Path, options: list[str]
+) -> None:
+    outcome = onnxc_command("compile", small, "-o", tmp_path / "out.o", *options)
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "out.o").read_bytes()[:4] == b"\x7fELF"
+    assert "small" in (tmp_path / "out.h").read_text()
+    assert [line.split(":")[0] for line in outcome.out.splitlines()] == [f"{tmp_path}/out.o", f"{tmp_path}/out.h"]
+
+
 # --- plan, ops, completion ------------------------------------------------------------------------------------------
 
 

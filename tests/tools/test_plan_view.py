@@ -2,22 +2,16 @@
 
 import onnxc
 import pytest
+from onnxc.compiler.compiled import Buffer, MemoryPlan
 from onnxc.compiler.driver import Options, graph_of, program_of
+from onnxc.ir.program import ArenaPlan
 from onnxc.tools import demo
 from onnxc.tools.commands.plan import without_fusion
-from onnxc.tools.plan_view import Buffer, PlanView, arena_map, bytes_text
+from onnxc.tools.plan_view import PlanView, arena_map, bytes_text
 from plan_checker import check_plan
 
-VIEW = PlanView(
-    size=400,
-    lower_bound=400,
-    sizes={},
-    buffers=(Buffer("large", 200, 0, 0, 1), Buffer("high", 200, 200, 1, 3), Buffer("small", 100, 0, 3, 3)),
-    steps=4,
-    peak=1,
-    peak_origin=(),
-    in_place=0,
-)
+BUFFERS = (Buffer("large", 200, 0, 0, 1), Buffer("high", 200, 200, 1, 3), Buffer("small", 100, 0, 3, 3))
+VIEW = PlanView.of(MemoryPlan({}, 400, 400, BUFFERS, ArenaPlan((), 400, 400)))
 
 
 def test_the_map_shows_each_buffer_where_and_while_it_lives() -> None:
@@ -35,12 +29,12 @@ def test_cells_show_what_fills_most_of_them() -> None:
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_view_agrees_with_an_independent_check(fused: bool) -> None:
     options = Options() if fused else Options(pipeline=without_fusion(Options().pipeline))
-    graph = graph_of(demo.FILES / "digits.onnx", options)
-    view = PlanView.of(program_of(graph, onnxc.Target.host()))
-    check_plan([(b.first, b.last, b.offset, b.bytes) for b in view.buffers], view.size)
+    program = program_of(graph_of(demo.FILES / "digits.onnx", options), onnxc.Target.host())
+    view = PlanView.of(MemoryPlan.of(program.plan), program)
+    check_plan([(b.first, b.last, b.offset, b.bytes) for b in view.buffers], view.plan.arena_bytes)
     live = [sum(b.bytes for b in view.buffers if b.first <= step <= b.last) for step in range(view.steps)]
-    assert live[view.peak] == max(live) <= view.lower_bound <= view.size
-    assert view.sizes == {"batch": 32}
+    assert live[view.peak] == max(live) <= view.plan.lower_bound <= view.plan.arena_bytes
+    assert view.plan.sizes == {"batch": 32}
     assert view.peak_origin
 
 

@@ -23,13 +23,14 @@ def command(request: Request, output: str | None) -> None:
     onnxc compile model.onnx                            model.onnxc: code and weights for onnxc.load, without compiling
     onnxc compile model.onnx -o model.so                a shared library and a C header (links by the system's cc)
     onnxc compile model.onnx -o model.o                 an object file and a C header
-    onnxc compile model.onnx -o model.o --dim batch=1   for one size
+    onnxc compile model.onnx -o model.o --threads 1     one that needs no library, not even for threads
+    onnxc compile model.onnx --target x86-64-v3         for any machine of that kind
     """
     path = Path(output or f"{Path(request.path).stem}.onnxc")
     if path.suffix not in SUFFIXES:
         raise click.UsageError(f"{path}: what is written is told by the suffix, one of {', '.join(SUFFIXES)}")
     from ...compiler import artifact
 
-    written = artifact.write(request.executable(), path)
+    written = artifact.write(request.compiled(), path, threaded=request.threads != 1)
     for file in written:
         click.echo(f"{file}: {file.stat().st_size / 1024:.0f} KB")

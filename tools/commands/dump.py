@@ -49,8 +49,8 @@ def command(
     A graph that was written with -o graph.txt may be edited and compiled: onnxc run graph.txt --weights model.onnx.
     """
     if everything:
-        if output is None:
-            raise click.UsageError("--all writes many files: name a folder for them with -o FOLDER")
+        if output is None or request.artifact:
+            raise click.UsageError("--all writes many files: name a folder for them with -o FOLDER, and a model")
         folder = Path(output)
         count = 0
         for name, text in all_stages(request):
@@ -73,23 +73,21 @@ def command(
 
 def graphs(request: Request) -> list[tuple[str, str]]:
     """("import", text) and then (pass, text) for the graph after each pass."""
-    from ...compiler.driver import imported
+    from ...compiler.driver import imported, passed
     from ...compiler.graph_text import after_line
-    from ...passes.pipeline import parse_pipeline, run_pipeline
 
     with request.watched() as options:
         graph = imported(request.model(), options)
         found = [("import", after_line([]) + str(graph))]
         done: list[Pass] = []
-        report = options.after
 
         def after(item: Pass, result: Graph, seconds: float) -> None:
             done.append(item)
             found.append((item.name, after_line(done) + str(result)))
-            if report is not None:
-                report(item, result, seconds)
+            if options.after is not None:
+                options.after(item, result, seconds)
 
-        run_pipeline(graph, parse_pipeline(options.pipeline), after)
+        passed(graph, replace(options, after=after))
     return found
 
 
@@ -99,6 +97,8 @@ def one_stage(request: Request, stage: str, after: str | None, kernel: str | Non
     from ...compiler.dump import stage_text
     from ...ir.errors import OnnxcError
 
+    if request.artifact:
+        return request.compiled().dump(stage)
     if stage == "import":
         return graphs(replace(request, pipeline=""))[0][1]
     if stage != "graph":

@@ -32,15 +32,16 @@ def command(request: Request, no_fusion: bool, as_json: bool) -> None:
 
     if no_fusion:
         request = replace(request, pipeline=without_fusion(request.options().pipeline))
-    view = PlanView.of(request.program())
+    plan, program = request.plan()
+    view = PlanView.of(plan, program)
     if as_json:
         click.echo(json.dumps(view.record(), indent=2))
         return
     screen = console()
-    sizes = f" at {', '.join(f'{name} = {size}' for name, size in view.sizes.items())}" if view.sizes else ""
+    sizes = f" at {', '.join(f'{name} = {size}' for name, size in plan.sizes.items())}" if plan.sizes else ""
     screen.print(
-        f"arena {bytes_text(view.size)} ({view.size} bytes){sizes}\n"
-        f"lower bound {bytes_text(view.lower_bound)}, ratio {view.ratio:.4f}; "
+        f"arena {bytes_text(plan.arena_bytes)} ({plan.arena_bytes} bytes){sizes}\n"
+        f"lower bound {bytes_text(plan.lower_bound)}, ratio {view.ratio:.4f}; "
         f"all {len(view.buffers)} buffers apart would be {bytes_text(sum(b.bytes for b in view.buffers))}"
         + (f"; {view.in_place} more results are written in place" if view.in_place else "")
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from ...compiler.compiled import Compiled, MemoryPlan
     from ...compiler.driver import Model, Options
     from ...compiler.executable import Executable
     from ...compiler.specialize import SpecializingExecutable
@@ -94,19 +95,51 @@ class Request:
         return Options(self.target, self.dims, self.shapes, self.threads, pipeline=pipeline)
 
     def executable(self) -> Executable | SpecializingExecutable:
-        """The model compiled for this process, with progress shown."""
+        """The model compiled for this process, with progress shown; an artifact is loaded."""
+        if self.artifact:
+            from ...compiler.api import load
+
+            return load(self.path, threads=self.threads)
         from ...compiler.driver import compile_model
 
         with self.watched() as options:
             return compile_model(self.model(), options)
 
-    def program(self, hints: Mapping[str, int] | None = None) -> Program:
+    def compiled(self) -> Compiled:
+        """The code for any target."""
+        if self.artifact:
+            from ...compiler.artifact import read
+
+            return read(self.path)
+        from ...compiler.driver import compiled_model
+
+        with self.watched() as options:
+            return compiled_model(self.model(), options)
+
+    def program(self) -> Program:
         """The model lowered, without machine code."""
         from ...compiler.driver import graph_of, program_of, resolve_target
 
         with self.watched() as options:
-            graph = graph_of(self.model(), options)
-            return program_of(graph, resolve_target(self.target), hints)
+            return program_of(graph_of(self.model(), options), resolve_target(self.target))
+
+    def plan(self) -> tuple[MemoryPlan, Program | None]:
+        """The memory plan, with the program that it is for where the model is no artifact."""
+        from ...compiler.compiled import MemoryPlan
+
+        if self.artifact:
+            return self.compiled().plan, None
+        program = self.program()
+        return MemoryPlan.of(program.plan), program
+
+    @property
+    def artifact(self) -> bool:
+        """Whether the model is compiled already. click.UsageError where an option asks to compile it in another way."""
+        if not self.path.endswith(".onnxc"):
+            return False
+        if self.dims or self.shapes or self.pipeline is not None or self.target != "host" or self.weights:
+            raise click.UsageError(f"{self.path} is compiled: give the model to compile it in another way")
+        return True
 
     @contextmanager
     def watched(self) -> Iterator[Options]:
@@ -114,26 +147,24 @@ class Request:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        from ...passes.pipeline import parse_pipeline
-
         console = Console(stderr=True)
         options = self.options()
         columns = (TextColumn("{task.description:>14}"), BarColumn(), TimeElapsedColumn())
-        count = len(parse_pipeline(options.pipeline))
         start = time.perf_counter()
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            passes = bar.add_task("importing", total=count)
+            passes = bar.add_task("importing", total=None)
             kernels = bar.add_task("lowering", total=None, visible=False)
 
             def after(item: Pass, graph: Graph, seconds: float) -> None:
                 self.times.append((str(item), seconds, len(graph.nodes)))
-                bar.update(passes, advance=1, description=item.name)
-                bar.update(kernels, visible=len(self.times) >= count)
 
             def progress(what: str, done: int, total: int) -> None:
-                bar.update(kernels, completed=done, total=total, description=what)
+                is_pass = what != "kernels"
+                bar.update(passes if is_pass else kernels, completed=done, total=total, description=what)
+                bar.update(kernels, visible=not is_pass or done == total)
 
-            yield replace(options, after=after, progress=progress)
+            # Whoever wants the times of passes wants them to run: no compiled model is taken from the cache then.
+            yield replace(options, progress=progress, after=after if self.time_passes else None)
         if self.time_passes:
             self._print_times(time.perf_counter() - start)
 
