@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnxc
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -27,4 +28,9 @@ def onnx_runtime(source: Path | bytes) -> Model:
     return lambda inputs: dict(zip(names, session.run(None, inputs), strict=True))
 
 
-ENGINES: dict[str, Engine] = {"onnxruntime": onnx_runtime}
+def compiled(source: Path | bytes) -> Model:
+    """The model compiled by onnxc."""
+    return onnxc.compile(source).run
+
+
+ENGINES: dict[str, Engine] = {"onnxruntime": onnx_runtime, "onnxc": compiled}
