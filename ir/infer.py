@@ -122,7 +122,7 @@ class Inference:
             raise ShapeError(
                 f"{where} on ({shapes}): operands or attributes do not fit the operator: {error}"
             ) from error
-        self.assumptions += [pair for pair in assumed if pair not in self.assumptions]
+        self._assume(assumed)
         return result
 
     def _operand(self, value: Value, given: Tensor | None) -> Tensor:
@@ -186,12 +186,17 @@ class Inference:
         if not isinstance(size, int) or size > SYMBOLIC_LIMIT or (tensor.sources and not self._sources_known(tensor)):
             return
         elements: list[SymbolicValue] = []
-        for flat in range(size):
-            value = evaluate_scalar(tensor.at(unflatten(flat, tensor.shape)), self._lookup)
-            if value is None:
-                return
-            elements.append(value)
+        with collecting_assumptions() as assumed:
+            for flat in range(size):
+                value = evaluate_scalar(tensor.at(unflatten(flat, tensor.shape)), self._lookup)
+                if value is None:
+                    return
+                elements.append(value)
+        self._assume(assumed)
         self.values[name] = tuple(elements)
+
+    def _assume(self, pairs: Sequence[tuple[Dim, Dim]]) -> None:
+        self.assumptions += [pair for pair in pairs if pair not in self.assumptions]
 
     def _sources_known(self, tensor: Tensor) -> bool:
         """A cheap test that spares building elements of data tensors: some source is known or small."""

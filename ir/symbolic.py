@@ -15,6 +15,7 @@ from typing import TypeAlias
 from . import scalars as s
 from .dims import Dim, Opaque, Sum, ceildiv, dim_max, dim_min, divide_exactly, floordiv, known_le, substitute
 from .dtypes import BOOL
+from .tensors import assume_equal
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _binary(op: str, a: SymbolicValue, b: SymbolicValue, is_float: bool) -> Symb
             return None
         if isinstance(p, int) and isinstance(r, int):
             return abs(p) // abs(r) * (1 if (p < 0) == (r < 0) else -1)
-        return floordiv(p, r) if known_le(0, p) and known_le(0, r) else None
+        return _truncated(p, r) if isinstance(r, int) or known_le(0, r) else None
     if op == "rem" and not is_float and known_le(0, p) and known_le(0, r) and r != 0:
         return p - r * floordiv(p, r)
     if op in ("min", "max") and q == t:
@@ -196,6 +197,18 @@ def _binary(op: str, a: SymbolicValue, b: SymbolicValue, is_float: bool) -> Symb
     if op in s.COMPARISONS:
         return _compare(op, p * t, r * q)
     return None
+
+
+def _truncated(p: Dim, r: Dim) -> Dim:
+    """p / r rounded towards zero, as integers are divided, r being positive or a number."""
+    if isinstance(r, int) and r < 0:
+        p, r = -p, -r
+    if known_le(p, 0):
+        return -floordiv(-p, r)
+    if not known_le(0, p):
+        # Sizes are computed by way of differences that are positive whenever the sizes are.
+        assume_equal(dim_min(p, 0), 0, "a difference of sizes that is divided")
+    return floordiv(p, r)
 
 
 def _quotient(numerator: Dim, denominator: Dim) -> SymbolicValue | None:
