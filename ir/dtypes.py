@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -43,7 +44,8 @@ class DType:
     @cached_property
     def numpy(self) -> np.dtype[np.generic]:
         """The numpy (or ml_dtypes) type that holds one element."""
-        return np.dtype(_NUMPY[self.name])
+        found: np.dtype[np.generic] = np.dtype(_NUMPY[self.name])
+        return found
 
     @cached_property
     def limits(self) -> tuple[float, float]:
@@ -53,11 +55,11 @@ class DType:
         if self.is_integer:
             half = 1 << (self.bits - 1)
             return (-half, half - 1) if self.kind == "int" else (0, 2 * half - 1)
-        info = ml_dtypes.finfo(self.numpy)
+        info = ml_dtypes.finfo(self.numpy)  # type: ignore[no-untyped-call]
         return float(info.min), float(info.max)
 
 
-_NUMPY: dict[str, object] = {
+_NUMPY: dict[str, Any] = {
     "f16": np.float16, "f32": np.float32, "f64": np.float64, "bf16": ml_dtypes.bfloat16,
     "f8e4m3fn": ml_dtypes.float8_e4m3fn, "f8e4m3fnuz": ml_dtypes.float8_e4m3fnuz, "f8e5m2": ml_dtypes.float8_e5m2,
     "f8e5m2fnuz": ml_dtypes.float8_e5m2fnuz, "f8e8m0": ml_dtypes.float8_e8m0fnu, "f4e2m1": ml_dtypes.float4_e2m1fn,

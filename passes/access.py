@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..ir import scalars as s
-from ..ir.dims import Dim, Quotient, as_symbol, atoms, product, symbol
+from ..ir.dims import Dim, Opaque, Quotient, as_symbol, atoms, product, symbol
 from ..ir.graph import Node, TensorType, Value
 from ..ir.infer import Inference
 from ..ir.ops import REGISTRY
@@ -53,7 +53,7 @@ class Access:
     def affine(self) -> bool:
         """Whether every operand is read at indices without divisions or run-time values, and without conditions."""
         indices = [dim for found in self.reads.values() for where in found for dim in where]
-        plain = not any(isinstance(atom, Quotient | s.Opaque) for dim in indices for atom in atoms(dim))
+        plain = not any(isinstance(atom, Quotient | Opaque) for dim in indices for atom in atoms(dim))
         return plain and all(isinstance(value, s.Element) for value in self.values)
 
     def aligned(self, value: Value) -> bool:

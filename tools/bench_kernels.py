@@ -206,7 +206,8 @@ def measure(layer: Layer, target: Target) -> str:
     if not layer.kernel:
         x: Array = random.standard_normal((layer.size, layer.channels), np.float32)
         w: Array = random.standard_normal((layer.channels, layer.filters), np.float32)
-        node, attributes, operands = "MatMul", {}, [(x.shape, "f4"), w]
+        attributes: dict[str, Any] = {}
+        node, operands = "MatMul", [(x.shape, "f4"), w]
         flops, peer = 2.0 * x.size * layer.filters, _runtime("MatMul", x, w, attributes)
     else:
         x = random.standard_normal((1, layer.size, layer.size, layer.channels), np.float32)

@@ -58,11 +58,12 @@ def missing() -> list[str]:
 
 def _declared() -> dict[str, tuple[Operator, str]]:
     """Each declared operator with its file."""
-    found = {}
+    found: dict[str, tuple[Operator, str]] = {}
     for name, module in vars(ops).items():
         registry = getattr(module, "declare", None)
         if isinstance(registry, Registry):
-            found.update({op: (operator, f"ir/ops/{name}.py") for op, operator in registry.operators.items()})
+            for op, operator in registry.operators.items():
+                found[op] = operator, f"ir/ops/{name}.py"
     return {name: found[name] for name in REGISTRY}
 
 

@@ -196,7 +196,9 @@ def test_sizes_and_plan_agree(cnn: onnxc.Executable) -> None:
     assert 0 < plan.lower_bound <= plan.arena_bytes <= cnn.plan.arena_bytes
     assert all(b.offset + b.bytes <= plan.arena_bytes and b.offset % 64 == 0 for b in plan.buffers)
     assert cnn.plan.arena_bytes == cnn.compiled.arena.size and cnn.plan.lower_bound == cnn.compiled.arena.lower_bound
-    with pytest.raises(onnxc.ShapeError, match="sequence: the arena depends on no such symbol; on batch, height, width"):
+    with pytest.raises(
+        onnxc.ShapeError, match="sequence: the arena depends on no such symbol; on batch, height, width"
+    ):
         cnn.plan.at(sequence=1)
 
 

@@ -46,9 +46,7 @@ def data_sets(case: Any) -> Iterator[tuple[list[Any], list[Any]]]:
 
 def _arrays(folder: Path, what: str) -> list[np.ndarray]:
     count = len(list(folder.glob(f"{what}_*.pb")))
-    return [
-        numpy_helper.to_array(onnx.load_tensor(folder / f"{what}_{position}.pb")) for position in range(count)
-    ]
+    return [numpy_helper.to_array(onnx.load_tensor(folder / f"{what}_{position}.pb")) for position in range(count)]
 
 
 def assert_agrees(actual: Any, expected: Any, case: Any) -> None:
