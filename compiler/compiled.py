@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -114,11 +114,10 @@ class Compiled:
 
     @staticmethod
     def of(built: Built, constants: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Compiled:
-        """What was built of a program, with its constants in the form that the code reads."""
+        """What was built of a program that holds no constants, with these in the form that the code reads."""
         program = built.program
         order = table_order(program)
         ports = [*(value.name for value in program.inputs), *program.results]
-        kept = replace(program, constants={})  # these hold the model's own arrays
         assert order[: len(ports)] == ports, "inputs and outputs come first in the table of addresses"
         return Compiled(
             name=program.name,
@@ -134,7 +133,7 @@ class Compiled:
             constants={name: np.ascontiguousarray(constants[name]) for name in order[len(ports) :]},
             kernels={name: kernel.origin for name, kernel in program.kernels.items()},
             texts=texts,
-            program=lambda: kept,
+            program=lambda: program,
         )
 
     @property

@@ -86,13 +86,18 @@ def program_of(graph: Graph, target: Target, hints: Mapping[str, int] | None = N
     return lower(graph, schedule, target, hints)
 
 
-def constants_of(program: Program) -> dict[str, np.ndarray]:
-    """The arrays of a program's constants in the form that the code reads, packed where a schedule wants it."""
+def constants_of(program: Program) -> tuple[Program, dict[str, np.ndarray]]:
+    """The program without its constants, and their arrays in the form that the code reads, packed where a schedule
+    wants it. Where the caller keeps neither graph nor program, each of the model's arrays goes as its packed form comes.
+    """
     found: dict[str, np.ndarray] = {}
-    for name, make in program.constants.items():
+    waiting = dict(reversed(program.constants.items()))
+    program = replace(program, constants={})
+    while waiting:
+        name, make = waiting.popitem()
         array = make()
         found[name] = array.view(np.uint8) if program.memories[name].dtype == BOOL and array.dtype == bool else array
-    return found
+    return program, found
 
 
 def compile_model(model: Model, options: Options) -> Executable | SpecializingExecutable:
@@ -143,9 +148,10 @@ def compiled_model(model: Model, options: Options) -> Compiled:
     target = resolve_target(options.target)
     if target.kind != "cpu":
         raise TargetError(f"target {target.name}: only CPUs are compiled for")
-    graph = imported(model, options)
-    texts = {"import": print_graph(graph)}
-    return compiled_graph(passed(graph, options), target, options, texts)
+    graphs = [imported(model, options)]
+    texts = {"import": print_graph(graphs[0])}
+    graphs.append(passed(graphs.pop(), options))
+    return compiled_graph(graphs.pop(), target, options, texts)
 
 
 def compile_graph(graph: Graph, target: Target, options: Options) -> Executable:
@@ -155,10 +161,13 @@ def compile_graph(graph: Graph, target: Target, options: Options) -> Executable:
 
 def compiled_graph(graph: Graph, target: Target, options: Options, texts: Mapping[str, str]) -> Compiled:
     """Code and weights of a graph that all passes have seen; `texts` are the stages before it that are kept."""
-    program = program_of(graph, target)
+    texts = {**texts, "graph": print_graph(graph)}
+    programs = [program_of(graph, target)]
+    del graph
+    program, constants = constants_of(programs.pop())
     report = options.progress
     built = build(program, target, True, None if report is None else lambda done, total: report("kernels", done, total))
-    return Compiled.of(built, constants_of(program), {**texts, "graph": print_graph(graph)})
+    return Compiled.of(built, constants, texts)
 
 
 def usable_threads(wanted: int | None) -> int:

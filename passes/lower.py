@@ -131,6 +131,8 @@ class Lowering:
         segments = cut(steps, self.memories)
         self.memories = settle(self.memories, segments)
         plan = plan_arena(self.memories, segments, self.kernels, hints)
+        # What makes a constant may hold this object by a closure; it holds the arrays that it needs by itself.
+        constants, self.constants, self.arrays = self.constants, {}, {}
         return Program(
             name=graph.name,
             inputs=graph.inputs,
@@ -139,7 +141,7 @@ class Lowering:
             memories=self.memories,
             segments=segments,
             kernels=self.kernels,
-            constants=self.constants,
+            constants=constants,
             plan=plan,
             assumptions=tuple(self.inference.assumptions),
         )
@@ -320,7 +322,8 @@ class Lowering:
         """Where a value lies; a constant is given memory when it is first asked for."""
         found = self.places.get(name)
         if found is None:
-            found = self.places[name] = self.constant(name, lambda: self.arrays[name], self.arrays[name].dtype)
+            array = self.arrays[name]  # held alone: with `self` every array would stay until the last one is taken
+            found = self.places[name] = self.constant(name, lambda: array, array.dtype)
         return found
 
     def constant(self, name: str, make: Callable[[], np.ndarray], dtype: np.dtype[np.generic] | None = None) -> Place:
