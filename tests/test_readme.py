@@ -34,7 +34,8 @@ class Block:
 
 
 def blocks() -> Iterator[Block]:
-    heading, language, lines, indent = "", None, [], 0
+    lines: list[str] = []
+    heading, language, indent = "", None, 0
     for line in TEXT.splitlines():
         fence = re.fullmatch(r"( *)```(\w*)", line)
         if language is None and fence:
