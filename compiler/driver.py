@@ -88,10 +88,10 @@ def program_of(graph: Graph, target: Target, hints: Mapping[str, int] | None = N
 
 def constants_of(program: Program) -> tuple[Program, dict[str, np.ndarray]]:
     """The program without its constants, and their arrays in the form that the code reads, packed where a schedule
-    wants it. Where the caller keeps neither graph nor program, each of the model's arrays goes as its packed form comes.
+    wants it. Where the caller keeps neither graph nor program, the model's arrays go as their packed forms come.
     """
     found: dict[str, np.ndarray] = {}
-    waiting = dict(reversed(program.constants.items()))
+    waiting = dict(reversed(list(program.constants.items())))
     program = replace(program, constants={})
     while waiting:
         name, make = waiting.popitem()
