@@ -13,6 +13,7 @@ from .kernels import conv, depthwise, detection, determinant, gemm, recurrent, s
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),
     "Conv": (gemm.schedule, depthwise.schedule, conv.schedule),
+    "ConvTranspose": (conv.transposed,),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), (recurrent.schedule,)),
     **dict.fromkeys(("CumSum", "CumProd"), (scan.schedule,)),
     "ScatterElements": (scatter.scatter_elements,),

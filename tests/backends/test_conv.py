@@ -34,7 +34,8 @@ def floats(*shape: int) -> np.ndarray:
 
 def schedule(region: Region, target: Target) -> Lowered:
     """The kernels by the first schedule that applies; there must be one."""
-    lowered = next((found for each in SCHEDULES["Conv"] if (found := each(region, target)) is not None), None)
+    assert region.anchor is not None
+    lowered = next((found for each in SCHEDULES[region.anchor.op] if (found := each(region, target)) is not None), None)
     assert lowered is not None
     return lowered
 
@@ -50,8 +51,32 @@ def reference(x: np.ndarray, w: np.ndarray, bias: np.ndarray, attributes: Mappin
     return np.moveaxis(np.asarray(y), 1, -1)
 
 
+def transposed_reference(x: np.ndarray, w: np.ndarray, bias: np.ndarray, attributes: Mapping[str, Any]) -> np.ndarray:
+    """The transposed convolution of a channels-last image: every input adds to the outputs that its taps reach."""
+    rank, group = x.ndim - 2, attributes["group"]
+    strides, dilations = attributes.get("strides", [1] * rank), attributes.get("dilations", [1] * rank)
+    pads, extra = attributes.get("pads", [0] * 2 * rank), attributes.get("output_padding", [0] * rank)
+    axes = list(zip(x.shape[1:-1], w.shape[2:], strides, dilations, extra, strict=True))
+    full = np.zeros((x.shape[0], *((n - 1) * s + (k - 1) * d + 1 + e for n, k, s, d, e in axes), w.shape[1] * group))
+    for tap in np.ndindex(*w.shape[2:]):
+        places = [slice(t * d, t * d + (n - 1) * s + 1, s) for t, (n, _, s, d, _) in zip(tap, axes, strict=True)]
+        for part in range(group):
+            own = slice(part * x.shape[-1] // group, (part + 1) * x.shape[-1] // group)
+            made = slice(part * w.shape[1], (part + 1) * w.shape[1])
+            full[(slice(None), *places, made)] += x[..., own] @ w[(own, slice(None), *tap)]
+    inside = [slice(pads[a], full.shape[1 + a] - pads[rank + a]) for a in range(rank)]
+    return (full[(slice(None), *inside)] + bias).astype(np.float32)
+
+
 def check(
-    shape: Sequence[int], filters: int, kernel: Sequence[int], *, target: str = "host", known: bool = True, **given: Any
+    shape: Sequence[int],
+    filters: int,
+    kernel: Sequence[int],
+    *,
+    op: str = "Conv",
+    target: str = "host",
+    known: bool = True,
+    **given: Any,
 ) -> str:
     """Convolution + bias + residual + ReLU on the machine, and where it is small by the interpreter.
 
@@ -60,15 +85,16 @@ def check(
     chosen = Target.parse(target)
     attributes = {"group": 1, **given, "layout": "channels_last"}
     x, bias = floats(*shape), floats(filters)
-    w = floats(filters, shape[-1] // attributes["group"], *kernel)
-    expected = reference(x, w, bias, attributes)
+    group = attributes["group"]
+    w = floats(*((filters, shape[-1] // group) if op == "Conv" else (shape[-1], filters // group)), *kernel)
+    expected = (reference if op == "Conv" else transposed_reference)(x, w, bias, attributes)
     residual = floats(*expected.shape)
     names = [N, H, W] if len(shape) == 4 else [N, W]
     symbolic: Any = x.shape if known else (*names, shape[-1])
     sizes = {} if known else {str(name): extent for name, extent in zip(names, shape[:-1], strict=True)}
     operands = [(symbolic, "f4"), w, bias]
-    output = make_region("Conv", operands, attributes).outputs[0][1].shape
-    region = make_region("Conv", operands, attributes, [(output, "f4")], lambda y, other: maximum(y + other, 0.0))
+    output = make_region(op, operands, attributes).outputs[0][1].shape
+    region = make_region(op, operands, attributes, [(output, "f4")], lambda y, other: maximum(y + other, 0.0))
     lowered = schedule(region, chosen)
     for interpret in (False, True) if x.size * expected.size < 20000 else (False,):
         (result,) = run(region, lowered, chosen, [x, w, bias, residual], sizes, interpret)
@@ -83,8 +109,8 @@ def check(
 def test_geometry(target: str, known: bool, data: st.DataObject) -> None:
     group = data.draw(st.sampled_from([1, 1, 2, 3]), "group")
     depthwise = data.draw(st.booleans(), "depthwise")
-    channels = group * data.draw(st.integers(1, 9), "channels per group") + (group == 1 and depthwise)
-    filters = channels if depthwise else group * data.draw(st.integers(2, 40), "filters per group")
+    channels = group * data.draw(st.integers(1, 9), "channels per group")
+    filters = channels if depthwise else group * data.draw(st.integers(1, 40), "filters per group")
     kernel = [data.draw(st.integers(1, 4), "kernel") for _ in range(2)]
     strides = [data.draw(st.integers(1, 2), "stride") for _ in range(2)]
     dilations = [data.draw(st.integers(1, 2), "dilation") for _ in range(2)]
@@ -127,6 +153,33 @@ def test_each_kind(
     target: str, known: bool, kind: str, shape: Sequence[int], filters: int, kernel: Sequence[int], given: Any
 ) -> None:
     assert kind in check(shape, filters, kernel, target=target, known=known, **given)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("known", [True, False])
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_transposed(target: str, known: bool, data: st.DataObject) -> None:
+    group = data.draw(st.sampled_from([1, 1, 2]), "group")
+    channels, filters = (group * data.draw(st.integers(1, 6), "per group") for _ in range(2))
+    rank = data.draw(st.integers(1, 2), "rank")
+    kernel = [data.draw(st.integers(1, 4), "kernel") for _ in range(rank)]
+    strides = [data.draw(st.integers(1, 3), "stride") for _ in range(rank)]
+    dilations = [data.draw(st.integers(1, 2), "dilation") for _ in range(rank)]
+    extra = [data.draw(st.integers(0, stride - 1), "output padding") for stride in strides]
+    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    pads = [data.draw(st.integers(0, min(2, r)), "pad") for r in reach * 2]
+    spatial = [data.draw(st.integers(3, 9), "extent") for _ in range(rank)]
+    given = {"strides": strides, "dilations": dilations, "pads": pads, "output_padding": extra}
+    check(
+        (2, *spatial, channels), filters, kernel, op="ConvTranspose", target=target, known=known, group=group, **given
+    )
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_one_filter_per_group(group: int) -> None:
+    check((1, 7, 9, 6), group, (3, 3), group=group, pads=[1, 1, 1, 1])
+    check((1, 7, 9, 6), group, (2, 2), op="ConvTranspose", group=group, strides=[2, 2])
 
 
 @pytest.mark.parametrize("pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])

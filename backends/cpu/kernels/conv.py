@@ -20,7 +20,7 @@ from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
 from ....passes.regions import Lowered, Region
 from .calls import call
-from .convolution import Convolution, axes, find_convolution, inside_pixels, tap_rows
+from .convolution import Convolution, axes, find_convolution, find_phases, inside_pixels, tap_rows
 from .epilogue import Epilogue, finish_tile, through_memory
 from .gemm import TASKS_PER_THREAD
 from .operands import joined
@@ -41,11 +41,28 @@ def schedule(region: Region, target: Target) -> Lowered | None:
         return None
     if found.outputs is None:
         return through_memory(region, lambda alone: schedule(alone, target))
-    return joined(found.copies, _Conv(found.region, target, found, found.outputs).lowered())
+    return joined(found.copies, _Conv(target, found, found.outputs).lowered())
+
+
+def transposed(region: Region, target: Target) -> Lowered | None:
+    """The kernels of a channels-last transposed convolution with constant weights, one for each phase of its stride."""
+    phases = find_phases(region)
+    if phases is None:
+        return None
+    result: Lowered | None = phases[0].copies
+    for number, found in enumerate(phases):
+        if found.outputs is None:
+            return through_memory(region, lambda alone: transposed(alone, target))
+        if result is not None:
+            result = joined(result, _Conv(target, found, found.outputs, str(number)).lowered())
+    return result
 
 
 class _Conv:
-    def __init__(self, region: Region, target: Target, found: Convolution, outputs: Epilogue) -> None:
+    """The kernel of one convolution; `suffix` tells its constants from those of others of the same region."""
+
+    def __init__(self, target: Target, found: Convolution, outputs: Epilogue, suffix: str = "") -> None:
+        region = found.region
         self.region, self.target, self.found, self.outputs = region, target, found, outputs
         windows = found.windows
         self.kernel = tuple(_known(d) for d in windows.kernel)
@@ -54,8 +71,8 @@ class _Conv:
         rows = windows.output[1]
         self.tile = choose_tile(rows, found.filters, self.depth, found.dtype, target, height, whole=True)
         self.panels = Panels(self.tile, found.filters, self.depth)
-        self.packed = Buffer("packed", found.dtype, found.group * _known(self.panels.size))
-        self.zeros = Buffer("zeros", found.input.dtype, found.channels)
+        self.packed = Buffer(f"packed{suffix}", found.dtype, found.group * _known(self.panels.size))
+        self.zeros = Buffer(f"zeros{suffix}", found.input.dtype, found.channels)
         self.masked = target.has("avx512vl")
 
     def lowered(self) -> Lowered:
@@ -136,7 +153,7 @@ class _Conv:
         full = floordiv(width, size)
         if windows.padded[1]:
             first, last = inside_pixels(windows)
-            first_inside = dim_min(full, ceildiv(first, size))
+            first_inside = dim_min(full, dim_max(0, ceildiv(first, size)))
             last_inside = dim_max(first_inside, dim_min(full, floordiv(last + 1, size)))
         else:
             first_inside, last_inside = 0, full

@@ -37,7 +37,7 @@ USUAL_WIDTH = 56
 def schedule(region: Region, target: Target) -> Lowered | None:
     """The kernel of a channels-last convolution with one input and one output channel per group; None for others."""
     found = find_convolution(region)
-    if found is None or found.group == 1 or found.channels != 1 or found.filters != 1:
+    if found is None or found.channels != 1 or found.filters != 1:
         return None
     if found.outputs is None:
         return through_memory(region, lambda alone: schedule(alone, target))

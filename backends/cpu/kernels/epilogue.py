@@ -181,7 +181,8 @@ def finish_tile(
     sums, lanes = accumulators(tile, dtype), tile.lanes
     left = [valid(v) for v in range(tile.vectors)]
     known = all(item is None or isinstance(item, int) for item in left)
-    if known and (masked or not any(left)) and outputs.cost <= REPEATED:
+    along = all(outputs.column in s.free_symbols(result.offset) for result in outputs.results)
+    if along and known and (masked or not any(left)) and outputs.cost <= REPEATED:
         try:
             return _from_registers(outputs, tile, sums, dims, first, left, exists)
         except NotVectorizable:
