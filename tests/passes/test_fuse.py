@@ -18,7 +18,8 @@ def test_chain_with_broadcasting_is_one_kernel() -> None:
     check(
         "fuse",
         """
-        graph @g(%x: f32[batch, 8, h, w], %scale: f32[8, 1, 1], %y: f32[batch, 8, h, w]) -> (%out: f32[batch, 8, h, w]) {
+        graph @g(%x: f32[batch, 8, h, w], %scale: f32[8, 1, 1], %y: f32[batch, 8, h, w])
+        -> (%out: f32[batch, 8, h, w]) {
           %a = Mul(%x, %scale) : f32[batch, 8, h, w]   // from "scale"
           %b = Add(%a, %y) : f32[batch, 8, h, w]       // from "add"
           %c = Sigmoid(%b) : f32[batch, 8, h, w]
@@ -52,7 +53,8 @@ def test_layer_norm_spelt_out_is_one_kernel_with_its_residual() -> None:
     graph = check(
         "fuse",
         """
-        graph @g(%x: f32[b, s, 12], %r: f32[b, s, 12], %w: f32[12], %z: f32[12]) -> (%y: f32[b, s, 12], %a: f32[b, s, 12]) {
+        graph @g(%x: f32[b, s, 12], %r: f32[b, s, 12], %w: f32[12], %z: f32[12])
+        -> (%y: f32[b, s, 12], %a: f32[b, s, 12]) {
           %half = constant 0.5 : f32[]
           %eps = constant 1e-05 : f32[]
           %a = Add(%x, %r) : f32[b, s, 12]
