@@ -11,8 +11,9 @@ from pathlib import Path
 
 import onnxc
 import pytest
+from onnxc.ir.ops import REGISTRY
 from onnxc.tools import cli
-from onnxc.tools.operator_table import BEGIN, END, renewed
+from onnxc.tools.operator_table import BEGIN, END, missing, renewed, rows, version_line
 
 ROOT = Path(onnxc.__file__).parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -175,7 +176,13 @@ def test_code_that_is_shown_is_the_code() -> None:
 
 
 def test_the_table_of_operators_is_current() -> None:
-    assert renewed(TEXT) == TEXT, "the declarations have changed: run `make readme`"
+    table = TEXT.partition(BEGIN)[2].partition(END)[0]
+    assert set(REGISTRY) - {row.name for row in rows()} <= set(missing())
+    if version_line() in table:
+        assert renewed(TEXT) == TEXT, "the declarations have changed: run `make readme`"
+    else:  # another onnx has other operators and types: ours are there all the same
+        listed = set(re.findall(r"[\w.]+", table))
+        assert {row.name for row in rows() if row.name in REGISTRY} <= listed
     with pytest.raises(ValueError, match="lacks the lines"):
         renewed(TEXT.replace(END, ""))
     assert TEXT.index(BEGIN) < TEXT.index(END)

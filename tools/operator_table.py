@@ -145,13 +145,18 @@ def markdown(table: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def version_line() -> str:
+    """What the table depends on besides this project."""
+    return f"By the operators of onnx {onnx.__version__} (opset {onnx.defs.onnx_opset_version()}):"
+
+
 def renewed(text: str) -> str:
     """A document with the table between its marks made anew. Raises ValueError where it has no marks."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the document lacks the lines {BEGIN} and {END}")
-    return f"{before}{begin}\n\n{markdown(rows())}\n{end}{after}"
+    return f"{before}{begin}\n\n{version_line()}\n\n{markdown(rows())}\n{end}{after}"
 
 
 if __name__ == "__main__":
