@@ -164,7 +164,7 @@ class _Fusion:
         if len(self._inputs(group.members + other.members)) > self.max_inputs:
             return False
         shared = [value for value in node.operands if self.index.get(value) == producer]
-        if self._binds_inside(group.members + other.members):
+        if self._binds_inside(group.members + other.members, group.clones + other.clones):
             return False
         if any(value in node.operands for clone in group.clones for value in clone.outputs if value in shared):
             return False
@@ -235,13 +235,14 @@ class _Fusion:
         for member in group.members:
             self.group_of[member] = other
 
-    def _binds_inside(self, members: list[int]) -> bool:
+    def _binds_inside(self, members: list[int], clones: Iterable[Node] = ()) -> bool:
         """Whether a node decides a shape by a value that another member computes: it must be known before."""
-        computed = {value for m in members for value in self.nodes[m].outputs}
-        for m in members:
-            operator = REGISTRY[self.nodes[m].op]
-            for position in operator.static_positions(len(self.nodes[m].inputs)):
-                value = self.nodes[m].inputs[position]
+        nodes = [*(self.nodes[m] for m in members), *clones]
+        computed = {value for node in nodes for value in node.outputs}
+        for node in nodes:
+            operator = REGISTRY[node.op]
+            for position in operator.static_positions(len(node.inputs)):
+                value = node.inputs[position]
                 if value in computed and value is not None and value.name not in self.inference.values:
                     return True
         return False

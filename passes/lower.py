@@ -263,6 +263,8 @@ class Lowering:
                 value = reader.inputs[position]
                 if value is None or value.name in self.inference.values or value.name in self.arrays:
                     continue
+                if reader is not node and value.name not in self.places:
+                    continue  # Made inside the region: bound there.
                 for name, (source, element) in self.inference.bindings.items():
                     if source == value.name and name not in self._bound:
                         self._bound.add(name)
