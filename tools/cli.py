@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from .. import __version__
-from ..ir.errors import ModelError, OnnxcError, TargetError, UnsupportedError, VerifierError
+from ..ir.errors import ModelError, OnnxcError, TargetError, UnsupportedError, ValueNeeded, VerifierError
 
 BAD_USAGE, BAD_MODEL, UNSUPPORTED, BUG, INTERRUPTED = 2, 3, 4, 70, 130
 COMMANDS = ("run", "compile", "dump", "plan", "ops", "demo", "completion")
@@ -85,6 +85,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         text = " ".join(str(error).split())
         code = exit_code(error)
+        if isinstance(error, ValueNeeded):
+            text += "; --dim or --shape may settle it, and `onnxc run` compiles when it has seen the values"
         if code == BUG:
             text = f"internal error, {type(error).__name__}: {text} (ONNXC_DEBUG=1 shows where; please report it)"
         click.secho("error: ", fg="red", bold=True, nl=False, err=True)

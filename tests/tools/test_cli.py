@@ -188,6 +188,25 @@ def test_a_bug_is_told_from_a_mistake(onnxc_command: Command, small: Path, monke
         cli.run(["dump", str(small)])
 
 
+def test_a_model_that_needs_values_says_what_to_do(onnxc_command: Command, tmp_path: Path) -> None:
+    """An axis that is an input decides what code there is: `run` knows it, `plan` cannot."""
+    graph = helper.make_graph(
+        [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)],
+        "summed",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3]),
+            helper.make_tensor_value_info("axes", TensorProto.INT64, [1]),
+        ],
+        [helper.make_empty_tensor_value_info("y")],
+    )
+    path = tmp_path / "summed.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    outcome = onnxc_command("plan", path)
+    assert (outcome.code, "`onnxc run` compiles when it has seen the values" in outcome.err) == (4, True)
+    outcome = onnxc_command("run", path, "--input", "axes=1", "--input", "x=1,2,3,4,5,6", "--json")
+    assert json.loads(outcome.out)["outputs"]["y"]["first"] == [6, 15]
+
+
 def test_main_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as exit:
         cli.main(["ops", "magic"])
