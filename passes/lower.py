@@ -111,6 +111,8 @@ class Lowering:
     constants: dict[str, Callable[[], np.ndarray]] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     count: int = 0
+    _arguments: dict[str, Place] = field(default_factory=dict)
+    _anchor: tuple[Tensor | None, tuple[Tensor | None, ...]] = (None, ())
 
     def program(self, hints: Mapping[str, int]) -> Program:
         graph = self.graph
@@ -154,10 +156,11 @@ class Lowering:
         claimed: dict[str, Place] = {}
         own = {value.name for node in graph.nodes for value in node.outputs}
         for value, place in zip(graph.outputs, results, strict=True):
-            root, offset = value.name, 0
+            root = value.name
+            offset: Dim = 0
             while root in views:
                 root, step = views[root]
-                offset = offset + step  # type: ignore[operator]
+                offset = offset + step
             computed = root in own and root not in self.arrays
             sizes = {
                 v.name: product(v.shape) for node in graph.nodes for v in node.outputs if isinstance(v.type, TensorType)
@@ -351,7 +354,7 @@ class Lowering:
         inputs: list[Tensor] = []
         operands: dict[str, Tensor] = {}
         constants: dict[str, np.ndarray] = {}
-        self._arguments: dict[str, Place] = {}
+        self._arguments = {}
         inner = {value for item in body for value in item.outputs}
         static = self._static_only(body)
         for value in dict.fromkeys(v for item in body for v in item.operands):
