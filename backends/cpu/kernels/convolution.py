@@ -80,7 +80,8 @@ def find_phases(region: Region) -> list[Convolution] | None:
         str(given.get("auto_pad") or "NOTSET"),
         tuple(given.get("output_shape") or ()),  # type: ignore[arg-type]
     )
-    group = int(given.get("group", 1))  # type: ignore[call-overload]
+    group = given.get("group", 1)
+    assert isinstance(group, int)
     channels, filters = array.shape[0] // group, array.shape[1]
     array = array.reshape(group, channels, filters, *array.shape[2:]).swapaxes(1, 2)
     array = array.reshape(group * filters, channels, *array.shape[3:])
@@ -180,7 +181,8 @@ def _convolution(region: Region, node: Node, x: Tensor, windows: Windows, array:
         where = (image, at) if x.rank == 3 else (image, row, at)
         return {f"o{a}": d for a, d in enumerate(where)}
 
-    group = int(node.attributes.get("group", 1))  # type: ignore[call-overload]
+    group = node.attributes.get("group", 1)
+    assert isinstance(group, int)
     return Convolution(
         windows,
         x.shape[0],

@@ -249,10 +249,10 @@ def through_memory(region: Region, schedule: Callable[[Region], Lowered | None])
             return s.load(memory, flat_offset(node.indices, anchor.shape))
         return None
 
-    outputs = [
-        (buffer, replace(tensor, element=lambda i, t=tensor: s.Rewriter(leaf)(t.at(i)), buffer=None, _memo={}))
-        for buffer, tensor in region.outputs
-    ]
+    def over_memory(tensor: Tensor) -> Tensor:
+        return replace(tensor, element=lambda i: s.Rewriter(leaf)(tensor.at(i)), buffer=None, _memo={})
+
+    outputs = [(buffer, over_memory(tensor)) for buffer, tensor in region.outputs]
     after = call(region, region.name, build_nests(outputs), (memory,))
     return replace(lowered, calls=(*lowered.calls, after), workspaces=(*lowered.workspaces, memory))
 
