@@ -369,8 +369,11 @@ def floordiv(numerator: Dim, denominator: Dim) -> Dim:
         return numerator // denominator
     if denominator == 0:
         raise ZeroDivisionError(f"{numerator} divided by 0")
+    numerator, denominator = _cancelled(numerator, denominator)
     if denominator == 1:
         return numerator
+    if isinstance(numerator, int) and isinstance(denominator, int):
+        return numerator // denominator
     quotient, rest = _split_multiples(numerator, denominator)
     if rest == 0 or (known_le(0, rest) and known_le(rest + 1, denominator)):
         return quotient
@@ -390,6 +393,17 @@ def floordiv(numerator: Dim, denominator: Dim) -> Dim:
         if isinstance(inner, Quotient) and isinstance(inner.denominator, int):
             return quotient + floordiv(inner.numerator, inner.denominator * denominator)
     return quotient + _atom(Quotient(rest, denominator))
+
+
+def _cancelled(numerator: Dim, denominator: Dim) -> tuple[Dim, Dim]:
+    """Both without the positive factors that the denominator (one term) shares with every term of the numerator."""
+    if isinstance(numerator, Sum) and isinstance(denominator, Sum) and len(denominator.terms) == 1:
+        for atom in denominator.terms[0][0]:
+            if all(atom in monomial for monomial, _ in numerator.terms) and known_le(0, _atom(atom)):
+                upper, lower = divide_exactly(numerator, _atom(atom)), divide_exactly(denominator, _atom(atom))
+                assert upper is not None and lower is not None
+                return _cancelled(upper, lower)
+    return numerator, denominator
 
 
 def modulo(numerator: Dim, denominator: Dim) -> Dim:

@@ -24,8 +24,8 @@ SYMBOLIC_LIMIT = 64
 class Inference:
     """Walks a graph in order and holds what is known of each value.
 
-    `values` maps a value's name to the tuple of its elements (row-major) where they are known, `ranges` to bounds of
-    all elements; `assumptions` are pairs of dims taken for equal; `bindings` tell for each symbol that only the run
+    `values` maps a value's name to the tuple of its elements (row-major) where they are known, `partly` where only some
+    are (the others are None), `ranges` to bounds of all elements; `assumptions` are pairs of dims taken for equal; `bindings` tell for each symbol that only the run
     knows which element of which value it is.
     """
 
@@ -33,6 +33,7 @@ class Inference:
         """`mark` begins the names of the symbols that are made here."""
         self.mark = mark
         self.values: dict[str, tuple[SymbolicValue, ...]] = {}
+        self.partly: dict[str, tuple[SymbolicValue | None, ...]] = {}
         self.arrays: dict[str, np.ndarray] = {}
         self.ranges: dict[str, tuple[int | None, Dim | None]] = {}
         self.assumptions: list[tuple[Dim, Dim]] = []
@@ -172,8 +173,11 @@ class Inference:
         count = math.prod(d for d in value.shape if isinstance(d, int)) if value.tensor.static else None
         if count is None or count > SYMBOLIC_LIMIT or not value.dtype.is_integer:
             raise ValueNeeded(f"%{value.name} decides a shape but is known only at run time, as {value.type}")
-        elements: list[Dim] = []
-        for element in range(count):
+        elements: list[SymbolicValue] = []
+        for element, part in enumerate(self.partly.get(value.name, (None,) * count)):
+            if part is not None:
+                elements.append(part)
+                continue
             name = f"{self.mark}{identifier(value.name)}_{element}"
             self.bindings[name] = (value.name, element)
             elements.append(symbol(name, None))
@@ -185,31 +189,31 @@ class Inference:
         size = tensor.size
         if not isinstance(size, int) or size > SYMBOLIC_LIMIT or (tensor.sources and not self._sources_known(tensor)):
             return
-        elements: list[SymbolicValue] = []
         with collecting_assumptions() as assumed:
-            for flat in range(size):
-                value = evaluate_scalar(tensor.at(unflatten(flat, tensor.shape)), self._lookup)
-                if value is None:
-                    return
-                elements.append(value)
+            elements = [evaluate_scalar(tensor.at(unflatten(flat, tensor.shape)), self._lookup) for flat in range(size)]
+        known = tuple(element for element in elements if element is not None)
+        if len(known) == size:
+            self.values[name] = known
+        elif known:
+            self.partly[name] = tuple(elements)
         self._assume(assumed)
-        self.values[name] = tuple(elements)
 
     def _assume(self, pairs: Sequence[tuple[Dim, Dim]]) -> None:
         self.assumptions += [pair for pair in pairs if pair not in self.assumptions]
 
     def _sources_known(self, tensor: Tensor) -> bool:
-        """A cheap test that spares building elements of data tensors: some source is known or small."""
-        return all(
+        """A cheap test that spares building elements of data tensors: the sources, or some of integers, are known."""
+        enough = any if tensor.dtype.is_integer else all
+        return enough(
             self._sources_known(source) if source.buffer is None else self._is_known(source.buffer.name)
             for source in tensor.sources
         )
 
     def _is_known(self, name: str) -> bool:
-        return name in self.values or name in self.arrays
+        return name in self.values or name in self.partly or name in self.arrays
 
     def _lookup(self, name: str, offset: int) -> SymbolicValue | None:
-        known = self.values.get(name)
+        known = self.values.get(name) or self.partly.get(name)
         if known is not None:
             return known[offset] if 0 <= offset < len(known) else None
         array = self.arrays.get(name)

@@ -192,11 +192,20 @@ def _binary(op: str, a: SymbolicValue, b: SymbolicValue, is_float: bool) -> Symb
         return _truncated(p, r) if isinstance(r, int) or known_le(0, r) else None
     if op == "rem" and not is_float and known_le(0, p) and known_le(0, r) and r != 0:
         return p - r * floordiv(p, r)
+    if op == "pow" and is_float and isinstance(p, int) and isinstance(r, int) and p >= 0:
+        return _power(p / q, r / t)
     if op in ("min", "max") and q == t:
         return _value((dim_min if op == "min" else dim_max)(p, r), q, is_float)
     if op in s.COMPARISONS:
         return _compare(op, p * t, r * q)
     return None
+
+
+def _power(base: float, exponent: float) -> float | None:
+    try:
+        return float(base**exponent)
+    except (OverflowError, ZeroDivisionError):
+        return None
 
 
 def _truncated(p: Dim, r: Dim) -> Dim:

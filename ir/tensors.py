@@ -15,7 +15,7 @@ from functools import wraps
 from typing import TypeAlias, Union
 
 from . import scalars
-from .dims import Dim, Symbol, known_le, product, symbol
+from .dims import Dim, Symbol, dim_min, known_le, product, symbol
 from .dtypes import BOOL, I64, DType
 from .errors import ShapeError
 from .scalars import Buffer, Const, Reduce, Scalar, free_symbols
@@ -234,6 +234,11 @@ def broadcast_dim(a: Dim, b: Dim, what: str = "broadcast") -> Dim:
         return a
     if a == 1:
         return b
+    # The last element of an axis, min(1, extent), is stretched along it; both may be empty.
+    for small, large in ((a, b), (b, a)):
+        if known_le(small, 1) and not known_le(large, 1):
+            assume_equal(small, dim_min(1, large), what)
+            return large
     return assume_equal(a, b, what)
 
 
@@ -252,7 +257,7 @@ def broadcast_shapes(*shapes: Sequence[Dim]) -> tuple[Dim, ...]:
 def broadcast_index(indices: Indices, shape: Sequence[Dim], x: Tensor) -> Indices:
     """Where in `x` the element lies that broadcasting to `shape` puts at `indices`."""
     skip = len(shape) - x.rank
-    return tuple(0 if own == 1 else i for i, own in zip(indices[skip:], x.shape, strict=True))
+    return tuple(0 if known_le(own, 1) else i for i, own in zip(indices[skip:], x.shape, strict=True))
 
 
 def elementwise(function: Callable[..., Scalar], *operands: TensorLike) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..ir.dims import Dim, Sum, Symbol, as_symbol, substitute, symbol, symbols
+from ..ir.dims import Dim, Sum, Symbol, as_symbol, known_le, substitute, symbol, symbols
 from ..ir.dtypes import of_numpy
 from ..ir.graph import (
     Attribute,
@@ -22,7 +22,7 @@ from ..ir.graph import (
     constant_node,
     substitute_type,
 )  # fmt: skip
-from ..ir.infer import SYMBOLIC_LIMIT, Inference
+from ..ir.infer import SYMBOLIC_LIMIT, Inference, known_dims
 from ..ir.ops import REGISTRY
 from ..ir.ops.declare import identifier
 
@@ -123,10 +123,17 @@ class Rewriter:
         elif node.op in REGISTRY and any(is_small(value) for value in node.outputs):
             names = [value.name for value in node.outputs]
             self.inference.outputs(node.op, node.inputs, node.attributes, node.regions, names, node.origin)
+        for value in node.outputs:
+            # Sizes that were known as elements of this value, when its content was not (see Inference.static).
+            for element, dim in enumerate(known_dims(self.inference.values.get(value.name)) or ()):
+                name = f"{identifier(value.name)}_{element}"
+                if as_symbol(dim) != Symbol(name) and known_le(0, dim):
+                    self.sizes[name] = dim
 
     def _forget(self, value: Value) -> None:
         """Two regions may give one name to different values."""
-        for known in (self.inference.values, self.inference.arrays, self.inference.ranges):
+        found = self.inference
+        for known in (found.values, found.partly, found.arrays, found.ranges):
             known.pop(value.name, None)
 
     # What a visit may do.

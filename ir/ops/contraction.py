@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Sequence
 
-from ..dims import Dim, ceildiv, dim_max, floordiv, modulo
+from ..dims import Dim, ceildiv, dim_max, floordiv, known_le, modulo
 from ..dtypes import DType
 from ..errors import ShapeError
 from ..functions import cast, where
@@ -58,7 +58,7 @@ def matrix_product(a: Tensor, b: Tensor, read: Callable[[Scalar, Scalar], Scalar
 def batch_index(outer: Indices, x: Tensor) -> Indices:
     """The batch index of `x`, its last two axes left out, for a batch index of the result."""
     own = x.shape[:-2]
-    return tuple(0 if extent == 1 else i for i, extent in zip(outer[len(outer) - len(own) :], own, strict=True))
+    return tuple(0 if known_le(extent, 1) else i for i, extent in zip(outer[len(outer) - len(own) :], own, strict=True))
 
 
 def widened_product(dtype: DType) -> Callable[[Scalar, Scalar], Scalar]:

@@ -134,6 +134,8 @@ def test_quotients_simplify() -> None:
     assert floordiv(J, M) == 0
     with pytest.raises(ZeroDivisionError):
         floordiv(N, 0)
+    assert floordiv(N * M * 3, N * 12) == floordiv(M, 4)
+    assert floordiv(N * M, N * M) == 1
 
 
 def test_extrema_simplify() -> None:
