@@ -8,7 +8,7 @@ from ...ir.errors import UnsupportedError
 from ...ir.target import Target
 from ...passes.lower import generic
 from ...passes.regions import Lowered, Region, Schedule
-from .kernels import conv, depthwise, detection, determinant, gemm, recurrent, scan, scatter, selection
+from .kernels import conv, depthwise, detection, determinant, fourier, gemm, recurrent, scan, scatter, selection
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),
@@ -24,6 +24,8 @@ SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     "Compress": (selection.compress,),
     "Unique": (selection.unique,),
     "NonMaxSuppression": (detection.non_max_suppression,),
+    "DFT": (fourier.dft,),
+    "STFT": (fourier.stft,),
     "Det": (determinant.schedule,),
 }
 """For an anchor's operator: the schedules to try in order, before the generic loop nest."""

@@ -44,7 +44,7 @@ def transform(x: Tensor, axis: int, length: Dim, inverse: bool, onesided: bool) 
         cosine, sine = _wave(i[axis] * r[0], length, x.dtype)
         source = replaced(i, {axis: r[0]})
         real = x.at((*source[:-1], 0))
-        imaginary = x.at((*source[:-1], 1)) if x.shape[-1] != 1 else const(0, x.dtype)
+        imaginary = imaginary_part(x, source[:-1])
         value = real * cosine - imaginary * sine * sign
         if inverse and onesided:
             # Every frequency but the first and, of an even number, the middle one stands for its mirror image too.
@@ -56,7 +56,14 @@ def transform(x: Tensor, axis: int, length: Dim, inverse: bool, onesided: bool) 
     return divided(total, length) if inverse else total
 
 
-@declare.op("DFT", static=("dft_length", "axis"))
+def imaginary_part(x: Tensor, position: Indices) -> Scalar:
+    """The imaginary part of a number, 0 where `x` [..., 1 or 2] holds real parts alone."""
+    if x.shape[-1] == 1:
+        return const(0, x.dtype)
+    return where(index(1) < index(x.shape[-1]), x.at((*position, 1)), const(0, x.dtype))
+
+
+@declare.op("DFT", static=("dft_length", "axis"), alone=True)
 def dft(
     x: Tensor,
     dft_length: Static | None = None,
@@ -67,11 +74,17 @@ def dft(
 ) -> Tensor:
     """The transform along an axis (by default the one before the parts) of x [..., 1 or 2]."""
     along = normalize_axis(-2 if axis is None else axis[0], x.rank)
-    default = 2 * (x.shape[along] - 1) if inverse and onesided else x.shape[along]
-    return transform(x, along, default if dft_length is None else dft_length[0], bool(inverse), bool(onesided))
+    length = points(x, along, dft_length, bool(inverse and onesided))
+    return transform(x, along, length, bool(inverse), bool(onesided))
 
 
-@declare.op("STFT", static=("frame_step", "frame_length"))
+def points(x: Tensor, axis: int, given: Static | None, from_half: bool) -> Dim:
+    """The length of a transform where it may be given; that of `from_half` of a spectrum is nearly twice the extent."""
+    default = 2 * (x.shape[axis] - 1) if from_half else x.shape[axis]
+    return default if given is None else given[0]
+
+
+@declare.op("STFT", static=("frame_step", "frame_length"), alone=True)
 def stft(
     signal: Tensor,
     frame_step: Static,
@@ -81,6 +94,12 @@ def stft(
     onesided: int = 1,
 ) -> Tensor:
     """Transforms of the windowed frames of signal [batch, length, 1 or 2]: [batch, frames, frequencies, 2]."""
+    x = frames(signal, frame_step, window, frame_length)
+    return transform(x, 2, x.shape[2], False, bool(onesided))
+
+
+def frames(signal: Tensor, frame_step: Static, window: Tensor | None, frame_length: Static | None) -> Tensor:
+    """The windowed frames of a signal: [batch, frames, length of a frame, 1 or 2]."""
     if window is None and frame_length is None:
         raise UnsupportedError("neither a window nor the length of a frame is given")
     length: Dim = window.shape[0] if frame_length is None and window is not None else frame_length[0]  # type: ignore[index]
@@ -94,8 +113,7 @@ def stft(
         return value if window is None else value * window.at((t,))
 
     shape = (signal.shape[0], count, length, signal.shape[2])
-    frames = compute(shape, signal.dtype, element, signal, *([] if window is None else [window]))
-    return transform(frames, 2, length, False, bool(onesided))
+    return compute(shape, signal.dtype, element, signal, *([] if window is None else [window]))
 
 
 _MEL_OPERANDS = ("num_mel_bins", "dft_length", "sample_rate", "lower_edge_hertz", "upper_edge_hertz")
