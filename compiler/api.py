@@ -17,13 +17,13 @@ def compile(
     *,
     target: str | Target | None = None,
     dims: Mapping[str, int] | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int | None]] | None = None,
     threads: int | None = None,
     precision: str = "f32",
 ) -> Executable | SpecializingExecutable:
     """Compiles a model: a path, the bytes of one, or a ModelProto.
 
-    `dims` ({"batch": 1}) and `shapes` ({"x": (1, 3, 224, 224)}) specialise symbolic dims; without them one compile
+    `dims` ({"batch": 1}) and `shapes` ({"x": (1, 3, None, None)}) specialise symbolic dims; without them one compile
     serves every size. `threads` limits the threads of a call (default: all this process may use). Raises ModelError,
     UnsupportedError, ShapeError or TargetError.
     """

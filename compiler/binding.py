@@ -34,9 +34,9 @@ class Port:
 
 
 def bind_symbols(
-    inputs: Sequence[Value], shapes: Sequence[Sequence[int]], assumptions: Sequence[tuple[Dim, Dim]] = ()
+    inputs: Sequence[Value], shapes: Sequence[Sequence[int | None]], assumptions: Sequence[tuple[Dim, Dim]] = ()
 ) -> dict[str, int]:
-    """The symbols' values that make the declared shapes the given ones.
+    """The symbols' values that make the declared shapes the given ones, but for sizes that are None.
 
     Raises ShapeError naming the input, the axis and, where two inputs disagree, the other input too.
     """
@@ -50,6 +50,8 @@ def bind_symbols(
             )
         for axis, (dim, size) in enumerate(zip(value.shape, shape, strict=True)):
             name = as_symbol(dim)
+            if size is None:
+                continue
             if name is not None and name.name not in bound:
                 bound[name.name] = size
                 source[name.name] = f"axis {axis} of input {value.name!r}"

@@ -198,12 +198,15 @@ def input_types(
     inputs: Iterable[onnx.ValueInfoProto],
     symbols_of: Symbols,
     dims: Mapping[str, int] | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int | None]] | None = None,
+    smallest: int = 0,
 ) -> dict[str, Type]:
     """The types of a graph's inputs, specialised by `dims` (symbol or dim_param -> number) and `shapes` (by input).
 
-    A dimension without a name, or of size -1 as Paddle writes it, becomes the symbol <input>_<axis>. Raises ShapeError
-    where `dims`, `shapes` and the model contradict each other or name what is not there, ModelError for smaller ones.
+    None in a shape leaves that axis as the model has it; axes that stay symbols of their own are taken to be `smallest`
+    or larger. A dimension without a name, or of size -1 as Paddle writes it, becomes the symbol <input>_<axis>.
+    Raises ShapeError where `dims`, `shapes` and the model contradict each other or name what is not there, ModelError
+    for smaller ones.
     """
     declared = list(inputs)
     shapes = dict(shapes or {})
@@ -227,6 +230,7 @@ def input_types(
         (dim, _number(number, f'shapes["{name}"]'), f'axis {axis} of "{name}"', f'shapes["{name}"]')
         for name, shape in shapes.items()
         for axis, (dim, number) in enumerate(zip(_shape(name, types[name], shape), shape, strict=True))
+        if number is not None
     ]
     # Plain symbols first: what they bind may leave one unknown in an expression.
     pending = sorted(equations, key=lambda equation: as_symbol(equation[0]) is None)
@@ -235,7 +239,10 @@ def input_types(
         if len(later) == len(pending):
             raise ShapeError(f"{later[0][2]} is {later[0][0]}: give dims= for its symbols, as shapes= leaves them open")
         pending = later
-    return {name: substitute_type(type, bindings.dims) for name, type in types.items()}
+    tensors = [type for type in types.values() if isinstance(type, TensorType)]
+    plain = {item.name for type in tensors for dim in type.shape if (item := as_symbol(dim)) is not None}
+    values = {**{name: symbol(name, smallest) for name in plain if smallest}, **bindings.dims}
+    return {name: substitute_type(type, values) for name, type in types.items()}
 
 
 def _dim_params(type: onnx.TypeProto) -> list[str]:
@@ -246,7 +253,7 @@ def _dim_params(type: onnx.TypeProto) -> list[str]:
 
 
 def _declared_type(
-    value: onnx.ValueInfoProto, symbols_of: Symbols, known: frozenset[str], shape: Sequence[int] | None
+    value: onnx.ValueInfoProto, symbols_of: Symbols, known: frozenset[str], shape: Sequence[int | None] | None
 ) -> Type:
     def dim(declared: onnx.TensorShapeProto.Dimension, axis: int) -> Dim:
         size = declared.dim_value
@@ -275,7 +282,7 @@ def _number(number: object, source: str) -> int:
     return value
 
 
-def _shape(name: str, type: Type, shape: Sequence[int]) -> tuple[Dim, ...]:
+def _shape(name: str, type: Type, shape: Sequence[int | None]) -> tuple[Dim, ...]:
     if not isinstance(type, TensorType) or type.rank != len(shape):
         raise ShapeError(f'shapes gives "{name}" the shape {tuple(shape)}, but it is a {type}')
     return type.shape

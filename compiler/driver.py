@@ -37,16 +37,18 @@ PRECISIONS = ("f32",)
 class Options:
     """How to compile: the target's name, sizes that specialise, threads, precision, and the pipeline of passes.
 
+    `shapes` may leave axes open by None; those that stay symbols of their own are taken to be `smallest` or larger.
     `progress(what, done, total)` and `after(pass, graph, seconds)` are told how compiling goes on.
     """
 
     target: str | Target | None = None
     dims: Mapping[str, int] | None = None
-    shapes: Mapping[str, Sequence[int]] | None = None
+    shapes: Mapping[str, Sequence[int | None]] | None = None
     threads: int | None = None
     precision: str = "f32"
     pipeline: str = DEFAULT_PIPELINE
     folder: str | None = None
+    smallest: int = 0
     progress: Callable[[str, int, int], None] | None = field(default=None, compare=False)
     after: Callable[[Pass, Graph, float], None] | None = field(default=None, compare=False)
 
@@ -59,7 +61,9 @@ def imported(model: Model, options: Options) -> Graph:
     """The graph before any pass, of the sizes that the options give."""
     if isinstance(model, Graph):
         return specialised(model, options.dims or {}, options.shapes or {})
-    return import_model(model, dims=options.dims, shapes=options.shapes, folder=options.folder)
+    return import_model(
+        model, dims=options.dims, shapes=options.shapes, folder=options.folder, smallest=options.smallest
+    )
 
 
 def graph_of(model: Model, options: Options) -> Graph:
@@ -116,6 +120,7 @@ def compile_model(model: Model, options: Options) -> Executable | SpecializingEx
             target.features,
             sorted((options.dims or {}).items()),
             sorted((options.shapes or {}).items()),
+            options.smallest,
         )
         watched = options.after is not None or options.folder is not None
         cached = (*settings, options.precision, options.pipeline)
@@ -131,11 +136,13 @@ def compile_model(model: Model, options: Options) -> Executable | SpecializingEx
             raise
         proto, folder = load_proto(model)
         within = replace(options, folder=folder)
-        return SpecializingExecutable(
-            proto,
-            lambda known, shapes: executable(known, replace(within, shapes={**(within.shapes or {}), **shapes})),
-            str(error),
-        )
+
+        def compile_values(
+            known: onnx.ModelProto, shapes: Mapping[str, Sequence[int | None]], smallest: int
+        ) -> Executable:
+            return executable(known, replace(within, shapes={**(within.shapes or {}), **shapes}, smallest=smallest))
+
+        return SpecializingExecutable(proto, compile_values, str(error))
 
 
 def compiled_model(model: Model, options: Options) -> Compiled:

@@ -57,8 +57,11 @@ def _constants(text: str, weights: str | os.PathLike[str]) -> Mapping[str, Const
     return (run_pipeline(graph, parse_pipeline(after[1])) if after else graph).constants
 
 
-def specialised(graph: Graph, dims: Mapping[str, int], shapes: Mapping[str, Sequence[int]]) -> Graph:
-    """The graph with symbols of its inputs as numbers. Raises ShapeError for names that it does not have."""
+def specialised(graph: Graph, dims: Mapping[str, int], shapes: Mapping[str, Sequence[int | None]]) -> Graph:
+    """The graph with symbols of its inputs as numbers; None in a shape leaves an axis as it is.
+
+    Raises ShapeError for names that it does not have.
+    """
     known = {symbol.name for symbol in graph.symbols()}
     if not set(dims) <= known:
         raise ShapeError(

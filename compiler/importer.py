@@ -112,13 +112,15 @@ class Importer:
         self._arrays: dict[str, np.ndarray] = {}
         self._nodes: list[Node] = []
 
-    def graph(self, dims: Mapping[str, int] | None, shapes: Mapping[str, Sequence[int]] | None) -> Graph:
+    def graph(
+        self, dims: Mapping[str, int] | None, shapes: Mapping[str, Sequence[int | None]] | None, smallest: int = 0
+    ) -> Graph:
         """The model's graph, its inputs specialised as `input_types` tells."""
         proto = self._model.graph
         constants = {tensor.name for tensor in proto.initializer} | {t.values.name for t in proto.sparse_initializer}
         # An initializer that is an input too is a default value; it is taken as the constant of IR version 3.
         inputs = [value for value in proto.input if value.name not in constants]
-        types = input_types(inputs, self._symbols, dims, shapes)
+        types = input_types(inputs, self._symbols, dims, shapes, smallest)
         _refuse_twins([value.name for value in inputs], "inputs")
         _refuse_twins([value.name for value in proto.output], "outputs")
         scope = Scope(opsets_of(self._model), frozenset(), declared=_declared(proto))
@@ -508,12 +510,14 @@ def import_model(
     model: str | os.PathLike[str] | bytes | ModelProto,
     *,
     dims: Mapping[str, int] | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int | None]] | None = None,
     folder: str | os.PathLike[str] | None = None,
+    smallest: int = 0,
 ) -> Graph:
     """The graph of an ONNX model, given as a path, as the file's bytes, or parsed.
 
-    `dims` gives numbers to symbolic dimensions by name, `shapes` whole shapes to inputs; `folder` holds external data
+    `dims` gives numbers to symbolic dimensions by name, `shapes` shapes to inputs (None leaves an axis as it is), and
+    the axes that stay symbols of their own are taken to be `smallest` or larger; `folder` holds external data
     where it does not lie beside the model. The graph's constants are views of the file: they are read-only, may be
     unaligned, and may be mapped into memory (so the file must not change while the graph is in use).
 
@@ -523,7 +527,7 @@ def import_model(
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else "the model"
     try:
         proto, weights = load_model(model, folder)
-        return Importer(proto, weights, Inference(), REGISTRY).graph(dims, shapes)
+        return Importer(proto, weights, Inference(), REGISTRY).graph(dims, shapes, smallest)
     except OnnxcError as error:
         raise type(error)(f"{name}: {error}") from error
     except RecursionError as error:

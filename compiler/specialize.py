@@ -25,12 +25,16 @@ from .binding import Port
 from .compiled import Compiled, MemoryPlan
 from .executable import Executable
 
-CompileValues: TypeAlias = Callable[[onnx.ModelProto, Mapping[str, Sequence[int]]], Executable]
+Shape: TypeAlias = tuple[int | None, ...]
+CompileValues: TypeAlias = Callable[[onnx.ModelProto, Mapping[str, Shape], int], Executable]
+"""Compiles a model with some sizes fixed, those left open being of some smallest size or more."""
 
 KEPT = 16
 """Compiled forms that are kept."""
 LARGEST = 64
 """Elements above which an input is data and never a constant of the code."""
+STRETCHED = 2
+"""The smallest size of an axis that is not squeezed or broadcast."""
 
 
 class SpecializingExecutable:
@@ -39,10 +43,10 @@ class SpecializingExecutable:
     def __init__(self, model: onnx.ModelProto, compile_values: CompileValues, reason: str) -> None:
         self._model = model
         self._compile = compile_values
-        self._by_shape = False
         initial = {tensor.name for tensor in model.graph.initializer}
         self._values = [value for value in model.graph.input if value.name not in initial]
-        self.parameters = tuple(value.name for value in self._values if _is_small(value))
+        self._small = tuple(value.name for value in self._values if _is_small(value))
+        self._level = 0
         self._reason = reason
         self._known: OrderedDict[tuple[bytes, ...], Executable] = OrderedDict()
         self._lock = threading.Lock()
@@ -50,10 +54,15 @@ class SpecializingExecutable:
     @property
     def compiled(self) -> Compiled:
         """Raises UnsupportedError: there is no code that serves all runs, to be saved or shown."""
-        values = ", ".join(self.parameters) or "sizes of inputs"
+        values = ", ".join(self._small) or "sizes of inputs"
         raise UnsupportedError(
             f"no one code serves all runs of this model: it is compiled anew for {values} ({self._reason})"
         )
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The inputs whose values the code depends on, as far as is known yet."""
+        return self._small if _LEVELS[self._level][0] else ()
 
     @property
     def plan(self) -> MemoryPlan:
@@ -82,34 +91,43 @@ class SpecializingExecutable:
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The outputs by name, for inputs by name; compiles where these parameter values are new."""
-        return self.specialized(inputs).run({k: v for k, v in inputs.items() if k not in self.parameters})
+        executable = self.specialized(inputs)
+        taken = {port.name for port in executable.inputs}
+        return executable.run({k: v for k, v in inputs.items() if k in taken or k not in self._small})
 
     def specialized(self, inputs: Mapping[str, Any]) -> Executable:
         """The executable for the values that the parameters have in `inputs`. ShapeError where one is missing."""
-        missing = [name for name in self.parameters if name not in inputs]
+        missing = [name for name in self._small if name not in inputs]
         if missing:
             raise ShapeError(f"inputs do not fit (missing: {', '.join(missing)})")
-        arrays = {name: np.asarray(inputs[name]) for name in self.parameters}
-        others = {v.name: np.shape(inputs[v.name]) for v in self._values if v.name in inputs and v.name not in arrays}
-        key = tuple(f"{a.dtype}{a.shape}".encode() + a.tobytes() for a in arrays.values())
+        arrays = {value.name: np.asarray(inputs[value.name]) for value in self._values if value.name in inputs}
         with self._lock:
-            found = self._known.get((*key, repr(others).encode() if self._by_shape else b""))
+            found = self._known.get(self._key(arrays))
             if found is None:
-                found = self._compiled(arrays, others)
-                self._known[(*key, repr(others).encode() if self._by_shape else b"")] = found
+                found = self._compiled(arrays)
+                self._known[self._key(arrays)] = found
                 while len(self._known) > KEPT:
                     self._known.popitem(last=False)
         return found
 
-    def _compiled(self, arrays: Mapping[str, np.ndarray], others: Mapping[str, tuple[int, ...]]) -> Executable:
-        model = self._with_constants(arrays)
-        if not self._by_shape and arrays:
+    def _key(self, arrays: Mapping[str, np.ndarray]) -> tuple[bytes, ...]:
+        _, fixed = _LEVELS[self._level]
+        values = [f"{a.dtype}{a.shape}".encode() + a.tobytes() for n, a in arrays.items() if n in self.parameters]
+        return (*values, repr([fixed(a.shape) for n, a in arrays.items() if n not in self.parameters]).encode())
+
+    def _compiled(self, arrays: Mapping[str, np.ndarray]) -> Executable:
+        """Compiled with as few values and sizes fixed as will do; remembers which those are."""
+        while True:
+            _, fixed = _LEVELS[self._level]
+            values = {name: arrays[name] for name in self.parameters}
+            sizes = {name: fixed(array.shape) for name, array in arrays.items() if name not in values}
+            shapes = {name: shape for name, shape in sizes.items() if set(shape) - {None}}
             try:
-                return self._compile(model, {})
+                return self._compile(self._with_constants(values), shapes, STRETCHED if fixed is _ones else 0)
             except ValueNeeded:
-                pass
-        self._by_shape = True
-        return self._compile(model, others)
+                if self._level + 1 == len(_LEVELS):
+                    raise
+                self._level += 1
 
     def _with_constants(self, arrays: Mapping[str, np.ndarray]) -> onnx.ModelProto:
         if not arrays:
@@ -118,6 +136,22 @@ class SpecializingExecutable:
         model.CopyFrom(self._model)
         model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
         return model
+
+
+def _none(shape: Shape) -> Shape:
+    return (None,) * len(shape)
+
+
+def _ones(shape: Shape) -> Shape:
+    return tuple(size if size is not None and size < STRETCHED else None for size in shape)
+
+
+def _all(shape: Shape) -> Shape:
+    return shape
+
+
+_LEVELS: Sequence[tuple[bool, Callable[[Shape], Shape]]] = ((False, _ones), (True, _none), (True, _ones), (True, _all))
+"""Whether values are constants, and which sizes are fixed: in this order until the model can be compiled."""
 
 
 def _is_small(value: onnx.ValueInfoProto) -> bool:

@@ -25,8 +25,8 @@ class Inference:
     """Walks a graph in order and holds what is known of each value.
 
     `values` maps a value's name to the tuple of its elements (row-major) where they are known, `partly` where only some
-    are (the others are None), `ranges` to bounds of all elements; `assumptions` are pairs of dims taken for equal; `bindings` tell for each symbol that only the run
-    knows which element of which value it is.
+    are (the others are None), `ranges` to bounds of all elements; `assumptions` are pairs of dims taken for equal;
+    `bindings` tell for each symbol that only the run knows which element of which value it is.
     """
 
     def __init__(self, mark: str = "") -> None:

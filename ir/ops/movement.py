@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from ..dims import Dim, ceildiv, dim_max, dim_min, divide_exactly, floordiv, known_le, modulo, product
-from ..errors import ShapeError, UnsupportedError
+from ..errors import ShapeError, UnsupportedError, ValueNeeded
 from ..functions import where
 from ..scalars import Scalar, binary, const, index
 from ..tensors import (
@@ -61,8 +61,11 @@ def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
 
 @declare.op("Squeeze", static=("axes",), movement=True)
 def squeeze(x: Tensor, axes: Static | None = None) -> Tensor:
-    """Without the given axes of extent 1; without all that surely are 1 where none are given."""
+    """Without the given axes of extent 1; without all that are 1 where none are given."""
     if axes is None:
+        for extent in x.shape:
+            if not isinstance(extent, int) and not known_le(2, extent):
+                raise ValueNeeded(f"whether {extent} is 1, and the axis to be dropped, is known only at run time")
         return reshaped(x, [extent for extent in x.shape if extent != 1])
     dropped = normalize_axes(axes, x.rank)
     for axis in dropped:
