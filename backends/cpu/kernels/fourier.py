@@ -165,8 +165,8 @@ class _Transform:
                 image = part(self.length - t, number)
                 value = s.select(s.index(t) < s.index(half), value, -image if number else image)
             stores.append(Store(self.work, self._at(0, number, t * self.together + symbol("beside")), value))
-        number = dim_min(self._group * self.together + symbol("beside", 0, self.together - 1), self.lines - 1)
-        inner = (Let("line", s.index(number)), For("t", self.length, tuple(stores), "vector"))
+        line_number = dim_min(self._group * self.together + symbol("beside", 0, self.together - 1), self.lines - 1)
+        inner = (Let("line", s.index(line_number)), For("t", self.length, tuple(stores), "vector"))
         yield For("beside", self.together, inner)
 
     def _results(self, half: int) -> Iterator[Statement]:

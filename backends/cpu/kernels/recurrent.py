@@ -2,12 +2,12 @@
 
 The products with the inputs are one matrix product over all steps. Then one kernel walks the steps: a block of hidden
 units, as wide as a vector, multiplies its slice of the recurrent weights (packed so that a block's gates lie together)
-with a few rows of the state, applies the gates and stores the new state. Gates are named as in ONNX's documentation.
+with a few rows of the state, applies the gates and stores the new state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,8 +17,7 @@ from ....ir import functions as f
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_max, dim_min, product, symbol
-from ....ir.dtypes import F32, I64
-from ....ir.errors import ModelError
+from ....ir.dtypes import I64
 from ....ir.graph import Node
 from ....ir.loops import Define, For, If, Let, Statement, Store
 from ....ir.ops import REGISTRY
@@ -29,48 +28,13 @@ from ....passes.lower import generic
 from ....passes.nests import build_nests
 from ....passes.regions import Lowered, Region, anchor_tensor
 from . import gemm
-from .calls import attribute, call, operand, present
+from .calls import call
+from .recurrent_cells import Cells, Unit
 
 # Accumulators in flight that hide the latency of a multiply-add.
 ACCUMULATORS = 8
 # Multiply-adds per step from which the hidden units of one row are worth sharing among threads.
 SHARED_STEP = 1 << 18
-
-Activation = Callable[[Scalar], Scalar]
-# Per activation: the function of (x, alpha, beta), and the defaults of alpha and beta where it has them.
-_ACTIVATIONS: Mapping[str, tuple[Callable[[Scalar, float, float], Scalar], float | None, float | None]] = {
-    "relu": (lambda x, a, b: f.maximum(x, 0), None, None),
-    "tanh": (lambda x, a, b: f.tanh(x), None, None),
-    "sigmoid": (lambda x, a, b: f.logistic(x), None, None),
-    "affine": (lambda x, a, b: x * a + b, 1.0, 0.0),
-    "leakyrelu": (lambda x, a, b: f.where(x < 0, x * a, x), 0.01, None),
-    "thresholdedrelu": (lambda x, a, b: f.where(x > a, x, 0), 1.0, None),
-    "scaledtanh": (lambda x, a, b: f.tanh(x * b) * a, 1.0, 1.0),
-    "hardsigmoid": (lambda x, a, b: f.minimum(f.maximum(x * a + b, 0), 1), 0.2, 0.5),
-    "elu": (lambda x, a, b: f.where(x < 0, (f.exp(x) - 1) * a, x), 1.0, None),
-    "softsign": (lambda x, a, b: x / (f.absolute(x) + 1), None, None),
-    "softplus": (lambda x, a, b: f.maximum(x, 0) + f.log1p(f.exp(-f.absolute(x))), None, None),
-}
-_DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """Where a finished sum belongs: `row` of the batch, hidden unit, step (of the walk) and time (of the sequence).
-
-    `active` tells whether the row's sequence has not ended, None where all have one length.
-    """
-
-    direction: Dim
-    row: Dim
-    unit: Dim
-    step: Dim
-    time: Dim
-    active: Scalar | None
-    tag: str
-
-    def where_active(self, yes: Scalar, no: Scalar) -> Scalar:
-        return yes if self.active is None else s.select(self.active, yes, no)
 
 
 @dataclass(frozen=True)
@@ -79,80 +43,39 @@ class _Phase:
 
     first: int
     gates: int
-    source: Callable[[_Unit], Scalar]
-    finish: Callable[[_Unit, Sequence[Scalar]], Iterator[Statement]]
+    source: Callable[[Unit], Scalar]
+    finish: Callable[[Unit, Sequence[Scalar]], Iterator[Statement]]
     packed: Buffer
 
 
 def schedule(region: Region, target: Target) -> Lowered | None:
     """The kernels of a recurrent layer; None where the number of hidden units is not known."""
-    return _Layer(region, target).lowered() if isinstance(present(region, 2).shape[2], int) else None
+    return _Layer(region, target).lowered() if isinstance(region.outputs[0][1].shape[-1], int) else None
 
 
-class _Layer:
+class _Layer(Cells):
     def __init__(self, region: Region, target: Target) -> None:
-        assert region.anchor is not None
-        self.region, self.target, self.op = region, target, region.anchor.op
-        self.x, self.w, self.r = (present(region, position) for position in range(3))
-        self.bias, self.lengths, self.initial_h = (operand(region, position) for position in (3, 4, 5))
-        lstm = self.op == "LSTM"
-        self.initial_c, self.peephole = (operand(region, position) if lstm else None for position in (6, 7))
-        self.dtype = F32 if self.x.dtype.bits < 32 else self.x.dtype
-        self.layout = bool(attribute(region, "layout"))
-        self.batch, self.steps = self.x.shape[:2] if self.layout else self.x.shape[1::-1]
-        self.directions = self.w.shape[0]
-        self.direction = attribute(region, "direction")
-        self.hidden: int = self.r.shape[2]  # type: ignore[assignment]
-        self.gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[self.op]
-        self.late_reset = self.op == "GRU" and bool(attribute(region, "linear_before_reset"))
+        super().__init__(region)
+        self.target = target
         self.lanes = max(1, target.lanes(self.dtype.bits))
         self.blocks = -(-self.hidden // self.lanes)
-        self.states = (self.directions, self.batch, self.hidden)
-        size = product(self.states)
-        self.projection = Buffer("projection", self.dtype, product((size, self.steps, self.gates)))
-        self.state = Buffer("state", self.dtype, size * 2)  # of the last step and of this one
-        self.cell = Buffer("cell", self.dtype, size)
-        self.update, self.reset = Buffer("update", self.dtype, size), Buffer("reset", self.dtype, size)
-        self.activations = self._activations()
         self.phases = self._phases()
 
-    def _activations(self) -> list[list[Activation]]:
-        """Per direction its activations, clipped where the layer asks for that."""
-        names = attribute(self.region, "activations") or _DEFAULTS[self.op] * 2
-        alphas, betas = (iter(attribute(self.region, f"activation_{n}") or ()) for n in ("alpha", "beta"))
-        clip = attribute(self.region, "clip")
-        found: list[Activation] = []
-        for name in names:
-            if name.lower() not in _ACTIVATIONS:
-                raise ModelError(f"{self.op}: {name!r} is no activation; there are {', '.join(_ACTIVATIONS)}")
-            function, alpha, beta = _ACTIVATIONS[name.lower()]
-            a = 0.0 if alpha is None else next(alphas, alpha)
-            b = 0.0 if beta is None else next(betas, beta)
-            found.append(partial(_clipped, function, a, b, clip))
-        count = len(_DEFAULTS[self.op])
-        return [found[d * count : (d + 1) * count] for d in range(int(str(self.directions)))]
-
-    def _activate(self, at: _Unit, number: int, x: Scalar) -> Scalar:
-        results = [functions[number](x) for functions in self.activations]
-        if len(results) == 1 or results[0] == results[1]:
-            return results[0]
-        return s.select(s.index(at.direction).equal(0), *results)
-
     def _phases(self) -> list[_Phase]:
-        def phase(first: int, gates: int, source: Callable[[_Unit], Scalar], finish: object) -> _Phase:
-            size = int(str(self.directions)) * self.blocks * self.hidden * gates * self.lanes
+        def phase(first: int, gates: int, source: Callable[[Unit], Scalar], finish: object) -> _Phase:
+            size = self.directions * self.blocks * self.hidden * gates * self.lanes
             packed = Buffer(f"recurrent{first}", self.dtype, size)
             return _Phase(first, gates, source, finish, packed)  # type: ignore[arg-type]
 
         if self.op == "LSTM":
-            return [phase(0, 4, self._previous, self._lstm)]
+            return [phase(0, 4, self.previous, self.lstm)]
         if self.op == "RNN":
-            return [phase(0, 1, self._previous, self._rnn)]
+            return [phase(0, 1, self.previous, self.rnn)]
         if self.late_reset:
-            return [phase(0, 3, self._previous, self._gru)]
+            return [phase(0, 3, self.previous, self.gru)]
         return [
-            phase(0, 2, self._previous, self._gru_gates),
-            phase(2, 1, lambda at: load(self.reset, self._offset(at)), self._gru_candidate),
+            phase(0, 2, self.previous, self.gru_gates),
+            phase(2, 1, lambda at: load(self.reset, self.offset(at)), self.gru_candidate),
         ]
 
     def lowered(self) -> Lowered:
@@ -213,7 +136,7 @@ class _Layer:
 
     def _pack(self, weights: np.ndarray, phase: _Phase) -> np.ndarray:
         """[directions, blocks, hidden (summed), gates, lanes], the last block filled up with zeros."""
-        directions, hidden = int(str(self.directions)), self.hidden
+        directions, hidden = self.directions, self.hidden
         gates = weights.reshape(directions, self.gates, hidden, hidden)[:, phase.first : phase.first + phase.gates]
         padded = np.zeros((directions, phase.gates, self.blocks * self.lanes, hidden), self.dtype.numpy)
         padded[:, :, :hidden] = gates
@@ -298,7 +221,7 @@ class _Layer:
     def _split(self) -> tuple[int, Dim, int]:
         """(groups, rows of the batch in each, rows of a tile): groups go to threads, tiles share a load of weights."""
         most = max(1, min(8, (self.target.vector_registers - 8) // max(p.gates for p in self.phases)))
-        groups = max(1, self.target.threads // int(str(self.directions)))
+        groups = max(1, self.target.threads // self.directions)
         if not isinstance(self.batch, int):
             return groups, ceildiv(self.batch, groups * most) * most, most
         groups = min(groups, max(self.batch, 1))
@@ -335,11 +258,11 @@ class _Layer:
     ) -> Iterator[Statement]:
         """One block of hidden units for `count` rows: sums over the state, then the gates."""
         lane = k.index_symbol("lane", valid)
-        units: list[_Unit] = []
+        units: list[Unit] = []
         for number in range(count):
             lets, time, active = self._time(direction, row + number, step, str(number))
             yield from lets
-            units.append(_Unit(direction, row + number, block * self.lanes + lane, step, time, active, str(number)))
+            units.append(Unit(direction, row + number, block * self.lanes + lane, step, time, active, str(number)))
         copies = max(1, ACCUMULATORS // (count * phase.gates))
         sums = {
             (r, g, u): Buffer(f"sum{r}_{g}_{u}", self.dtype, 1, "register")
@@ -386,85 +309,6 @@ class _Layer:
         time = turned if self.direction == "reverse" else step + direction * (turned - step)
         lets.append(Let(f"time{tag}", s.select(active, s.index(time), s.index(step))))
         return lets, symbol(f"time{tag}", 0, self.steps - 1), active
-
-    # Gates.
-
-    def _offset(self, at: _Unit) -> Dim:
-        return flat_offset((at.direction, at.row, at.unit), self.states)
-
-    def _previous(self, at: _Unit) -> Scalar:
-        return load(self.state, at.step % 2 * product(self.states) + self._offset(at))
-
-    def _sum(self, at: _Unit, gate: int, total: Scalar | None = None) -> Scalar:
-        """The products with the input, and with the state."""
-        outer = (at.row, at.time) if self.layout else (at.time, at.row)
-        shape = (self.directions, *self.x.shape[:2], self.gates * self.hidden)
-        given = load(self.projection, flat_offset((at.direction, *outer, gate * self.hidden + at.unit), shape))
-        return given if total is None else given + total
-
-    def _recurrent_bias(self, at: _Unit, gate: int) -> Scalar:
-        if self.bias is None:
-            return const(0, self.dtype)
-        return s.cast(self.bias.at((at.direction, (self.gates + gate) * self.hidden + at.unit)), self.dtype)
-
-    def _peep(self, at: _Unit, gate: int, x: Scalar, cell: Scalar) -> Scalar:
-        if self.peephole is None:
-            return x
-        weight = self.peephole.at((at.direction, gate * self.hidden + at.unit))
-        return s.fma(s.cast(weight, self.dtype), cell, x)
-
-    def _lstm(self, at: _Unit, totals: Sequence[Scalar]) -> Iterator[Statement]:
-        i, o, forget, c = (self._sum(at, gate, total) for gate, total in enumerate(totals))
-        old = load(self.cell, self._offset(at))
-        i = self._activate(at, 0, self._peep(at, 0, i, old))
-        forget = self._activate(at, 0, self._peep(at, 2, forget, old))
-        if attribute(self.region, "input_forget"):
-            forget = -(i - 1)
-        new = Buffer(f"new_cell{at.tag}", self.dtype, 1, "register")
-        yield Define(new, s.fma(i, self._activate(at, 1, c), forget * old))
-        o = self._activate(at, 0, self._peep(at, 1, o, load(new, 0)))
-        yield from self._store(at, o * self._activate(at, 2, load(new, 0)))
-        yield Store(self.cell, self._offset(at), at.where_active(load(new, 0), old))
-
-    def _rnn(self, at: _Unit, totals: Sequence[Scalar]) -> Iterator[Statement]:
-        yield from self._store(at, self._activate(at, 0, self._sum(at, 0, totals[0])))
-
-    def _gru(self, at: _Unit, totals: Sequence[Scalar]) -> Iterator[Statement]:
-        z, r = (
-            self._activate(at, 0, self._sum(at, gate, totals[gate] + self._recurrent_bias(at, gate))) for gate in (0, 1)
-        )
-        inner = totals[2] + self._recurrent_bias(at, 2)
-        yield from self._blend(at, z, self._activate(at, 1, s.fma(r, inner, self._sum(at, 2))))
-
-    def _gru_gates(self, at: _Unit, totals: Sequence[Scalar]) -> Iterator[Statement]:
-        z, r = (self._activate(at, 0, self._sum(at, gate, totals[gate])) for gate in (0, 1))
-        yield Store(self.update, self._offset(at), z)
-        yield Store(self.reset, self._offset(at), r * self._previous(at))
-
-    def _gru_candidate(self, at: _Unit, totals: Sequence[Scalar]) -> Iterator[Statement]:
-        candidate = self._activate(at, 1, self._sum(at, 2, totals[0]))
-        yield from self._blend(at, load(self.update, self._offset(at)), candidate)
-
-    def _blend(self, at: _Unit, z: Scalar, candidate: Scalar) -> Iterator[Statement]:
-        """(1 - z) * candidate + z * state."""
-        yield from self._store(at, s.fma(z, self._previous(at) - candidate, candidate))
-
-    def _store(self, at: _Unit, value: Scalar) -> Iterator[Statement]:
-        """The new state of a unit, as state and as output."""
-        new = Buffer(f"new_state{at.tag}", self.dtype, 1, "register")
-        yield Define(new, value)
-        target, tensor = self.region.outputs[0]
-        shown = at.where_active(load(new, 0), const(0, self.dtype))
-        where = (at.row, at.time, at.direction) if self.layout else (at.time, at.direction, at.row)
-        yield Store(target, flat_offset((*where, at.unit), tensor.shape), s.cast(shown, tensor.dtype))
-        after = (1 - at.step % 2) * product(self.states) + self._offset(at)
-        yield Store(self.state, after, at.where_active(load(new, 0), self._previous(at)))
-
-
-def _clipped(
-    function: Callable[[Scalar, float, float], Scalar], alpha: float, beta: float, clip: float | None, x: Scalar
-) -> Scalar:
-    return function(x if clip is None else f.minimum(f.maximum(x, -clip), clip), alpha, beta)
 
 
 def _tree(parts: list[Scalar]) -> Scalar:

@@ -1,0 +1,185 @@
+"""The cells of recurrent layers: what becomes of the sums for one hidden unit. Gates are named as ONNX names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from ....ir import functions as f
+from ....ir import scalars as s
+from ....ir.dims import Dim, product
+from ....ir.dtypes import F32
+from ....ir.errors import ModelError
+from ....ir.loops import Define, Statement, Store
+from ....ir.scalars import Buffer, Scalar, const, load
+from ....ir.tensors import flat_offset
+from ....passes.regions import Region
+from .calls import attribute, operand, present
+
+Activation = Callable[[Scalar], Scalar]
+# Per activation: the function of (x, alpha, beta), and the defaults of alpha and beta where it has them.
+_ACTIVATIONS: Mapping[str, tuple[Callable[[Scalar, float, float], Scalar], float | None, float | None]] = {
+    "relu": (lambda x, a, b: f.maximum(x, 0), None, None),
+    "tanh": (lambda x, a, b: f.tanh(x), None, None),
+    "sigmoid": (lambda x, a, b: f.logistic(x), None, None),
+    "affine": (lambda x, a, b: x * a + b, 1.0, 0.0),
+    "leakyrelu": (lambda x, a, b: f.where(x < 0, x * a, x), 0.01, None),
+    "thresholdedrelu": (lambda x, a, b: f.where(x > a, x, 0), 1.0, None),
+    "scaledtanh": (lambda x, a, b: f.tanh(x * b) * a, 1.0, 1.0),
+    "hardsigmoid": (lambda x, a, b: f.minimum(f.maximum(x * a + b, 0), 1), 0.2, 0.5),
+    "elu": (lambda x, a, b: f.where(x < 0, (f.exp(x) - 1) * a, x), 1.0, None),
+    "softsign": (lambda x, a, b: x / (f.absolute(x) + 1), None, None),
+    "softplus": (lambda x, a, b: f.maximum(x, 0) + f.log1p(f.exp(-f.absolute(x))), None, None),
+}
+_DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Where a finished sum belongs: `row` of the batch, hidden unit, step (of the walk) and time (of the sequence).
+
+    `active` tells whether the row's sequence has not ended, None where all have one length.
+    """
+
+    direction: Dim
+    row: Dim
+    unit: Dim
+    step: Dim
+    time: Dim
+    active: Scalar | None
+    tag: str
+
+    def where_active(self, yes: Scalar, no: Scalar) -> Scalar:
+        return yes if self.active is None else s.select(self.active, yes, no)
+
+
+def _clipped(
+    function: Callable[[Scalar, float, float], Scalar], alpha: float, beta: float, clip: float | None, x: Scalar
+) -> Scalar:
+    return function(x if clip is None else f.minimum(f.maximum(x, -clip), clip), alpha, beta)
+
+
+class Cells:
+    """A layer's operands, its states in memory, and the statements of its gates.
+
+    x is [steps, batch, input], states are [directions, batch, hidden]; with `layout` the batch of x comes first.
+    """
+
+    def __init__(self, region: Region) -> None:
+        assert region.anchor is not None
+        self.region, self.op = region, region.anchor.op
+        self.x, self.w, self.r = (present(region, position) for position in range(3))
+        self.bias, self.lengths, self.initial_h = (operand(region, position) for position in (3, 4, 5))
+        lstm = self.op == "LSTM"
+        self.initial_c, self.peephole = (operand(region, position) if lstm else None for position in (6, 7))
+        self.dtype = F32 if self.x.dtype.bits < 32 else self.x.dtype
+        self.layout = bool(attribute(region, "layout"))
+        self.batch, self.steps = self.x.shape[:2] if self.layout else self.x.shape[1::-1]
+        self.direction = attribute(region, "direction")
+        self.directions = 2 if self.direction == "bidirectional" else 1
+        hidden = region.outputs[0][1].shape[-1]
+        assert isinstance(hidden, int), f"{region.name}: {hidden} hidden units"
+        self.hidden = hidden
+        self.gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[self.op]
+        self.late_reset = self.op == "GRU" and bool(attribute(region, "linear_before_reset"))
+        self.states = (self.directions, self.batch, self.hidden)
+        size = product(self.states)
+        self.projection = Buffer("projection", self.dtype, product((size, self.steps, self.gates)))
+        self.state = Buffer("state", self.dtype, size * 2)  # of the last step and of this one
+        self.cell = Buffer("cell", self.dtype, size)
+        self.update, self.reset = Buffer("update", self.dtype, size), Buffer("reset", self.dtype, size)
+        self.activations = self._activations()
+
+    def _activations(self) -> list[list[Activation]]:
+        """Per direction its activations, clipped where the layer asks for that."""
+        names = attribute(self.region, "activations") or _DEFAULTS[self.op] * 2
+        alphas, betas = (iter(attribute(self.region, f"activation_{n}") or ()) for n in ("alpha", "beta"))
+        clip = attribute(self.region, "clip")
+        found: list[Activation] = []
+        for name in names:
+            if name.lower() not in _ACTIVATIONS:
+                raise ModelError(f"{self.op}: {name!r} is no activation; there are {', '.join(_ACTIVATIONS)}")
+            function, alpha, beta = _ACTIVATIONS[name.lower()]
+            a = 0.0 if alpha is None else next(alphas, alpha)
+            b = 0.0 if beta is None else next(betas, beta)
+            found.append(partial(_clipped, function, a, b, clip))
+        count = len(_DEFAULTS[self.op])
+        return [found[d * count : (d + 1) * count] for d in range(self.directions)]
+
+    def activate(self, at: Unit, number: int, x: Scalar) -> Scalar:
+        results = [functions[number](x) for functions in self.activations]
+        if len(results) == 1 or results[0] == results[1]:
+            return results[0]
+        return s.select(s.index(at.direction).equal(0), *results)
+
+    def offset(self, at: Unit) -> Dim:
+        return flat_offset((at.direction, at.row, at.unit), self.states)
+
+    def previous(self, at: Unit) -> Scalar:
+        return load(self.state, at.step % 2 * product(self.states) + self.offset(at))
+
+    def _sum(self, at: Unit, gate: int, total: Scalar | None = None) -> Scalar:
+        """The products with the input, and with the state."""
+        outer = (at.row, at.time) if self.layout else (at.time, at.row)
+        shape = (self.directions, *self.x.shape[:2], self.gates * self.hidden)
+        given = load(self.projection, flat_offset((at.direction, *outer, gate * self.hidden + at.unit), shape))
+        return given if total is None else given + total
+
+    def _recurrent_bias(self, at: Unit, gate: int) -> Scalar:
+        if self.bias is None:
+            return const(0, self.dtype)
+        return s.cast(self.bias.at((at.direction, (self.gates + gate) * self.hidden + at.unit)), self.dtype)
+
+    def _peep(self, at: Unit, gate: int, x: Scalar, cell: Scalar) -> Scalar:
+        if self.peephole is None:
+            return x
+        weight = self.peephole.at((at.direction, gate * self.hidden + at.unit))
+        return s.fma(s.cast(weight, self.dtype), cell, x)
+
+    def lstm(self, at: Unit, totals: Sequence[Scalar]) -> Iterator[Statement]:
+        i, o, forget, c = (self._sum(at, gate, total) for gate, total in enumerate(totals))
+        old = load(self.cell, self.offset(at))
+        i = self.activate(at, 0, self._peep(at, 0, i, old))
+        forget = self.activate(at, 0, self._peep(at, 2, forget, old))
+        if attribute(self.region, "input_forget"):
+            forget = -(i - 1)
+        new = Buffer(f"new_cell{at.tag}", self.dtype, 1, "register")
+        yield Define(new, s.fma(i, self.activate(at, 1, c), forget * old))
+        o = self.activate(at, 0, self._peep(at, 1, o, load(new, 0)))
+        yield from self._store(at, o * self.activate(at, 2, load(new, 0)))
+        yield Store(self.cell, self.offset(at), at.where_active(load(new, 0), old))
+
+    def rnn(self, at: Unit, totals: Sequence[Scalar]) -> Iterator[Statement]:
+        yield from self._store(at, self.activate(at, 0, self._sum(at, 0, totals[0])))
+
+    def gru(self, at: Unit, totals: Sequence[Scalar]) -> Iterator[Statement]:
+        z, r = (
+            self.activate(at, 0, self._sum(at, gate, totals[gate] + self._recurrent_bias(at, gate))) for gate in (0, 1)
+        )
+        inner = totals[2] + self._recurrent_bias(at, 2)
+        yield from self._blend(at, z, self.activate(at, 1, s.fma(r, inner, self._sum(at, 2))))
+
+    def gru_gates(self, at: Unit, totals: Sequence[Scalar]) -> Iterator[Statement]:
+        z, r = (self.activate(at, 0, self._sum(at, gate, totals[gate])) for gate in (0, 1))
+        yield Store(self.update, self.offset(at), z)
+        yield Store(self.reset, self.offset(at), r * self.previous(at))
+
+    def gru_candidate(self, at: Unit, totals: Sequence[Scalar]) -> Iterator[Statement]:
+        candidate = self.activate(at, 1, self._sum(at, 2, totals[0]))
+        yield from self._blend(at, load(self.update, self.offset(at)), candidate)
+
+    def _blend(self, at: Unit, z: Scalar, candidate: Scalar) -> Iterator[Statement]:
+        """(1 - z) * candidate + z * state."""
+        yield from self._store(at, s.fma(z, self.previous(at) - candidate, candidate))
+
+    def _store(self, at: Unit, value: Scalar) -> Iterator[Statement]:
+        """The new state of a unit, as state and as output."""
+        new = Buffer(f"new_state{at.tag}", self.dtype, 1, "register")
+        yield Define(new, value)
+        target, tensor = self.region.outputs[0]
+        shown = at.where_active(load(new, 0), const(0, self.dtype))
+        where = (at.row, at.time, at.direction) if self.layout else (at.time, at.direction, at.row)
+        yield Store(target, flat_offset((*where, at.unit), tensor.shape), s.cast(shown, tensor.dtype))
+        after = (1 - at.step % 2) * product(self.states) + self.offset(at)
+        yield Store(self.state, after, at.where_active(load(new, 0), self.previous(at)))
