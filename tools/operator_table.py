@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import onnx
 
 from ..backends.cpu.addresses import register_type
 from ..backends.cpu.schedules import SCHEDULES
-from ..ir import ops
 from ..ir.dtypes import ALL, BY_ONNX, DType
 from ..ir.errors import UnsupportedError
 from ..ir.export import schema_of
@@ -59,7 +59,8 @@ def missing() -> list[str]:
 def _declared() -> dict[str, tuple[Operator, str]]:
     """Each declared operator with its file."""
     found: dict[str, tuple[Operator, str]] = {}
-    for name, module in vars(ops).items():
+    families = import_module("..ir.ops", __package__)  # mypy 2.4.1 may crash on a module as a value
+    for name, module in vars(families).items():
         registry = getattr(module, "declare", None)
         if isinstance(registry, Registry):
             for op, operator in registry.operators.items():
