@@ -490,6 +490,8 @@ def fma(a: Scalar, b: Scalar, c: Scalar) -> Scalar:
 
 def bitcast(operand: Scalar, dtype: DType) -> Scalar:
     assert operand.dtype.bits == dtype.bits
+    if BOOL in (operand.dtype, dtype):  # a byte of 0 or 1 in memory, a single bit in registers
+        return cast(operand, dtype)
     return operand if operand.dtype == dtype else Bitcast(dtype, operand.lanes, operand)
 
 
