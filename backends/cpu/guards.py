@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from ...ir import scalars as s
 from ...ir.dims import Opaque, Sum, atoms
@@ -103,11 +104,27 @@ class _Guard(s.Rewriter):
     def _under(self, condition: Scalar) -> _Guard:
         return _Guard(condition if self._guard is None else both(self._guard, condition), self._owners)
 
+    def _before(self, shuffle: s.Shuffle, start: int) -> _Guard:
+        """For an operand of a shuffle, its lanes from `start` on: a lane is wanted where one that it goes to is."""
+        assert self._guard is not None
+        guard = _with_lanes(self._guard, shuffle.lanes)
+        place = {lane - start: position for position, lane in enumerate(shuffle.pick)}
+        count = shuffle.left.lanes
+        if isinstance(guard, s.Broadcast) or len(place) < shuffle.lanes:
+            guard = _with_lanes(s.Horizontal(BOOL, 1, "or", guard), count)
+        else:
+            none = s.widen(s.const(False, BOOL), guard.lanes)
+            guard = s.Shuffle(BOOL, count, guard, none, tuple(place.get(lane, guard.lanes) for lane in range(count)))
+        return _Guard(guard, {digest: owner for digest, owner in self._owners.items() if owner is not self})
+
     def rebuild(self, scalar: Scalar) -> Scalar:
         if isinstance(scalar, s.Select):
             condition = self(scalar.condition)
             yes, no = self._under(condition).run(scalar.yes), self._under(negated(condition)).run(scalar.no)
             return s.select(condition, yes, no)
+        if isinstance(scalar, s.Shuffle) and self._guard is not None and self._guard.lanes > 1:
+            left, right = self._before(scalar, 0), self._before(scalar, scalar.left.lanes)
+            return replace(scalar, left=left(scalar.left), right=right(scalar.right))
         if not isinstance(scalar, s.Load):
             return super().rebuild(scalar)
         predicate = None if scalar.predicate is None else self(scalar.predicate)
