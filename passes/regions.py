@@ -15,7 +15,7 @@ import numpy as np
 from ..ir.dims import Dim
 from ..ir.graph import Node
 from ..ir.loops import Kernel
-from ..ir.scalars import Buffer, Element
+from ..ir.scalars import Buffer, Const, Element
 from ..ir.target import Target
 from ..ir.tensors import Indices, Tensor
 
@@ -58,6 +58,13 @@ class Region:
             return None
         array = self.constants.get(tensor.buffer.name)
         return None if array is None else array.reshape([int(str(d)) for d in tensor.shape])
+
+    def elements(self, tensor: Tensor) -> np.ndarray | None:
+        """The array of an operand that is a constant, the literal that one of a single element has become included."""
+        if tensor.buffer is not None:
+            return self.constant(tensor)
+        value = tensor.at((0,) * tensor.rank)
+        return np.full([1] * tensor.rank, value.value, tensor.dtype.numpy) if isinstance(value, Const) else None
 
 
 @dataclass(frozen=True)

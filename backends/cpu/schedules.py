@@ -14,7 +14,7 @@ SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),
     "Conv": (gemm.schedule, depthwise.schedule, conv.schedule),
     "ConvTranspose": (conv.transposed,),
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), (recurrent.schedule,)),
+    **dict.fromkeys(("LSTM", "GRU", "RNN", "com.microsoft.DynamicQuantizeLSTM"), (recurrent.schedule,)),
     **dict.fromkeys(("CumSum", "CumProd"), (scan.schedule,)),
     "ScatterElements": (scatter.scatter_elements,),
     "ScatterND": (scatter.scatter_nd,),

@@ -172,6 +172,41 @@ def _recurrent(name: str, outputs: int) -> None:
         return tuple(opaque_tensor(shape, x.dtype, *sources) for shape in (every, last, last)[:outputs])
 
 
+@declare.op("com.microsoft.DynamicQuantizeLSTM")
+def dynamic_quantize_lstm(
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    sequence_lens: Tensor | None = None,
+    initial_h: Tensor | None = None,
+    initial_c: Tensor | None = None,
+    p: Tensor | None = None,
+    w_scale: Tensor | None = None,
+    w_zero_point: Tensor | None = None,
+    r_scale: Tensor | None = None,
+    r_zero_point: Tensor | None = None,
+    *,
+    activation_alpha: Sequence[float] | None = None,
+    activation_beta: Sequence[float] | None = None,
+    activations: Sequence[str] | None = None,
+    clip: float | None = None,
+    direction: str = "forward",
+    hidden_size: int | None = None,
+    input_forget: int = 0,
+) -> tuple[Tensor, ...]:
+    """An LSTM with integer weights, transposed: w [directions, input, 4*hidden]; a scale and a zero point for each
+    direction or column. Inputs and states stay floats here; ONNX Runtime rounds them to 8 bits."""
+    directions = 2 if direction == "bidirectional" else 1
+    assume_equal(w.shape[1], x.shape[2], "rows of the weights and columns of the input")
+    hidden = r.shape[1] if hidden_size is None else assume_equal(hidden_size, r.shape[1], "hidden sizes")
+    steps, batch = x.shape[:2]
+    given = (x, w, r, b, sequence_lens, initial_h, initial_c, p, w_scale, w_zero_point, r_scale, r_zero_point)
+    sources = [t for t in given if t is not None]
+    every, last = (steps, directions, batch, hidden), (directions, batch, hidden)
+    return tuple(opaque_tensor(shape, x.dtype, *sources) for shape in (every, last, last))
+
+
 _recurrent("RNN", 2)
 _recurrent("GRU", 2)
 _recurrent("LSTM", 3)

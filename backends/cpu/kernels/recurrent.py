@@ -17,13 +17,13 @@ from ....ir import functions as f
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_max, dim_min, product, symbol
-from ....ir.dtypes import I64
+from ....ir.dtypes import I64, of_numpy
 from ....ir.graph import Node
 from ....ir.loops import Define, For, If, Let, Statement, Store
 from ....ir.ops import REGISTRY
 from ....ir.scalars import Buffer, Scalar, const, load
 from ....ir.target import Target
-from ....ir.tensors import Tensor, compute, flat_offset
+from ....ir.tensors import Tensor, buffer_tensor, compute, flat_offset
 from ....passes.lower import generic
 from ....passes.nests import build_nests
 from ....passes.regions import Lowered, Region, anchor_tensor
@@ -59,12 +59,14 @@ class _Layer(Cells):
         self.target = target
         self.lanes = max(1, target.lanes(self.dtype.bits))
         self.blocks = -(-self.hidden // self.lanes)
+        self.scale = Buffer("scale", self.dtype, self.directions * self.gates * self.hidden)
         self.phases = self._phases()
 
     def _phases(self) -> list[_Phase]:
         def phase(first: int, gates: int, source: Callable[[Unit], Scalar], finish: object) -> _Phase:
             size = self.directions * self.blocks * self.hidden * gates * self.lanes
-            packed = Buffer(f"recurrent{first}", self.dtype, size)
+            stored = self.dtype if self.r.scale is None or self.r.array is None else of_numpy(self.r.array.dtype)
+            packed = Buffer(f"recurrent{first}", stored, size)
             return _Phase(first, gates, source, finish, packed)  # type: ignore[arg-type]
 
         if self.op == "LSTM":
@@ -83,14 +85,16 @@ class _Layer(Cells):
         packed = dict(kernels.packed)
         calls = list(kernels.calls)
         scratch = [self.projection, self.state, self.cell, self.update, self.reset]
-        weights = self.region.constant(self.r)
         for phase in self.phases:
-            if weights is not None:
-                packed[phase.packed.name] = partial(self._pack, weights, phase)
+            if self.r.array is not None:
+                packed[phase.packed.name] = partial(self._pack, self.r.array, phase)
             else:
                 body = build_nests([(phase.packed, self._packed_definition(phase))])
                 calls.append(call(self.region, f"{self.region.name}_pack", body, [phase.packed]))
             scratch.append(phase.packed)
+        if self.r.scale is not None:
+            packed[self.scale.name] = self.r.scale.reshape(-1).copy
+            scratch.append(self.scale)
         body = (*self._initial(), self._walk(), *self._final())
         calls.append(call(self.region, f"{self.dtype}_{self.region.name}_x{self.hidden}", body, scratch))
         used = {name for item in calls for name in getattr(item, "arguments", ())} - packed.keys()
@@ -104,7 +108,10 @@ class _Layer(Cells):
         """projection[d, ..., n] = x . w[d, n] + biases, the axes between in the order of the input's."""
         region, bias = self.region, self.bias
         columns = self.gates * self.hidden
-        x, w = f.cast(self.x, self.dtype), f.cast(self.w, self.dtype)
+        x, w = f.cast(self.x, self.dtype), self.w.tensor
+        if self.w.scale is not None:
+            w = buffer_tensor("weights", self.dtype, w.shape)
+            region = replace(region, inputs=(*region.inputs, w), constants={"weights": self.w.floats()})
         node = Node("Einsum", (), (), {"equation": "abi,dni->dabn"})
         (products,) = REGISTRY[node.op]((x, w), node.attributes)
         assert isinstance(products, Tensor)
@@ -132,13 +139,15 @@ class _Layer(Cells):
         )
         found = gemm.schedule(part, self.target) or generic(part, self.target)
         assert found is not None
+        if any("weights" in getattr(item, "arguments", ()) for item in found.calls):
+            found = replace(found, packed={**found.packed, "weights": self.w.floats})
         return found
 
     def _pack(self, weights: np.ndarray, phase: _Phase) -> np.ndarray:
         """[directions, blocks, hidden (summed), gates, lanes], the last block filled up with zeros."""
         directions, hidden = self.directions, self.hidden
         gates = weights.reshape(directions, self.gates, hidden, hidden)[:, phase.first : phase.first + phase.gates]
-        padded = np.zeros((directions, phase.gates, self.blocks * self.lanes, hidden), self.dtype.numpy)
+        padded = np.zeros((directions, phase.gates, self.blocks * self.lanes, hidden), phase.packed.dtype.numpy)
         padded[:, :, :hidden] = gates
         blocks = padded.reshape(directions, phase.gates, self.blocks, self.lanes, hidden)
         return np.ascontiguousarray(blocks.transpose(0, 2, 4, 1, 3)).reshape(-1)
@@ -148,10 +157,10 @@ class _Layer(Cells):
 
         def element(*i: Dim) -> Scalar:
             unit = i[1] * self.lanes + i[4]
-            row = self.r.at((i[0], (i[3] + phase.first) * self.hidden + unit, i[2]))
-            return s.select(s.index(unit) < s.index(self.hidden), s.cast(row, self.dtype), const(0, self.dtype))
+            row = self.r.tensor.at((i[0], (i[3] + phase.first) * self.hidden + unit, i[2]))
+            return s.select(s.index(unit) < s.index(self.hidden), row, const(0, self.dtype))
 
-        return compute(shape, self.dtype, element, self.r)
+        return compute(shape, self.dtype, element, self.r.tensor)
 
     # The states before the first step and after the last one.
 
@@ -275,6 +284,7 @@ class _Layer(Cells):
         def step_of_sum(depth: Dim, copy: int) -> Iterator[Statement]:
             for g in range(phase.gates):
                 weight = load(phase.packed, ((panel + depth) * phase.gates + g) * self.lanes + lane)
+                weight = s.cast(weight, self.dtype)
                 for r in range(count):
                     total = sums[r, g, copy]
                     value = phase.source(replace(units[r], unit=depth))
@@ -289,6 +299,9 @@ class _Layer(Cells):
             body += step_of_sum(whole * copies + position, position)
         for r, unit in enumerate(units):
             totals = [_tree([load(sums[r, g, u], 0) for u in range(copies)]) for g in range(phase.gates)]
+            if self.r.scale is not None:
+                rows = [(direction * self.gates + phase.first + g) * self.hidden for g in range(phase.gates)]
+                totals = [t * load(self.scale, row + unit.unit) for t, row in zip(totals, rows, strict=True)]
             body += phase.finish(unit, totals)
         yield For("lane", valid, tuple(body), "vector")
 

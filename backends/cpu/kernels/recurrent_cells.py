@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from ....ir import functions as f
 from ....ir import scalars as s
 from ....ir.dims import Dim, product
-from ....ir.dtypes import F32
+from ....ir.dtypes import F32, DType
 from ....ir.errors import ModelError
 from ....ir.loops import Define, Statement, Store
 from ....ir.scalars import Buffer, Scalar, const, load
-from ....ir.tensors import flat_offset
+from ....ir.tensors import Tensor, compute, flat_offset
 from ....passes.regions import Region
 from .calls import attribute, operand, present
 
@@ -32,6 +34,8 @@ _ACTIVATIONS: Mapping[str, tuple[Callable[[Scalar, float, float], Scalar], float
     "softsign": (lambda x, a, b: x / (f.absolute(x) + 1), None, None),
     "softplus": (lambda x, a, b: f.maximum(x, 0) + f.log1p(f.exp(-f.absolute(x))), None, None),
 }
+# What the name of a layer begins with whose weights are integers.
+QUANTIZED = "com.microsoft.DynamicQuantize"
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 
 
@@ -60,6 +64,41 @@ def _clipped(
     return function(x if clip is None else f.minimum(f.maximum(x, -clip), clip), alpha, beta)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Weights [directions, rows, columns]: their definition as floats and, where they are constants, their array.
+
+    With `scale` [directions, rows] the array holds integers, to be multiplied by it.
+    """
+
+    tensor: Tensor
+    array: np.ndarray | None
+    scale: np.ndarray | None = None
+
+    def floats(self) -> np.ndarray:
+        assert self.array is not None
+        return self.array if self.scale is None else self.array * self.scale[:, :, None]
+
+
+def _stored_as_integers(region: Region, position: int, scales: int, dtype: DType) -> Weights:
+    """Weights that lie as [directions, columns, rows], with scales and perhaps zero points."""
+    values, scale, zero = present(region, position), present(region, scales), operand(region, scales + 1)
+
+    def per_row(x: Tensor, d: Dim, row: Dim) -> Scalar:
+        return s.cast(x.at((d,) if x.rank == 1 else (d, row)), dtype)
+
+    def element(d: Dim, row: Dim, column: Dim) -> Scalar:
+        value = s.cast(values.at((d, column, row)), dtype)
+        return (value if zero is None else value - per_row(zero, d, row)) * per_row(scale, d, row)
+
+    tensor = compute((values.shape[0], values.shape[2], values.shape[1]), dtype, element, values, scale)
+    arrays = [None if x is None else region.elements(x) for x in (values, scale, zero)]
+    if arrays[0] is None or arrays[1] is None or (zero is not None and (arrays[2] is None or arrays[2].any())):
+        return Weights(tensor, None)
+    array, factors = arrays[0].transpose(0, 2, 1), arrays[1].reshape(arrays[1].shape[0], -1)
+    return Weights(tensor, array, np.broadcast_to(factors, array.shape[:2]).astype(dtype.numpy))
+
+
 class Cells:
     """A layer's operands, its states in memory, and the statements of its gates.
 
@@ -68,13 +107,19 @@ class Cells:
 
     def __init__(self, region: Region) -> None:
         assert region.anchor is not None
-        self.region, self.op = region, region.anchor.op
-        self.x, self.w, self.r = (present(region, position) for position in range(3))
+        self.region, self.op = region, region.anchor.op.removeprefix(QUANTIZED)
+        self.x = present(region, 0)
         self.bias, self.lengths, self.initial_h = (operand(region, position) for position in (3, 4, 5))
         lstm = self.op == "LSTM"
         self.initial_c, self.peephole = (operand(region, position) if lstm else None for position in (6, 7))
         self.dtype = F32 if self.x.dtype.bits < 32 else self.x.dtype
-        self.layout = bool(attribute(region, "layout"))
+        if self.op == region.anchor.op:
+            tensors = present(region, 1), present(region, 2)
+            self.w, self.r = (Weights(f.cast(x, self.dtype), region.constant(x)) for x in tensors)
+            self.layout = bool(attribute(region, "layout"))
+        else:
+            self.w, self.r = (_stored_as_integers(region, at, 6 + 2 * at, self.dtype) for at in (1, 2))
+            self.layout = False
         self.batch, self.steps = self.x.shape[:2] if self.layout else self.x.shape[1::-1]
         self.direction = attribute(region, "direction")
         self.directions = 2 if self.direction == "bidirectional" else 1
