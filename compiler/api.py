@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ..ir.target import Target
 from .artifact import read
-from .driver import Model, Options, compile_model, usable_threads
+from .cache import ModelCache, executable_of
+from .compiled import check_runs_here
 from .executable import Executable
-from .specialize import SpecializingExecutable
+from .options import Model, Options, resolve_target, usable_threads
+
+if TYPE_CHECKING:
+    from .specialize import SpecializingExecutable
 
 
 def compile(
@@ -27,7 +32,15 @@ def compile(
     serves every size. `threads` limits the threads of a call (default: all this process may use). Raises ModelError,
     UnsupportedError, ShapeError or TargetError.
     """
-    return compile_model(model, Options(target, dims, shapes, threads, precision))
+    options = Options(target, dims, shapes, threads, precision)
+    check_runs_here(resolve_target(target))
+    found = ModelCache.default().find(model, options)
+    if found is not None:
+        return executable_of(found, model, options)
+    # Only now is the compiler itself needed: importing it takes longer than loading a model.
+    from .driver import compile_model
+
+    return compile_model(model, options)
 
 
 def load(path: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True) -> Executable:

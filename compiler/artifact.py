@@ -32,9 +32,8 @@ from ..ir.dims import Dim, parse_dim, substitute, symbol, symbols
 from ..ir.dtypes import BY_NAME
 from ..ir.errors import ModelError, UnsupportedError
 from ..ir.graph import TensorType, Value
-from ..ir.program import ALIGNMENT, ArenaPlan, ArenaSlot
+from ..ir.program import ALIGNMENT, MARK, ArenaPlan, ArenaSlot
 from ..ir.target import Target
-from ..passes.lower import MARK
 from .compiled import Compiled
 
 if TYPE_CHECKING:

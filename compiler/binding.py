@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..ir.dims import Dim, Sum, as_symbol, evaluate, linear, symbol, symbols
 from ..ir.errors import ShapeError
 from ..ir.graph import Value
-from ..passes.lower import MARK
+from ..ir.program import MARK
 
 
 def plain(dim: Dim) -> str:

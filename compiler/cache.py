@@ -12,15 +12,18 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import llvmlite
 import platformdirs
 
 from ..ir.errors import OnnxcError
+from ..ir.program import Program
 from . import artifact
 from .compiled import Compiled
+from .executable import Executable
+from .options import Model, Options, resolve_target, usable_threads
 
 LARGEST = 2 << 30
 """Bytes of a model above which it is not kept."""
@@ -41,24 +44,34 @@ class ModelCache:
         root = os.environ.get("ONNXC_CACHE_DIR") or platformdirs.user_cache_dir("onnxc")
         return ModelCache(Path(root) / "models", int(os.environ.get("ONNXC_MODEL_CACHE_BYTES", 4 << 30)))
 
-    def compiled(self, model: object, options: Sequence[object], make: Callable[[], Compiled]) -> Compiled:
-        """What `make` makes of the model file, or made before with equal options."""
-        key = _key(model, options) if self.limit else None
-        if key is None:
-            return make()
-        path = self.folder / f"{key}.onnxc"
-        if path.exists():
-            with contextlib.suppress(OnnxcError, OSError):
-                found = artifact.read(path)
-                os.utime(path)
-                return found
-        result = make()
-        if not _reads_other_files(str(model)):
+    def find(self, model: Model, options: Options) -> Compiled | None:
+        """What was made of the model file before, with equal options."""
+        path = self._place(model, options)
+        if path is None or not path.exists():
+            return None
+        with contextlib.suppress(OnnxcError, OSError):
+            found = artifact.read(path)
+            os.utime(path)
+            return found
+        return None
+
+    def compiled(self, model: Model, options: Options, make: Callable[[], Compiled]) -> Compiled:
+        """What `make` makes of the model file, kept for the next time; or what it made before."""
+        found = self.find(model, options)
+        if found is not None:
+            return found
+        path, result = self._place(model, options), make()
+        if path is not None and not _reads_other_files(str(model)):
             with contextlib.suppress(OnnxcError, OSError):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 artifact.save(result, path)
                 self._prune()
         return result
+
+    def _place(self, model: Model, options: Options) -> Path | None:
+        watched = options.after is not None or options.folder is not None
+        key = None if watched or not self.limit else _key(model, options.decisive)
+        return None if key is None else self.folder / f"{key}.onnxc"
 
     def _prune(self) -> None:
         files = [(entry.stat(), entry.path) for entry in os.scandir(self.folder)]
@@ -104,3 +117,16 @@ def _reads_other_files(model: str) -> bool:
                 return True
             tail = block[-len(word) :]
     return False
+
+
+def executable_of(compiled: Compiled, model: Model, options: Options) -> Executable:
+    """The model ready to run; of one that came from the cache, the program is made again when a dump needs it."""
+    if compiled.program is None:
+
+        def program() -> Program:
+            from .driver import graph_of, program_of
+
+            return program_of(graph_of(model, options), resolve_target(options.target))
+
+        compiled = replace(compiled, program=program)
+    return Executable(compiled, usable_threads(options.threads))

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..backends.cpu.build import Built
-from ..backends.cpu.entry import table_order
 from ..ir.dims import Dim, evaluate, symbols
 from ..ir.errors import ModelError, ShapeError, TargetError, UnsupportedError
 from ..ir.graph import Value
-from ..ir.program import ALIGNMENT, ArenaPlan, Program, walk
+from ..ir.program import ALIGNMENT, MARK, ArenaPlan, Program, walk
 from ..ir.target import Target
-from ..passes.lower import MARK
-from .dump import stage_text
+
+if TYPE_CHECKING:
+    from ..backends.cpu.build import Built
 
 _SYSTEM_FEATURES = """
     cldemote clflushopt clwb clzero enqcmd fsgsbase fxsr hreset invpcid kl mwaitx pconfig pku prefetchi prfchw ptwrite
@@ -115,6 +115,8 @@ class Compiled:
     @staticmethod
     def of(built: Built, constants: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Compiled:
         """What was built of a program that holds no constants, with these in the form that the code reads."""
+        from ..backends.cpu.entry import table_order
+
         program = built.program
         order = table_order(program)
         ports = [*(value.name for value in program.inputs), *program.results]
@@ -158,6 +160,8 @@ class Compiled:
             raise UnsupportedError(
                 f"an artifact holds no text of the stage {stage!r}, only {held}; compile the model to see it"
             )
+        from .dump import stage_text
+
         return stage_text(stage, self.program(), self.target)
 
 

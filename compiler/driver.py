@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
 import onnx
 
 from ..backends.cpu.build import build
-from ..backends.cpu.runtime import available_threads
 from ..backends.cpu.schedules import schedule
 from ..ir.dtypes import BOOL
 from ..ir.errors import TargetError, UnsupportedError, ValueNeeded
@@ -22,39 +20,13 @@ from ..ir.text import print_graph
 from ..passes import DEFAULT_PIPELINE
 from ..passes.lower import lower
 from ..passes.pipeline import Pass, parse_pipeline, run_pipeline
-from .cache import ModelCache
+from .cache import ModelCache, executable_of
 from .compiled import Compiled, check_runs_here
 from .executable import Executable
 from .graph_text import specialised
 from .importer import import_model
+from .options import PRECISIONS, Model, Options, resolve_target, usable_threads
 from .specialize import SpecializingExecutable, load_proto
-
-Model = str | os.PathLike[str] | bytes | onnx.ModelProto | Graph
-PRECISIONS = ("f32",)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to compile: the target's name, sizes that specialise, threads, precision, and the pipeline of passes.
-
-    `shapes` may leave axes open by None; those that stay symbols of their own are taken to be `smallest` or larger.
-    `progress(what, done, total)` and `after(pass, graph, seconds)` are told how compiling goes on.
-    """
-
-    target: str | Target | None = None
-    dims: Mapping[str, int] | None = None
-    shapes: Mapping[str, Sequence[int | None]] | None = None
-    threads: int | None = None
-    precision: str = "f32"
-    pipeline: str = DEFAULT_PIPELINE
-    folder: str | None = None
-    smallest: int = 0
-    progress: Callable[[str, int, int], None] | None = field(default=None, compare=False)
-    after: Callable[[Pass, Graph, float], None] | None = field(default=None, compare=False)
-
-
-def resolve_target(target: str | Target | None) -> Target:
-    return target if isinstance(target, Target) else Target.parse(target or "host")
 
 
 def imported(model: Model, options: Options) -> Graph:
@@ -73,7 +45,7 @@ def graph_of(model: Model, options: Options) -> Graph:
 
 def passed(graph: Graph, options: Options) -> Graph:
     """The graph after all passes of the pipeline, each told to the options' callbacks."""
-    passes = parse_pipeline(options.pipeline)
+    passes = parse_pipeline(options.pipeline or DEFAULT_PIPELINE)
     done = count(1)
 
     def after(item: Pass, result: Graph, seconds: float) -> None:
@@ -112,22 +84,8 @@ def compile_model(model: Model, options: Options) -> Executable | SpecializingEx
         def make() -> Compiled:
             return compiled_model(model, options)
 
-        target = resolve_target(options.target)
-        settings = (
-            target.name,
-            target.triple,
-            target.cpu,
-            target.features,
-            sorted((options.dims or {}).items()),
-            sorted((options.shapes or {}).items()),
-            options.smallest,
-        )
-        watched = options.after is not None or options.folder is not None
-        cached = (*settings, options.precision, options.pipeline)
-        compiled = make() if watched else ModelCache.default().compiled(model, cached, make)
-        if compiled.program is None:  # from the cache: made when a dump needs it
-            compiled = replace(compiled, program=lambda: program_of(graph_of(model, options), target))
-        return Executable(compiled, usable_threads(options.threads))
+        compiled = ModelCache.default().compiled(model, options, make)
+        return executable_of(compiled, model, options)
 
     try:
         return executable(model, options)
@@ -175,9 +133,3 @@ def compiled_graph(graph: Graph, target: Target, options: Options, texts: Mappin
     report = options.progress
     built = build(program, target, True, None if report is None else lambda done, total: report("kernels", done, total))
     return Compiled.of(built, constants, texts)
-
-
-def usable_threads(wanted: int | None) -> int:
-    """As many threads as are wanted, at most those that this process may use."""
-    limit = available_threads()
-    return max(1, min(wanted or limit, limit))

@@ -19,6 +19,8 @@ from .graph import Value
 from .loops import Kernel
 
 ALIGNMENT = 64
+MARK = "$"
+"""Begins the names of all symbols of programs and kernels, so that no loop index can be one of them."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..ir.infer import Inference
 from ..ir.loops import Block, For, Kernel, Let, Store, free_sizes, kernel_digest
 from ..ir.loops import walk as walk_statements
 from ..ir.ops import REGISTRY
-from ..ir.program import Assign, Bind, Choose, Memory, Place, Program, Run, Step, Steps
+from ..ir.program import MARK, Assign, Bind, Choose, Memory, Place, Program, Run, Step, Steps
 from ..ir.scalars import Buffer
 from ..ir.target import Target
 from ..ir.tensors import Indices, Tensor, buffer_tensor
@@ -29,8 +29,6 @@ from .plan import plan_arena
 from .regions import BindSymbol, Call, Lowered, Region, Schedule, anchor_tensor
 from .rewriting import substitute_graph, symbol_names, type_symbols
 from .segments import cut, settle
-
-MARK = "$"
 
 
 def generic(region: Region, target: Target | None = None) -> Lowered | None:

@@ -16,7 +16,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compiler.driver import Options, compile_graph, graph_of, program_of, resolve_target
+from ..compiler.driver import compile_graph, graph_of, program_of
+from ..compiler.options import Options, resolve_target
 from ..ir.program import Run, walk
 from .plan_view import bytes_text
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
-from onnxc.compiler.driver import Options, graph_of, program_of, resolve_target
+from onnxc.compiler.driver import graph_of, program_of
+from onnxc.compiler.options import Options, resolve_target
 from onnxc.ir import loops
 from single_node import Array, assert_equal, compiled, model_of, run_node
 

@@ -11,6 +11,7 @@ import onnxc
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxc.compiler import driver
+from onnxc.compiler.options import Model, Options
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     found: list[object] = []
     compiled_model = driver.compiled_model
 
-    def recorded(model: driver.Model, options: driver.Options) -> object:
+    def recorded(model: Model, options: Options) -> object:
         found.append(model)
         return compiled_model(model, options)
 

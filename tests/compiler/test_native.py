@@ -13,8 +13,9 @@ import pytest
 from onnxc.backends.cpu.elf import ObjectFile, join
 from onnxc.compiler import artifact
 from onnxc.compiler.compiled import Compiled
-from onnxc.compiler.driver import Model, Options, compiled_model
+from onnxc.compiler.driver import compiled_model
 from onnxc.compiler.native import c_header, c_identifier, object_file, write_native
+from onnxc.compiler.options import Model, Options
 from onnxc.ir.target import Target
 from small_models import image, model_of_text, small_cnn
 

@@ -3,8 +3,10 @@
 import onnxc
 import pytest
 from onnxc.compiler.compiled import Buffer, MemoryPlan
-from onnxc.compiler.driver import Options, graph_of, program_of
+from onnxc.compiler.driver import graph_of, program_of
+from onnxc.compiler.options import Options
 from onnxc.ir.program import ArenaPlan
+from onnxc.passes import DEFAULT_PIPELINE
 from onnxc.tools import demo
 from onnxc.tools.commands.plan import without_fusion
 from onnxc.tools.plan_view import PlanView, arena_map, bytes_text
@@ -28,7 +30,7 @@ def test_cells_show_what_fills_most_of_them() -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_view_agrees_with_an_independent_check(fused: bool) -> None:
-    options = Options() if fused else Options(pipeline=without_fusion(Options().pipeline))
+    options = Options() if fused else Options(pipeline=without_fusion(DEFAULT_PIPELINE))
     program = program_of(graph_of(demo.FILES / "digits.onnx", options), onnxc.Target.host())
     view = PlanView.of(MemoryPlan.of(program.plan), program)
     check_plan([(b.first, b.last, b.offset, b.bytes) for b in view.buffers], view.plan.arena_bytes)

@@ -93,8 +93,8 @@ def graphs(request: Request) -> list[tuple[str, str]]:
 
 def one_stage(request: Request, stage: str, after: str | None, kernel: str | None) -> str:
     """The text that is asked for. OnnxcError for an unknown pass or kernel."""
-    from ...compiler.driver import resolve_target
     from ...compiler.dump import stage_text
+    from ...compiler.options import resolve_target
     from ...ir.errors import OnnxcError
 
     if request.artifact:
@@ -117,8 +117,8 @@ def one_stage(request: Request, stage: str, after: str | None, kernel: str | Non
 
 def all_stages(request: Request) -> Iterator[tuple[str, str]]:
     """(file, text) of everything."""
-    from ...compiler.driver import resolve_target
     from ...compiler.dump import KERNEL_STAGES, kernel_texts
+    from ...compiler.options import resolve_target
 
     for number, (name, text) in enumerate(graphs(request)):
         yield f"{number:02}-{name}.txt", text

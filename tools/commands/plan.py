@@ -27,11 +27,12 @@ def command(request: Request, no_fusion: bool, as_json: bool) -> None:
 
     A symbolic dimension that is not given counts as 32 here; the plan itself holds for any size.
     """
+    from ...passes import DEFAULT_PIPELINE
     from ..plan_view import PlanView, arena_map, bytes_text
     from ..terminal import console, table_of
 
     if no_fusion:
-        request = replace(request, pipeline=without_fusion(request.options().pipeline))
+        request = replace(request, pipeline=without_fusion(request.options().pipeline or DEFAULT_PIPELINE))
     plan, program = request.plan()
     view = PlanView.of(plan, program)
     if as_json:

@@ -15,8 +15,8 @@ import click
 
 if TYPE_CHECKING:
     from ...compiler.compiled import Compiled, MemoryPlan
-    from ...compiler.driver import Model, Options
     from ...compiler.executable import Executable
+    from ...compiler.options import Model, Options
     from ...compiler.specialize import SpecializingExecutable
     from ...ir.graph import Graph
     from ...ir.program import Program
@@ -88,11 +88,9 @@ class Request:
         return read_graph(self.path, self.weights)
 
     def options(self) -> Options:
-        from ...compiler.driver import Options
-        from ...passes import DEFAULT_PIPELINE
+        from ...compiler.options import Options
 
-        pipeline = DEFAULT_PIPELINE if self.pipeline is None else self.pipeline
-        return Options(self.target, self.dims, self.shapes, self.threads, pipeline=pipeline)
+        return Options(self.target, self.dims, self.shapes, self.threads, pipeline=self.pipeline or "")
 
     def executable(self) -> Executable | SpecializingExecutable:
         """The model compiled for this process, with progress shown; an artifact is loaded."""
@@ -118,7 +116,8 @@ class Request:
 
     def program(self) -> Program:
         """The model lowered, without machine code."""
-        from ...compiler.driver import graph_of, program_of, resolve_target
+        from ...compiler.driver import graph_of, program_of
+        from ...compiler.options import resolve_target
 
         with self.watched() as options:
             return program_of(graph_of(self.model(), options), resolve_target(self.target))

@@ -1,0 +1,58 @@
+"""How to compile, and what can be compiled. Imports little: a model that is in the cache needs no compiler."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from ..backends.cpu.runtime import available_threads
+from ..ir.target import Target
+
+if TYPE_CHECKING:
+    import onnx
+
+    from ..ir.graph import Graph
+    from ..passes.pipeline import Pass
+
+Model: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | Graph"
+PRECISIONS = ("f32",)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile: the target's name, sizes that specialise, threads, precision, and the pipeline of passes (empty:
+    `passes.DEFAULT_PIPELINE`).
+
+    `shapes` may leave axes open by None; those that stay symbols of their own are taken to be `smallest` or larger.
+    `progress(what, done, total)` and `after(pass, graph, seconds)` are told how compiling goes on.
+    """
+
+    target: str | Target | None = None
+    dims: Mapping[str, int] | None = None
+    shapes: Mapping[str, Sequence[int | None]] | None = None
+    threads: int | None = None
+    precision: str = "f32"
+    pipeline: str = ""
+    folder: str | None = None
+    smallest: int = 0
+    progress: Callable[[str, int, int], None] | None = field(default=None, compare=False)
+    after: Callable[[Pass, Graph, float], None] | None = field(default=None, compare=False)
+
+    @property
+    def decisive(self) -> tuple[object, ...]:
+        """What decides the code, as values whose text is the same in every process."""
+        target = resolve_target(self.target)
+        sizes = sorted((self.dims or {}).items()), sorted((self.shapes or {}).items()), self.smallest
+        return (target.name, target.triple, target.cpu, target.features, *sizes, self.precision, self.pipeline)
+
+
+def resolve_target(target: str | Target | None) -> Target:
+    return target if isinstance(target, Target) else Target.parse(target or "host")
+
+
+def usable_threads(wanted: int | None) -> int:
+    """As many threads as are wanted, at most those that this process may use."""
+    limit = available_threads()
+    return max(1, min(wanted or limit, limit))
