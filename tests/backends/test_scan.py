@@ -44,7 +44,7 @@ def test_scans(
     assert_equal(found, [expected(op, x, axis, exclusive, reverse)])
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((3, 2000), 1), ((2000, 37), 0), ((4, 50, 33), 1)])
+@pytest.mark.parametrize(("shape", "axis"), [((3, 2000), 1), ((2000, 37), 0), ((4, 50, 33), 1), ((3, 40, 700), 1)])
 def test_long_lines(shape: tuple[int, ...], axis: int) -> None:
     """A running sum in the wide type: rounded once for each result, not at each step."""
     for dtype, tolerance in (("float32", 1e-4), ("float16", 1e-3)):

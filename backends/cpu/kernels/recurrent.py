@@ -97,9 +97,12 @@ class _Layer(Cells):
             scratch.append(self.scale)
         body = (*self._initial(), self._walk(), *self._final())
         calls.append(call(self.region, f"{self.dtype}_{self.region.name}_x{self.hidden}", body, scratch))
-        used = {name for item in calls for name in getattr(item, "arguments", ())} - packed.keys()
+        used = {name for item in calls for name in getattr(item, "arguments", ())}
+        workspaces = [buffer for buffer in scratch if buffer.name in used - packed.keys()]
         return Lowered(
-            tuple(calls), (*kernels.workspaces, *(buffer for buffer in scratch if buffer.name in used)), packed
+            tuple(calls),
+            (*kernels.workspaces, *workspaces),
+            {name: make for name, make in packed.items() if name in used},
         )
 
     # The products with the inputs, and the weights.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ....ir import loops as k
 from ....ir import scalars as s
-from ....ir.dims import Dim, product
-from ....ir.loops import Define, For, Statement, Store
+from ....ir.dims import Dim, ceildiv, dim_min, product
+from ....ir.loops import Alloc, Define, For, Statement, Store
 from ....ir.ops.reduction import accumulator
 from ....ir.scalars import Buffer, const, load
 from ....ir.target import Target
@@ -13,11 +13,13 @@ from ....ir.tensors import Indices, flat_offset, normalize_axis, unflatten
 from ....passes.regions import Lowered, Region
 from .calls import arithmetic_type, attribute, call, over, present
 
+# Lines that are walked together: their sums stay in the first-level cache.
+TOGETHER = 512
 _COMBINED = {"CumSum": ("add", 0), "CumProd": ("mul", 1)}
 
 
 def schedule(region: Region, target: Target) -> Lowered | None:
-    """One walk along the axis for each vector of the lines beside one another; the sum stays in a register.
+    """Lines that lie beside one another are walked together, some hundred of them, so that memory is read in order.
 
     None where the axis is not known.
     """
@@ -29,19 +31,31 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     dtype = accumulator(arithmetic_type(region, x.dtype))
     axis = normalize_axis(given[0], x.rank)
     extent, inner = x.shape[axis], x.shape[axis + 1 :]
+    beside = product(inner)
     reverse, exclusive = bool(attribute(region, "reverse")), bool(attribute(region, "exclusive"))
     result, tensor = region.outputs[0]
-    step, lane = k.index_symbol("step", extent), k.index_symbol("lane", product(inner))
+    step = k.index_symbol("step", extent)
     position: Dim = extent - 1 - step if reverse else step
-    total = Buffer("total", dtype, 1, "register")
+    single = beside == 1
+    total = Buffer("total", dtype, 1 if single else TOGETHER, "register" if single else "stack")
 
-    def lines(outer: Indices) -> list[Statement]:
-        where = (*outer, position, *unflatten(lane, inner))
-        target_offset = flat_offset((*outer, position, lane), (*x.shape[: axis + 1], product(inner)))
-        add = Store(total, 0, s.binary(op, load(total, 0), s.cast(x.at(where), dtype)))
-        put = Store(result, target_offset, s.cast(load(total, 0), tensor.dtype))
-        walk = For("step", extent, (put, add) if exclusive else (add, put))
-        return [For("lane", product(inner), (Define(total, const(identity, dtype)), walk), "vector")]
+    def lines(where: Indices) -> list[Statement]:
+        *outer, block = where
+        count = dim_min(TOGETHER, beside - block * TOGETHER)
+        lane = k.index_symbol("lane", count)
+        number = block * TOGETHER + lane if beside != 1 else 0
+        at = 0 if single else lane
+        source = x.at((*outer, position, *unflatten(number, inner)))
+        add = Store(total, at, s.binary(op, load(total, at), s.cast(source, dtype)))
+        offset = flat_offset((*outer, position, number), (*x.shape[: axis + 1], beside))
+        put = Store(result, offset, s.cast(load(total, at), tensor.dtype))
+        each = (put, add) if exclusive else (add, put)
+        start = const(identity, dtype)
+        if single:
+            return [Define(total, start), For("step", extent, each)]
+        clear = For("lane", count, (Store(total, at, start),), "vector")
+        return [Alloc(total), clear, For("step", extent, (For("lane", count, each, "vector"),))]
 
-    body = over(x.shape[:axis], lines, "line", extent * product(inner))
+    blocks = ceildiv(beside, TOGETHER)
+    body = over((*x.shape[:axis], blocks), lines, "line", extent * dim_min(beside, TOGETHER))
     return Lowered((call(region, region.name, [body]),))
