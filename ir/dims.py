@@ -9,146 +9,18 @@ splitting and merging of axes cancel by arithmetic alone.
 from __future__ import annotations
 
 import ast
-import keyword
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeAlias, TypeVar, Union
+from dataclasses import dataclass
+from typing import TypeAlias, Union
+
+from .atoms import NOTHING, free_names, lazy
+from .atoms import Extremum as Extremum
+from .atoms import Opaque as Opaque
+from .atoms import Quotient as Quotient
+from .atoms import Symbol as Symbol
 
 Dim: TypeAlias = Union[int, "Sum"]
-
-_PLAIN_SYMBOL = re.compile(r"\$?[A-Za-z_][A-Za-z0-9_]*")
-
-
-def quote(text: str) -> str:
-    """`text` between double quotes, escaped as in Python: one line of printable characters."""
-    # The quote in front makes repr choose single quotes outside, so that only double quotes are left to escape.
-    return '"' + repr('"' + text)[2:-1].replace('"', '\\"') + '"'
-
-
-Kept = TypeVar("Kept")
-
-
-class lazy(Generic[Kept]):
-    """An attribute computed when first asked for; `functools.cached_property` without the lock of Python 3.11."""
-
-    def __init__(self, compute: Callable[[Any], Kept]) -> None:
-        self.compute, self.__doc__ = compute, compute.__doc__
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Kept:
-        value = self.compute(instance)
-        instance.__dict__[self.compute.__name__] = value  # found there before this descriptor from now on
-        return value
-
-
-_NOTHING: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, eq=False)
-class Symbol:
-    """A named integer in [lower, upper]; two symbols are the same where their names are."""
-
-    name: str
-    lower: int | None = 0
-    upper: Dim | None = None
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Symbol) and self.name == other.name)
-
-    def __hash__(self) -> int:
-        return hash(self.name)
-
-    @lazy
-    def free(self) -> frozenset[str]:
-        return frozenset((self.name,))
-
-    has_opaque = False
-
-    @lazy
-    def _text(self) -> str:
-        # Models may call a dimension anything: what does not read back as one name is quoted.
-        plain = _PLAIN_SYMBOL.fullmatch(self.name) and not keyword.iskeyword(self.name)
-        return self.name if plain else quote(self.name)
-
-    def __str__(self) -> str:
-        return self._text
-
-
-@dataclass(frozen=True)
-class Quotient:
-    """floor(numerator / denominator); the denominator is positive."""
-
-    numerator: Dim
-    denominator: Dim
-
-    @lazy
-    def free(self) -> frozenset[str]:
-        return _free(self.numerator) | _free(self.denominator)
-
-    @lazy
-    def has_opaque(self) -> bool:
-        return _has_opaque(self.numerator) or _has_opaque(self.denominator)
-
-    @lazy
-    def _text(self) -> str:
-        return f"floordiv({self.numerator}, {self.denominator})"
-
-    def __str__(self) -> str:
-        return self._text
-
-    @lazy
-    def _hash(self) -> int:
-        return hash((self.numerator, self.denominator))
-
-    def __hash__(self) -> int:
-        return self._hash
-
-
-@dataclass(frozen=True)
-class Extremum:
-    """min(...) or max(...) of two or more dims."""
-
-    kind: str
-    operands: tuple[Dim, ...]
-
-    @lazy
-    def free(self) -> frozenset[str]:
-        return _NOTHING.union(*map(_free, self.operands))
-
-    @lazy
-    def has_opaque(self) -> bool:
-        return any(map(_has_opaque, self.operands))
-
-    @lazy
-    def _text(self) -> str:
-        return f"{self.kind}({', '.join(map(str, self.operands))})"
-
-    def __str__(self) -> str:
-        return self._text
-
-
-@dataclass(frozen=True)
-class Opaque:
-    """An integer computed at run time by `value` (a scalar expression), known to lie in [lower, upper]."""
-
-    value: object
-    lower: int | None = field(default=None, compare=False)
-    upper: Dim | None = field(default=None, compare=False)
-
-    @property
-    def free(self) -> frozenset[str]:
-        return self.value.free  # type: ignore[attr-defined, no-any-return]
-
-    has_opaque = True
-
-    @lazy
-    def _text(self) -> str:
-        return f"[{self.value}]"
-
-    def __str__(self) -> str:
-        return self._text
-
 
 Atom: TypeAlias = Symbol | Quotient | Extremum | Opaque
 Monomial: TypeAlias = tuple[Atom, ...]
@@ -167,7 +39,7 @@ class Sum:
     @lazy
     def free(self) -> frozenset[str]:
         """Names of the symbols in it, those inside run-time values included."""
-        return _NOTHING.union(*(atom.free for monomial, _ in self.terms for atom in monomial))
+        return NOTHING.union(*(atom.free for monomial, _ in self.terms for atom in monomial))
 
     @lazy
     def has_opaque(self) -> bool:
@@ -258,14 +130,6 @@ def _terms(dim: Dim) -> tuple[tuple[Monomial, int], ...]:
 
 def _text(atom: Atom) -> str:
     return atom._text
-
-
-def _free(dim: Dim) -> frozenset[str]:
-    return dim.free if isinstance(dim, Sum) else _NOTHING
-
-
-def _has_opaque(dim: Dim) -> bool:
-    return isinstance(dim, Sum) and dim.has_opaque
 
 
 def _key(term: tuple[Monomial, int]) -> tuple[str, ...]:
@@ -547,7 +411,7 @@ def linear(dim: Dim, name: str) -> tuple[Dim, Dim] | None:
 
 def mentions(dim: Dim, name: str) -> bool:
     """Whether the symbol `name` occurs in `dim`, run-time values included (they tell by `free`)."""
-    return name in _free(dim)
+    return name in free_names(dim)
 
 
 def bounds(dim: Dim) -> tuple[int | None, int | None]:

@@ -21,7 +21,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from . import dtypes
-from .dims import Dim, Sum, Symbol, quote, symbols
+from .atoms import quote
+from .dims import Dim, Sum, Symbol, symbols
 from .dtypes import DType
 from .graph import Attribute, Constant, Graph, Node, OptionalType, SequenceType, TensorType, Type, Value
 

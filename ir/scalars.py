@@ -14,7 +14,8 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from .dims import Dim, Opaque, Sum, atoms, lazy, opaque, substitute
+from .atoms import lazy
+from .dims import Dim, Opaque, Sum, atoms, opaque, substitute
 from .dtypes import BOOL, F32, F64, I64, DType
 
 Number: TypeAlias = int | float | bool
