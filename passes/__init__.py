@@ -1,9 +1,9 @@
 """Passes over graphs, and lowering. Importing this package makes every pass known by its name."""
 
-from . import algebra, canonicalize, cleanup, fold, fuse, layout, pads, reorder, scale, transposes
+from . import algebra, canonicalize, cleanup, fold, fuse, layout, loops, pads, reorder, scale, transposes
 
 DEFAULT_PIPELINE = (
-    "canonicalize,fold,canonicalize,fold,cleanup,"  # shapes become known, and what they decide constant
+    "canonicalize,fold,loops,canonicalize,fold,cleanup,"  # shapes become known, and what they decide constant
     "rules,fold,scale,pads,cleanup,"  # algebra; convolutions take in what stands around them
     "layout,canonicalize,fold,cleanup,"
     "fuse,reorder"
@@ -18,6 +18,7 @@ __all__ = [
     "fold",
     "fuse",
     "layout",
+    "loops",
     "pads",
     "reorder",
     "scale",
