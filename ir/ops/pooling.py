@@ -25,7 +25,7 @@ def pooled(op: str, x: Tensor, windows: Windows, transform: Callable[[Scalar], S
         positions = windows.positions(i[2:], r)
         return where(windows.within(positions), transform(x.at((*i[:2], *positions))), identity)
 
-    return reduce_tensor(op, (*x.shape[:2], *windows.output), x.dtype, windows.kernel, body, x)
+    return reduce_tensor(op, (*x.shape[:2], *windows.output), x.dtype, windows.reach, body, x)
 
 
 @declare.op("MaxPool", spatial=True)
@@ -55,7 +55,7 @@ def max_pool(
         nowhere = index(product(spatial))
         return where(windows.within(positions), where(here, index(flat_offset(positions, spatial)), nowhere), nowhere)
 
-    first = reduce_tensor("min", best.shape, I64, windows.kernel, body, x, best)
+    first = reduce_tensor("min", best.shape, I64, windows.reach, body, x, best)
 
     def element(*i: Dim) -> Scalar:
         within = as_dim(first.at(i), 0, product(spatial))

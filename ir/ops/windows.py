@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..dims import Dim, ceildiv, dim_max, dim_min, floordiv
+from ..dims import Dim, ceildiv, dim_max, dim_min, floordiv, known_le
 from ..errors import ShapeError
 from ..scalars import Scalar
 from ..tensors import Indices, all_of, inside
+
+LARGEST_CERTAIN = 16
+"""Windows up to this size keep a loop of fixed length where the size of the input is not known."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,16 @@ class Windows:
         """The input indices that kernel position `kernel` of output `output` reads."""
         steps = zip(output, kernel, self.strides, self.dilations, self.before, strict=True)
         return tuple(o * stride + k * dilation - before for o, k, stride, dilation, before in steps)
+
+    @property
+    def reach(self) -> tuple[Dim, ...]:
+        """Kernel positions per axis, without those behind the input for every output: a window may be far larger."""
+        found: list[Dim] = []
+        for axis, kernel in enumerate(self.kernel):
+            most = ceildiv(self.input[axis] + self.before[axis], self.dilations[axis])
+            worth = isinstance(most, int) or not known_le(kernel, LARGEST_CERTAIN)
+            found.append(dim_max(1, dim_min(kernel, most)) if self.padded[axis] and worth else kernel)
+        return tuple(found)
 
     def within(self, positions: Sequence[Dim]) -> Scalar:
         """Whether the positions lie in the input; axes without padding need no test."""
