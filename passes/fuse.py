@@ -36,6 +36,11 @@ class _Group:
         return tuple(d for d, row in zip(self.domain, self.rows, strict=True) if row and d != 1)
 
 
+def _same_rows(one: _Group, other: _Group) -> bool:
+    """Whether two groups reduce the same rows: a row of one must not be computed for every row of the other."""
+    return _squeezed(one.domain) == _squeezed(other.domain) and one.row_shape == other.row_shape
+
+
 def _squeezed(shape: Iterable[Dim]) -> tuple[Dim, ...]:
     return tuple(d for d in shape if d != 1)
 
@@ -162,6 +167,8 @@ class _Fusion:
         if "map" not in (group.kind, other.kind) and (group.kind, other.kind) != ("rows", "rows"):
             return False
         if len(self._inputs(group.members + other.members)) > self.max_inputs:
+            return False
+        if (group.kind, other.kind) == ("rows", "rows") and not _same_rows(group, other):
             return False
         shared = [value for value in node.operands if self.index.get(value) == producer]
         if self._binds_inside(group.members + other.members, group.clones + other.clones):

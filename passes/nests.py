@@ -23,6 +23,8 @@ ROW_BUFFER_BYTES = 16384
 PARALLEL_WORK = 40_000
 # Elements of a flat loop that one thread takes at a time.
 CHUNK = 8192
+# Iterations up to which a loop is not worth vectors.
+SHORT = 7
 
 _COST: Mapping[str, int] = {"div": 6, "rem": 12, "pow": 30, "sqrt": 6}
 
@@ -199,7 +201,9 @@ class _Nest:
         inside = 0
         for output in self.outputs:
             for reduce in all_reductions(output.value):
-                inside += unit_stride(reduce.body, reduce.ranges[-1][0]) if reduce.ranges else 0
+                # Windows are shorter than vectors: what they would gain does not count.
+                if reduce.ranges and not known_le(reduce.ranges[-1][1], SHORT):
+                    inside += unit_stride(reduce.body, reduce.ranges[-1][0])
         if self.inner_axes and best in self.inner_axes:
             return best
         small = known_le(best.extent, 3)

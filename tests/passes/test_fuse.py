@@ -225,3 +225,21 @@ def test_bodies_of_branches_are_fused_too() -> None:
         // CHECK: %q = Fused(%x)
         """,
     )
+
+
+def test_reductions_of_different_rows_stay_apart() -> None:
+    """Global response normalisation: the norm of each channel, over the mean norm of all. Together, every channel
+    would compute every norm."""
+    graph = check(
+        "fuse",
+        """
+        graph @g(%x: f32[batch, h, w, 16]) -> (%y: f32[batch, h, w, 16]) {
+          %norm = ReduceL2(%x) {axes = [1, 2], keepdims = 1} : f32[batch, 1, 1, 16]
+          %mean = ReduceMean(%norm) {axes = [-1], keepdims = 1} : f32[batch, 1, 1, 1]
+          %ratio = Div(%norm, %mean) : f32[batch, 1, 1, 16]
+          %y = Mul(%x, %ratio) : f32[batch, h, w, 16]
+        }
+        // CHECK-COUNT-2: = Fused(
+        """,
+    )
+    assert all(len({"ReduceL2", "ReduceMean"} & set(ops)) < 2 for ops in kernels(graph))

@@ -6,8 +6,8 @@ from onnxc.ir.dims import symbol
 from onnxc.ir.dtypes import F32
 from onnxc.ir.functions import exp, maximum, sqrt
 from onnxc.ir.loops import Kernel, free_sizes
-from onnxc.ir.scalars import Buffer
-from onnxc.ir.tensors import Tensor, buffer_tensor, compute, reduce_axes, reduce_tensor
+from onnxc.ir.scalars import Buffer, Scalar
+from onnxc.ir.tensors import Indices, Tensor, buffer_tensor, compute, reduce_axes, reduce_tensor
 from onnxc.passes.nests import build_nests
 from pass_checks import filecheck
 
@@ -139,4 +139,22 @@ def test_generated_tensor_has_no_inputs() -> None:
     filecheck(
         "// CHECK: y0[i0] = f32(i0)",
         nests(compute((5,), F32, lambda i: cast(index(i), F32))),
+    )
+
+
+def test_a_window_is_no_vector_though_an_operand_is_transposed() -> None:
+    """A pooling beside an operand in another order of axes: vectors run along the output, not along the window."""
+    height, width = symbol("height"), symbol("width")
+    x, other = buffer_tensor("x", F32, (BATCH, 8, height, width)), buffer_tensor("o", F32, (BATCH, height, width, 8))
+
+    def window(i: Indices, r: Indices) -> Scalar:
+        return x.at((i[0], i[1], i[2] + r[0], i[3] + r[1]))
+
+    pooled = reduce_tensor("add", (BATCH, 8, height - 2, width - 2), F32, (3, 3), window, x)
+    filecheck(
+        """
+        // CHECK: vector for i3
+        // CHECK: serial for ir1_1 < 3
+        """,
+        nests(compute(pooled.shape, F32, lambda *i: pooled.at(i) - other.at((i[0], i[2], i[3], i[1])), pooled, other)),
     )
