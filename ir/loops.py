@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TypeAlias
 
 from . import scalars as s
-from .dims import Dim, Sum, symbol
+from .dims import Dim, Opaque, Sum, atoms, symbol
 from .scalars import Buffer, Scalar
 
 KINDS = ("serial", "unrolled", "vector", "parallel", "grid", "block")
@@ -23,7 +23,9 @@ class For:
     """The body for index = 0, step, 2*step, ... < extent.
 
     `kind`: serial; unrolled (constant extent); vector (becomes explicit lanes by `passes.vectorize`, a tail included);
-    parallel (iterations are independent, threads share them); grid and block (GPU).
+    parallel (iterations are independent, threads share them); on a GPU grid (each iteration is a block of threads;
+    these loops stand outermost) and block (each is a thread; one loop of constant extent within the grid loops, whose
+    body is what one thread does).
     """
 
     index: str
@@ -73,13 +75,14 @@ class Alias:
 @dataclass(frozen=True)
 class Store:
     """Writes `value` (all its lanes, `stride` apart) from a flat element offset on; lanes with a false predicate are
-    left alone."""
+    left alone. `aligned` as of `Load`."""
 
     buffer: Buffer
     offset: Dim
     value: Scalar
     predicate: Scalar | None = None
     stride: Dim = 1
+    aligned: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,30 @@ class Barrier:
     """All threads of a GPU block wait for each other here."""
 
 
-Statement: TypeAlias = "For | Let | Define | Alloc | Alias | Store | If | While | Barrier"
+@dataclass(frozen=True)
+class Address:
+    """Element `offset` of a buffer, as an operand of an intrinsic."""
+
+    buffer: Buffer
+    offset: Dim = 0
+
+    def __str__(self) -> str:
+        return f"{self.buffer.name}[{self.offset}]"
+
+
+@dataclass(frozen=True)
+class Intrinsic:
+    """An operation of the machine that is no expression, e.g. a matrix multiply-accumulate over registers of a warp.
+
+    `ir.intrinsics` declares by its name which addresses and values it takes, and what it reads and writes.
+    """
+
+    name: str
+    places: tuple[Address, ...] = ()
+    values: tuple[Scalar, ...] = ()
+
+
+Statement: TypeAlias = "For | Let | Define | Alloc | Alias | Store | If | While | Barrier | Intrinsic"
 Block: TypeAlias = tuple[Statement, ...]
 
 
@@ -171,7 +197,11 @@ def rebuild(block: Block, rewriter: s.Rewriter, buffers: Mapping[str, Buffer] | 
             result.append(Alias(buffer(st.buffer), buffer(st.source), offset, optional(st.condition), otherwise))
         elif isinstance(st, Store):
             offset, stride = rewriter.dim(st.offset), rewriter.dim(st.stride)
-            result.append(Store(buffer(st.buffer), offset, rewriter(st.value), optional(st.predicate), stride))
+            value, predicate = rewriter(st.value), optional(st.predicate)
+            result.append(Store(buffer(st.buffer), offset, value, predicate, stride, st.aligned))
+        elif isinstance(st, Intrinsic):
+            places = tuple(Address(buffer(place.buffer), rewriter.dim(place.offset)) for place in st.places)
+            result.append(Intrinsic(st.name, places, tuple(map(rewriter, st.values))))
         elif isinstance(st, If):
             then, otherwise_block = rebuild(st.then, rewriter, buffers), rebuild(st.otherwise, rewriter, buffers)
             result.append(If(rewriter(st.condition), then, otherwise_block))
@@ -235,7 +265,8 @@ def _spell(scalar: Scalar, text: Callable[[Scalar], str]) -> str:
     if isinstance(scalar, s.Load):
         span = f" : {scalar.lanes}" if scalar.lanes > 1 else ""
         span += f" : {scalar.stride}" if scalar.stride != 1 else ""
-        guard = f" if {text(scalar.predicate)}" if scalar.predicate is not None else ""
+        guard = " aligned" * scalar.aligned
+        guard += f" if {text(scalar.predicate)}" if scalar.predicate is not None else ""
         return f"{scalar.buffer.name}[{scalar.offset}{span}{guard}]"
     if isinstance(scalar, s.Unary):
         return f"{scalar.op}({text(scalar.operand)})"
@@ -292,8 +323,11 @@ def _print_block(block: Block, indent: str) -> Iterator[str]:
         elif isinstance(statement, Store):
             span = f" : {statement.value.lanes}" if statement.value.lanes > 1 else ""
             span += f" : {statement.stride}" if statement.stride != 1 else ""
-            guard = f" if {statement.predicate}" if statement.predicate is not None else ""
+            guard = " aligned" * statement.aligned
+            guard += f" if {statement.predicate}" if statement.predicate is not None else ""
             yield f"{indent}{statement.buffer.name}[{statement.offset}{span}{guard}] = {statement.value}"
+        elif isinstance(statement, Intrinsic):
+            yield f"{indent}{statement.name}({', '.join(map(str, (*statement.places, *statement.values)))})"
         else:
             yield f"{indent}barrier"
 
@@ -360,6 +394,41 @@ def free_sizes(block: Block, buffers: Sequence[Buffer] = ()) -> tuple[str, ...]:
             see(statement.offset, statement.value, statement.predicate, statement.stride)
         elif isinstance(statement, If | While):
             see(statement.condition)
+        elif isinstance(statement, Intrinsic):
+            see(*(place.offset for place in statement.places), *statement.values)
     for buffer in buffers:
         see(buffer.size)
     return tuple(name for name in found if name not in bound)
+
+
+def used_buffers(body: Block, candidates: Sequence[Buffer]) -> tuple[Buffer, ...]:
+    """Those of the candidates that statements read or write, in order."""
+    names: set[str] = set()
+    seen: set[int] = set()
+
+    def see(item: Scalar | Dim | None) -> None:
+        if item is None or isinstance(item, int) or id(item) in seen:
+            return
+        seen.add(id(item))
+        if not isinstance(item, Scalar):
+            for atom in atoms(item):
+                if isinstance(atom, Opaque) and isinstance(atom.value, Scalar):
+                    see(atom.value)
+            return
+        if isinstance(item, s.Load):
+            names.add(item.buffer.name)
+        for part in (*item.dims, *item.children):
+            see(part)
+
+    for statement in walk(body):
+        if isinstance(statement, Alias):
+            names |= {statement.source.name} | ({statement.otherwise.name} if statement.otherwise else set())
+        if isinstance(statement, Store):
+            names.add(statement.buffer.name)
+        if isinstance(statement, Intrinsic):
+            names |= {place.buffer.name for place in statement.places}
+            for item in (*(place.offset for place in statement.places), *statement.values):
+                see(item)
+        for part in ("value", "predicate", "condition", "offset", "stride", "extent"):
+            see(getattr(statement, part, None))
+    return tuple(buffer for buffer in candidates if buffer.name in names)

@@ -200,13 +200,15 @@ class Lanes(Scalar):
 class Load(Scalar):
     """`lanes` elements of a buffer from a flat element offset on, `stride` apart.
 
-    Lanes where `predicate` (bool, as many lanes) is false read nothing and are zero.
+    Lanes where `predicate` (bool, as many lanes) is false read nothing and are zero. `aligned` promises that the
+    address is a multiple of the bytes of all lanes, or of 16 where they are more.
     """
 
     buffer: Buffer
     offset: Dim
     predicate: Scalar | None = None
     stride: Dim = 1
+    aligned: bool = False
 
     @property
     def dims(self) -> tuple[Dim, ...]:
@@ -299,7 +301,8 @@ class Horizontal(Scalar):
 
 @dataclass(frozen=True, eq=False)
 class Call(Scalar):
-    """An intrinsic that the target description names, e.g. an integer dot product."""
+    """An intrinsic that the target description names: an integer dot product; on a GPU a value of another thread of the
+    warp (shuffle_xor, shuffle_down, shuffle_up, shuffle) or the lanes where a bool holds (ballot)."""
 
     name: str
     arguments: tuple[Scalar, ...]
@@ -496,8 +499,15 @@ def bitcast(operand: Scalar, dtype: DType) -> Scalar:
     return operand if operand.dtype == dtype else Bitcast(dtype, operand.lanes, operand)
 
 
-def load(buffer: Buffer, offset: Dim, lanes: int = 1, predicate: Scalar | None = None, stride: Dim = 1) -> Scalar:
-    return Load(buffer.dtype, lanes, buffer, offset, predicate, stride)
+def load(
+    buffer: Buffer,
+    offset: Dim,
+    lanes: int = 1,
+    predicate: Scalar | None = None,
+    stride: Dim = 1,
+    aligned: bool = False,
+) -> Scalar:
+    return Load(buffer.dtype, lanes, buffer, offset, predicate, stride, aligned)
 
 
 class Rewriter:
@@ -537,7 +547,8 @@ class Rewriter:
             return index(self.dim(scalar.dim))
         if isinstance(scalar, Load):
             predicate = None if scalar.predicate is None else self(scalar.predicate)
-            return load(scalar.buffer, self.dim(scalar.offset), scalar.lanes, predicate, self.dim(scalar.stride))
+            offset, stride = self.dim(scalar.offset), self.dim(scalar.stride)
+            return load(scalar.buffer, offset, scalar.lanes, predicate, stride, scalar.aligned)
         if isinstance(scalar, Unary):
             return unary(scalar.op, self(scalar.operand))
         if isinstance(scalar, Binary):

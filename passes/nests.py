@@ -472,32 +472,4 @@ def _replace_exactly(value: Scalar, part: Scalar, by: Scalar) -> Scalar:
 
 def rename(statement: k.Statement, dims: Mapping[str, Dim]) -> k.Statement:
     """A statement with index symbols replaced everywhere inside."""
-    rewriter = s.Rewriter(dims=dims)
-
-    def block(statements: k.Block) -> k.Block:
-        return tuple(one(inner) for inner in statements)
-
-    def one(item: k.Statement) -> k.Statement:
-        if isinstance(item, k.For):
-            return k.For(item.index, rewriter.dim(item.extent), block(item.body), item.kind, item.step)
-        if isinstance(item, k.Store):
-            predicate = None if item.predicate is None else rewriter(item.predicate)
-            return k.Store(
-                item.buffer, rewriter.dim(item.offset), rewriter(item.value), predicate, rewriter.dim(item.stride)
-            )
-        if isinstance(item, k.Define):
-            return k.Define(item.buffer, rewriter(item.value))
-        if isinstance(item, k.Let):
-            return k.Let(
-                item.name, rewriter(item.value) if isinstance(item.value, Scalar) else rewriter.dim(item.value)
-            )
-        if isinstance(item, k.If):
-            return k.If(rewriter(item.condition), block(item.then), block(item.otherwise))
-        if isinstance(item, k.While):
-            return k.While(rewriter(item.condition), block(item.body))
-        if isinstance(item, k.Alias):
-            condition = None if item.condition is None else rewriter(item.condition)
-            return k.Alias(item.buffer, item.source, rewriter.dim(item.offset), condition, item.otherwise)
-        return item
-
-    return one(statement)
+    return k.rebuild((statement,), s.Rewriter(dims=dims))[0]

@@ -12,6 +12,7 @@ from typing import Any
 from ...ir import scalars as s
 from ...ir.dtypes import BOOL, F16, F32, F64, I8, I64, U16, DType
 from ...ir.scalars import Buffer, Scalar
+from ...passes.guards import guard_loads
 from .addresses import (
     AddressRenderer,
     ModuleText,
@@ -25,7 +26,6 @@ from .addresses import (
     vector_type,
 )
 from .dot_products import find
-from .guards import guard_loads
 from .legalize import HALF, Given, expand, has_half_conversions, narrow_bits, odd_f32, widened_bits
 
 _FLOAT_OPS = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}

@@ -8,7 +8,8 @@ from ...ir.errors import UnsupportedError
 from ...ir.target import Target
 from ...passes.lower import generic
 from ...passes.regions import Lowered, Region, Schedule
-from .kernels import conv, depthwise, detection, determinant, fourier, gemm, recurrent, scan, scatter, selection
+from ..kernels import detection, determinant, fourier, scan, scatter, selection
+from .kernels import conv, depthwise, gemm, recurrent
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),

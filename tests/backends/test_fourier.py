@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnxc.backends.cpu.kernels.fourier import radices
+from onnxc.backends.kernels.fourier import radices
 from single_node import Array, run_node
 
 TOLERANCE = {np.dtype(np.float32): 2e-5, np.dtype(np.float64): 1e-12}

@@ -19,7 +19,7 @@ from ....ir.loops import Alias, For, If, Let, Statement
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
 from ....passes.regions import Lowered, Region
-from .calls import call
+from ...kernels.calls import call
 from .convolution import Convolution, axes, find_convolution, find_phases, inside_pixels, tap_rows
 from .epilogue import Epilogue, finish_tile, through_memory
 from .gemm import TASKS_PER_THREAD

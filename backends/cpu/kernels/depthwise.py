@@ -18,7 +18,7 @@ from ....ir.loops import Alias, Alloc, Define, For, If, Let, Statement, Store
 from ....ir.scalars import Buffer
 from ....ir.target import Target
 from ....passes.regions import Lowered, Region
-from .calls import call
+from ...kernels.calls import call
 from .convolution import Convolution, find_convolution, inside_pixels, tap_rows
 from .epilogue import Epilogue, finish_tile, through_memory
 from .gemm import TASKS_PER_THREAD

@@ -15,7 +15,7 @@ from ....ir.tensors import Indices, Tensor, flat_offset, unflatten
 from ....passes.nests import build_nests
 from ....passes.regions import ANCHOR, Lowered, Region, anchor_tensor
 from ....passes.vector_step import NotVectorizable, Step
-from .calls import call
+from ...kernels.calls import call
 from .register_tile import Tile, accumulators
 
 # Operations of an epilogue up to which it is repeated for every vector of a tile; longer ones become a loop.

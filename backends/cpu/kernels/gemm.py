@@ -18,7 +18,7 @@ from ....ir.loops import Alias, For, If, Let, Statement
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
 from ....passes.regions import Lowered, Region
-from .calls import call
+from ...kernels.calls import call
 from .epilogue import Epilogue, epilogue, finish_tile, through_memory
 from .operands import affine, copied, joined
 from .packing import Columns, Panels, column_runs, first_lanes, pack_call, packer

@@ -14,7 +14,7 @@ from ....ir.scalars import Buffer, Load
 from ....ir.tensors import Tensor, buffer_tensor
 from ....passes.nests import build_nests
 from ....passes.regions import Call, Lowered, Region
-from .calls import call
+from ...kernels.calls import call
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from ....ir.tensors import Tensor, buffer_tensor, compute, flat_offset
 from ....passes.lower import generic
 from ....passes.nests import build_nests
 from ....passes.regions import Lowered, Region, anchor_tensor
+from ...kernels.calls import call
 from . import gemm
-from .calls import call
 from .recurrent_cells import Cells, Unit
 
 # Accumulators in flight that hide the latency of a multiply-add.

@@ -17,7 +17,7 @@ from ....ir.loops import Define, Statement, Store
 from ....ir.scalars import Buffer, Scalar, const, load
 from ....ir.tensors import Tensor, compute, flat_offset
 from ....passes.regions import Region
-from .calls import attribute, operand, present
+from ...kernels.calls import attribute, operand, present
 
 Activation = Callable[[Scalar], Scalar]
 # Per activation: the function of (x, alpha, beta), and the defaults of alpha and beta where it has them.

@@ -11,9 +11,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ....ir import loops as k
 from ....ir import scalars as s
-from ....ir.dims import Dim, Opaque, atoms, symbol
+from ....ir.dims import Dim, symbol
 from ....ir.dtypes import DType
 from ....ir.loops import Alloc, Define, For, Statement, Store
 from ....ir.scalars import Buffer, Scalar
@@ -181,32 +180,3 @@ def _step(
             number = first + i * tile.vectors + v
             product = s.fma(s.load(row, 0, tile.lanes), s.load(column, 0, tile.lanes), s.load(sums, number, tile.lanes))
             yield Store(sums, number, product)
-
-
-def used_buffers(body: k.Block, candidates: Sequence[Buffer]) -> tuple[Buffer, ...]:
-    """Those of the candidates that statements read or write, in order."""
-    names: set[str] = set()
-    seen: set[int] = set()
-
-    def see(item: Scalar | Dim | None) -> None:
-        if item is None or isinstance(item, int) or id(item) in seen:
-            return
-        seen.add(id(item))
-        if not isinstance(item, Scalar):
-            for atom in atoms(item):
-                if isinstance(atom, Opaque) and isinstance(atom.value, Scalar):
-                    see(atom.value)
-            return
-        if isinstance(item, s.Load):
-            names.add(item.buffer.name)
-        for part in (*item.dims, *item.children):
-            see(part)
-
-    for statement in k.walk(body):
-        if isinstance(statement, k.Alias):
-            names |= {statement.source.name} | ({statement.otherwise.name} if statement.otherwise else set())
-        if isinstance(statement, Store):
-            names.add(statement.buffer.name)
-        for part in ("value", "predicate", "condition", "offset", "stride", "extent"):
-            see(getattr(statement, part, None))
-    return tuple(buffer for buffer in candidates if buffer.name in names)

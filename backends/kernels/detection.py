@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ....ir import functions as f
-from ....ir import scalars as s
-from ....ir.dims import Dim, symbol
-from ....ir.dtypes import BOOL, F32, I64
-from ....ir.loops import Define, For, If, Let, Statement, Store, While
-from ....ir.scalars import Buffer, Scalar, const, load
-from ....ir.target import Target
-from ....ir.tensors import Indices, Tensor
-from ....passes.regions import Lowered, Region
+from ...ir import functions as f
+from ...ir import scalars as s
+from ...ir.dims import Dim, symbol
+from ...ir.dtypes import BOOL, F32, I64
+from ...ir.loops import Define, For, If, Let, Statement, Store, While
+from ...ir.scalars import Buffer, Scalar, const, load
+from ...ir.target import Target
+from ...ir.tensors import Indices, Tensor
+from ...passes.regions import Lowered, Region
 from .calls import Variable, attribute, call, operand, over, present
 from .selection import COUNT, bind_count
 from .sorting import merge_sort

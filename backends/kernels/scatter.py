@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ....ir import functions as f
-from ....ir import scalars as s
-from ....ir.dims import Dim, product, symbol
-from ....ir.errors import ModelError
-from ....ir.loops import For, Let, Statement, Store
-from ....ir.scalars import Buffer, Scalar, const, load
-from ....ir.target import Target
-from ....ir.tensors import Indices, Tensor, compute, flat_offset, normalize_axis, position_of, unflatten
-from ....passes.nests import build_nests
-from ....passes.regions import Lowered, Region
+from ...ir import functions as f
+from ...ir import scalars as s
+from ...ir.dims import Dim, product, symbol
+from ...ir.errors import ModelError
+from ...ir.loops import For, Let, Statement, Store
+from ...ir.scalars import Buffer, Scalar, const, load
+from ...ir.target import Target
+from ...ir.tensors import Indices, Tensor, compute, flat_offset, normalize_axis, position_of, unflatten
+from ...passes.nests import build_nests
+from ...passes.regions import Lowered, Region
 from .calls import arithmetic_type, attribute, call, over, present
 
 _COMBINED = {"add": "add", "mul": "mul", "max": "max", "min": "min"}

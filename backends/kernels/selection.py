@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from ....ir import scalars as s
-from ....ir.dims import Dim, as_symbol, dim_max, dim_min, product, symbol
-from ....ir.dtypes import BOOL, I64
-from ....ir.loops import For, If, Let, Statement, Store, While
-from ....ir.scalars import Buffer, Scalar, const, load
-from ....ir.target import Target
-from ....ir.tensors import Indices, Tensor, compute, flat_offset, normalize_axis, reduce_tensor, unflatten
-from ....passes.nests import build_nests
-from ....passes.regions import BindSymbol, Lowered, Region
+from ...ir import scalars as s
+from ...ir.dims import Dim, as_symbol, dim_max, dim_min, product, symbol
+from ...ir.dtypes import BOOL, I64
+from ...ir.loops import For, If, Let, Statement, Store, While
+from ...ir.scalars import Buffer, Scalar, const, load
+from ...ir.target import Target
+from ...ir.tensors import Indices, Tensor, compute, flat_offset, normalize_axis, reduce_tensor, unflatten
+from ...passes.nests import build_nests
+from ...passes.regions import BindSymbol, Lowered, Region
 from .calls import Variable, arithmetic_type, attribute, call, over, present
 from .sorting import Heap, less, merge_sort
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from ....ir import functions as f
-from ....ir import scalars as s
-from ....ir.dims import Dim, product, symbol
-from ....ir.dtypes import F32
-from ....ir.loops import For, If, Let, Statement, Store
-from ....ir.scalars import Buffer, Scalar, load
-from ....ir.target import Target
-from ....ir.tensors import Indices, flat_offset
-from ....passes.regions import Lowered, Region
+from ...ir import functions as f
+from ...ir import scalars as s
+from ...ir.dims import Dim, product, symbol
+from ...ir.dtypes import F32
+from ...ir.loops import For, If, Let, Statement, Store
+from ...ir.scalars import Buffer, Scalar, load
+from ...ir.target import Target
+from ...ir.tensors import Indices, flat_offset
+from ...passes.regions import Lowered, Region
 from .calls import Variable, call, over, present
 
 

@@ -6,17 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ....ir import loops as k
-from ....ir import scalars as s
-from ....ir.dims import Dim, product, symbol
-from ....ir.dtypes import I64, DType
-from ....ir.errors import UnsupportedError
-from ....ir.loops import Define, For, Kernel, Let, Statement, Store, free_sizes
-from ....ir.ops import REGISTRY
-from ....ir.scalars import Buffer, Scalar, ScalarLike
-from ....ir.tensors import Indices, Tensor, unflatten
-from ....passes.regions import Call, Region
-from .register_tile import used_buffers
+from ...ir import loops as k
+from ...ir import scalars as s
+from ...ir.dims import Dim, product, symbol
+from ...ir.dtypes import I64, DType
+from ...ir.errors import UnsupportedError
+from ...ir.loops import Define, For, Kernel, Let, Statement, Store, free_sizes, used_buffers
+from ...ir.ops import REGISTRY
+from ...ir.scalars import Buffer, Scalar, ScalarLike
+from ...ir.tensors import Indices, Tensor, unflatten
+from ...passes.regions import Call, Region
 
 # Elements below which sharing a loop among threads costs more than it saves.
 PARALLEL_ELEMENTS = 16384

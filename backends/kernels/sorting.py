@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ....ir import functions as f
-from ....ir import scalars as s
-from ....ir.dims import Dim, dim_min, symbol
-from ....ir.dtypes import BOOL, I64
-from ....ir.loops import For, If, Let, Statement, Store, While
-from ....ir.scalars import Buffer, Scalar, load
+from ...ir import functions as f
+from ...ir import scalars as s
+from ...ir.dims import Dim, dim_min, symbol
+from ...ir.dtypes import BOOL, I64
+from ...ir.loops import For, If, Let, Statement, Store, While
+from ...ir.scalars import Buffer, Scalar, load
 from .calls import Variable
 
 

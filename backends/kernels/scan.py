@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from ....ir import loops as k
-from ....ir import scalars as s
-from ....ir.dims import Dim, ceildiv, dim_min, product
-from ....ir.loops import Alloc, Define, For, Statement, Store
-from ....ir.ops.reduction import accumulator
-from ....ir.scalars import Buffer, const, load
-from ....ir.target import Target
-from ....ir.tensors import Indices, flat_offset, normalize_axis, unflatten
-from ....passes.regions import Lowered, Region
+from ...ir import loops as k
+from ...ir import scalars as s
+from ...ir.dims import Dim, ceildiv, dim_min, product
+from ...ir.loops import Alloc, Define, For, Statement, Store
+from ...ir.ops.reduction import accumulator
+from ...ir.scalars import Buffer, const, load
+from ...ir.target import Target
+from ...ir.tensors import Indices, flat_offset, normalize_axis, unflatten
+from ...passes.regions import Lowered, Region
 from .calls import arithmetic_type, attribute, call, over, present
 
 # Lines that are walked together: their sums stay in the first-level cache.

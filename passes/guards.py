@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from ...ir import scalars as s
-from ...ir.dims import Opaque, Sum, atoms
-from ...ir.dtypes import BOOL
-from ...ir.scalars import Scalar
+from ..ir import scalars as s
+from ..ir.dims import Opaque, Sum, atoms
+from ..ir.dtypes import BOOL
+from ..ir.scalars import Scalar
 
 
 def guard_loads(root: Scalar) -> Scalar:
@@ -133,7 +133,7 @@ class _Guard(s.Rewriter):
             predicate = guard if predicate is None else both(predicate, guard)
         inside = self if predicate is None else _Guard(predicate, self._owners)
         offset, stride = inside.dim(scalar.offset), inside.dim(scalar.stride)
-        return s.load(scalar.buffer, offset, scalar.lanes, predicate, stride)
+        return s.load(scalar.buffer, offset, scalar.lanes, predicate, stride, scalar.aligned)
 
 
 def negated(condition: Scalar) -> Scalar:

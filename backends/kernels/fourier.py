@@ -15,15 +15,15 @@ from operator import mul
 
 import numpy as np
 
-from ....ir import scalars as s
-from ....ir.dims import Dim, ceildiv, dim_min, product, symbol
-from ....ir.dtypes import F32
-from ....ir.loops import Define, For, Let, Statement, Store
-from ....ir.ops.spectral import frames, imaginary_part, points
-from ....ir.scalars import Buffer, Scalar, const, load
-from ....ir.target import Target
-from ....ir.tensors import Tensor, flat_offset, normalize_axis, unflatten
-from ....passes.regions import Lowered, Region
+from ...ir import scalars as s
+from ...ir.dims import Dim, ceildiv, dim_min, product, symbol
+from ...ir.dtypes import F32
+from ...ir.loops import Define, For, Let, Statement, Store
+from ...ir.ops.spectral import frames, imaginary_part, points
+from ...ir.scalars import Buffer, Scalar, const, load
+from ...ir.target import Target
+from ...ir.tensors import Tensor, flat_offset, normalize_axis, unflatten
+from ...passes.regions import Lowered, Region
 from .calls import attribute, call, operand, over, present
 
 Complex = tuple[Scalar, Scalar]
