@@ -6,7 +6,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .cuda_devices import DEVICES
 from .errors import TargetError
+
+CUDA_IMAGES = ("sm_80", "sm_86", "sm_89", "sm_90", "compute_80")
+"""What "cuda" alone is compiled for ahead of time: the data centre's and the desktop's GPUs, and PTX for all others."""
 
 _V1 = "sse sse2"
 _V2 = f"{_V1} sse3 ssse3 sse4.1 sse4.2 popcnt"
@@ -69,8 +73,13 @@ _DOT_PRODUCTS: dict[str, tuple[str, ...]] = {
 class Target:
     """A machine: what LLVM must be told of it, and the facts that schedules are sized by.
 
-    `features` is LLVM's flag text ("+avx2,-avx512f"), `enabled` the names of all features that are on, `threads` how
-    many threads schedules should plan for. Caches are in bytes, the last level's share of one core.
+    `kind` is "cpu" or "cuda". `features` is LLVM's flag text ("+avx2,-avx512f"), `enabled` the names of all features
+    that are on, `threads` how many threads schedules should plan for. Caches are in bytes, the last level's share of
+    one core.
+
+    Of a GPU, `cpu` is the architecture that schedules are sized for ("sm_90"), `features` names all that code is
+    generated for ("sm_90,compute_90"); `multiprocessors` and `shared_bytes` (of one block) are its facts, and `products`
+    is the type that products of f32 may be computed in: "f32" or "tf32".
     """
 
     name: str
@@ -86,6 +95,9 @@ class Target:
     l2_bytes: int
     l3_bytes: int
     threads: int = 1
+    multiprocessors: int = 0
+    shared_bytes: int = 0
+    products: str = "f32"
 
     def __str__(self) -> str:
         return self.name
@@ -96,8 +108,18 @@ class Target:
 
     @property
     def architecture(self) -> str:
-        """ "x86_64" or "aarch64"."""
+        """ "x86_64", "aarch64" or "nvptx64"."""
         return self.triple.split("-")[0]
+
+    @property
+    def capability(self) -> int:
+        """Of a GPU, what it can do: 90 for "sm_90"."""
+        return DEVICES[self.cpu].capability if self.kind == "cuda" else 0
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Of a GPU, the architectures that code is generated for."""
+        return tuple(self.features.split(",")) if self.kind == "cuda" else ()
 
     @property
     def dot_products(self) -> frozenset[str]:
@@ -128,13 +150,17 @@ class Target:
     @staticmethod
     def parse(text: str) -> Target:
         """The target that a person names: "cpu" or "host" (this machine), a CPU as LLVM calls it or an x86-64 level,
-        each with features appended: "x86-64-v3", "cpu:znver4", "skylake-avx512+avx512vnni", "aarch64+dotprod"...
+        each with features appended: "x86-64-v3", "cpu:znver4", "skylake-avx512+avx512vnni", "aarch64+dotprod"... For
+        NVIDIA's GPUs "cuda" (every architecture there is: machine code for the common ones, PTX for the rest) or those
+        wanted: "cuda:sm_90", "cuda:sm_80,sm_90,compute_90".
 
         Raises TargetError for an unknown name, with those that are known.
         """
         wanted = text.strip()
         if wanted in ("cpu", "host"):
             return Target.host()
+        if wanted == "cuda" or wanted.startswith("cuda:"):
+            return _cuda(wanted)
         base, *extra = wanted.removeprefix("cpu:").split("+")
         if base in ("cpu", "host") and extra:
             host = Target.host()
@@ -149,8 +175,36 @@ class Target:
                 caches = l1 << 10, l2 << 10, l3 << 10
                 return _target(wanted, triple, cpu, flags, set(features.split()) | set(extra), caches, 1)
         raise TargetError(
-            f"unknown target {text!r}; known are cpu, {', '.join([*X86_CPUS, *ARM_CPUS])}, each with +feature"
+            f"unknown target {text!r}; known are cpu, {', '.join([*X86_CPUS, *ARM_CPUS])}, each with +feature, "
+            "and cuda or cuda:sm_90 and the like"
         )
+
+
+def _cuda(text: str) -> Target:
+    """A GPU; schedules are sized for the least of the architectures, so that what they use is there on all."""
+    wanted = [name.strip() for name in text.removeprefix("cuda").removeprefix(":").split(",") if name.strip()]
+    names = wanted or list(CUDA_IMAGES)
+    devices = {name: DEVICES.get(name.replace("compute_", "sm_")) for name in names}
+    unknown = [name for name, device in devices.items() if device is None]
+    if unknown:
+        raise TargetError(f"unknown GPU architecture {', '.join(unknown)}; known are {', '.join(DEVICES)}")
+    least = min((device for device in devices.values() if device is not None), key=lambda device: device.capability)
+    return Target(
+        name=text,
+        kind="cuda",
+        triple="nvptx64-nvidia-cuda",
+        cpu=least.name,
+        features=",".join(names),
+        enabled=frozenset(),
+        vector_bits=128,
+        vector_registers=255,
+        fma=True,
+        l1_bytes=least.shared_per_block,
+        l2_bytes=least.l2_bytes,
+        l3_bytes=0,
+        multiprocessors=least.multiprocessors,
+        shared_bytes=least.shared_per_block,
+    )
 
 
 def _target(

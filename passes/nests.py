@@ -427,6 +427,12 @@ class _Nest:
         return _replace(value, done, {})
 
 
+def lower_reductions(value: Scalar, block: list[k.Statement], prefix: str = "e") -> Scalar:
+    """`value` with its reductions computed by serial loops, statements that are added to `block`."""
+    nest = _Nest([], [], f"{prefix}{len(block)}")
+    return nest.lower_value(value, block)
+
+
 def pending_reads(pending: Sequence[s.Reduce], moved: Scalar) -> bool:
     """Whether a reduction that is still to come is over other elements than its own row of the kept expression."""
     return bool(pending)

@@ -80,7 +80,7 @@ def _expressions(statement: Statement) -> list[Scalar]:
     return [x if isinstance(x, Scalar) else s.Index(I64, 1, x) for x in found if x is not None]
 
 
-def _reductions(body: Block, index: str) -> dict[Key, tuple[Buffer, str]]:
+def carried(body: Block, index: str) -> dict[Key, tuple[Buffer, str]]:
     """The scalars outside the loop that its body only ever combines values into: (buffer, offset) to the buffer and the
     combining operation. Raises NotVectorizable for any other use of a fixed element."""
     statements = list(loops.walk(body))
@@ -235,7 +235,7 @@ class _Vectorizer:
 
     def stages(self, index: str, extent: Dim, body: Block, lanes: int, straight: bool) -> list[Statement]:
         """The vector steps, from the widest to the scalar remainder."""
-        reductions = _reductions(body, index)
+        reductions = carried(body, index)
         nodes = _node_count(body)
         unroll = 1
         if straight and reductions and nodes < _UNROLLED_BODY:
