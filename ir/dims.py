@@ -309,6 +309,11 @@ def dim_max(*operands: Dim) -> Dim:
     return _extremum("max", operands)
 
 
+def dim_factor(dim: Dim) -> int:
+    """The largest known integer that divides a dim; 0 for 0."""
+    return abs(dim) if isinstance(dim, int) else math.gcd(*(coefficient for _, coefficient in dim.terms))
+
+
 def product(dims: Iterable[Dim]) -> Dim:
     """The product of all dims, 1 if there are none."""
     result: Dim = 1

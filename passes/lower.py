@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..ir import scalars as s
-from ..ir.dims import Dim, dim_max, product, substitute, symbol, symbols
+from ..ir.dims import Dim, dim_factor, dim_max, product, substitute, symbol, symbols
 from ..ir.dtypes import BOOL, I64, DType
 from ..ir.errors import UnsupportedError
 from ..ir.graph import Graph, Node, TensorType, Value
@@ -29,6 +30,9 @@ from .plan import plan_arena
 from .regions import BindSymbol, Call, Lowered, Region, Schedule, anchor_tensor
 from .rewriting import substitute_graph, symbol_names, type_symbols
 from .segments import cut, settle
+
+ALIGNED, ALIGNED_PORT = 256, 16
+"""Bytes to which runtimes of GPUs align constants and arena memory, and what callers pass."""
 
 
 def generic(region: Region, target: Target | None = None) -> Lowered | None:
@@ -401,7 +405,24 @@ class Lowering:
             origin=node.origin,
             static=self._static_values(anchor),
             inline=lambda: define(False),
+            alignments=self._alignments(node),
         )
+
+    def _alignments(self, node: Node) -> dict[str, int]:
+        """Of the operands and results of a node's region, the bytes to which their places are aligned."""
+        places = dict(self._arguments)
+        places.update(
+            {f"y{i}": self.places[value.name] for i, value in enumerate(node.outputs) if value.name in self.places}
+        )
+        found: dict[str, int] = {}
+        for name, place in places.items():
+            if place.memory.startswith("?"):
+                found[name] = ALIGNED
+                continue
+            memory = self.memories[place.memory]
+            base = ALIGNED_PORT if memory.role in ("input", "output") else ALIGNED
+            found[name] = math.gcd(base, dim_factor(place.offset) * memory.dtype.bytes)
+        return found
 
     def _static_values(self, anchor: Node | None) -> dict[str, tuple[Any, ...]]:
         """What the anchor's operands (or attributes in their place) say that decides shapes, by operand."""

@@ -30,6 +30,19 @@ _COST: Mapping[str, int] = {"div": 6, "rem": 12, "pow": 30, "sqrt": 6}
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """When loops are shared among threads: from so much `work` on (scalar operations); flat ones in chunks of so many
+    elements (None: each element on its own)."""
+
+    work: int = PARALLEL_WORK
+    chunk: int | None = CHUNK
+
+
+ALWAYS = Sharing(0, None)
+"""Every loop that can be shared is: for a GPU."""
+
+
+@dataclass(frozen=True)
 class Axis:
     """A loop: its index name and extent."""
 
@@ -68,7 +81,7 @@ def cost(value: Scalar) -> int:
     return total
 
 
-def build_nests(outputs: Sequence[tuple[Buffer, Tensor]]) -> k.Block:
+def build_nests(outputs: Sequence[tuple[Buffer, Tensor]], sharing: Sharing | None = None) -> k.Block:
     """Statements that store every output; outputs of one shape share a nest."""
     by_shape: dict[tuple[Dim, ...], list[tuple[Buffer, Tensor]]] = {}
     for buffer, tensor in outputs:
@@ -82,7 +95,7 @@ def build_nests(outputs: Sequence[tuple[Buffer, Tensor]]) -> k.Block:
         names = {a: Axis(f"{prefix}{a}", extent).index for a, extent in enumerate(shape) if extent != 1}
         indices: Indices = tuple(names.get(a, 0) for a in range(len(shape)))
         stores = [Output(buffer, flat_offset(indices, shape), tensor.at(indices)) for buffer, tensor in group]
-        block += _Nest(axes, stores, prefix).build()
+        block += _Nest(axes, stores, prefix, sharing or Sharing()).build()
     return tuple(block)
 
 
@@ -171,7 +184,8 @@ def all_reductions(value: Scalar) -> list[s.Reduce]:
 class _Nest:
     """Builds the loops of the outputs of one shape."""
 
-    def __init__(self, axes: list[Axis], outputs: list[Output], prefix: str) -> None:
+    def __init__(self, axes: list[Axis], outputs: list[Output], prefix: str, sharing: Sharing) -> None:
+        self.sharing = sharing
         values, offsets = [o.value for o in outputs], [o.offset for o in outputs]
         axes, values, offsets = collapse(axes, values, offsets, "")
         self.outputs = [Output(o.buffer, f, v) for o, f, v in zip(outputs, offsets, values, strict=True)]
@@ -224,7 +238,7 @@ class _Nest:
         work = sum(cost(value) for value in values)
         every = rows + ([self.vector] if self.vector in self.row_axes and self.vector else []) + self.inner_axes
         total = product(axis.extent for axis in every)
-        small = isinstance(total, int) and total * work < PARALLEL_WORK
+        small = isinstance(total, int) and total * work < self.sharing.work
         if small or not rows:
             for axis in reversed(rows):
                 inner = [k.loop(axis.name, axis.extent, inner)]
@@ -283,28 +297,31 @@ class _Nest:
             vectorised = axis is self.vector and position == 0
             whole = len(axes) == 1 and not self.row_axes and position == 0
             work = sum(cost(value) for value in values)
-            large = not isinstance(axis.extent, int) or axis.extent * work >= PARALLEL_WORK
-            if whole and large and vectorised and not (isinstance(axis.extent, int) and axis.extent < 2 * CHUNK):
-                body = self._chunks(axis, body)
+            large = not isinstance(axis.extent, int) or axis.extent * work >= self.sharing.work
+            chunk = self.sharing.chunk
+            chunked = chunk is not None and not (isinstance(axis.extent, int) and axis.extent < 2 * chunk)
+            if whole and large and vectorised and chunk is not None and chunked:
+                body = self._chunks(axis, body, chunk)
             else:
                 outermost = position == len(axes) - 1 and not self.row_axes and position > 0
                 total = product(a.extent for a in axes)
-                big = not isinstance(total, int) or total * work >= PARALLEL_WORK
+                big = not isinstance(total, int) or total * work >= self.sharing.work
+                outermost = outermost or self.sharing.chunk is None
                 kind = "vector" if vectorised else "parallel" if outermost and big else "serial"
                 body = [k.loop(axis.name, axis.extent, body, kind)]
         return body
 
-    def _chunks(self, axis: Axis, body: list[k.Statement]) -> list[k.Statement]:
+    def _chunks(self, axis: Axis, body: list[k.Statement], size: int) -> list[k.Statement]:
         """A flat loop shared among threads in chunks."""
         from ..ir.dims import ceildiv, dim_min
 
-        chunk = Axis(f"{axis.name}c", ceildiv(axis.extent, CHUNK))
+        chunk = Axis(f"{axis.name}c", ceildiv(axis.extent, size))
         within = f"{axis.name}v"
         length = f"{axis.name}n"
-        limit = dim_min(CHUNK, axis.extent - chunk.index * CHUNK)
-        inner = symbol(within, 0, CHUNK - 1)
-        moved = [rename(statement, {axis.name: chunk.index * CHUNK + inner}) for statement in body]
-        extent = symbol(length, 0, CHUNK)
+        limit = dim_min(size, axis.extent - chunk.index * size)
+        inner = symbol(within, 0, size - 1)
+        moved = [rename(statement, {axis.name: chunk.index * size + inner}) for statement in body]
+        extent = symbol(length, 0, size)
         return [
             k.loop(
                 chunk.name,
@@ -425,12 +442,6 @@ class _Nest:
             block += inner
             done[reduce.digest] = s.load(register, 0)
         return _replace(value, done, {})
-
-
-def lower_reductions(value: Scalar, block: list[k.Statement], prefix: str = "e") -> Scalar:
-    """`value` with its reductions computed by serial loops, statements that are added to `block`."""
-    nest = _Nest([], [], f"{prefix}{len(block)}")
-    return nest.lower_value(value, block)
 
 
 def pending_reads(pending: Sequence[s.Reduce], moved: Scalar) -> bool:

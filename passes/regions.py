@@ -29,6 +29,7 @@ class Region:
     `inputs` are buffer tensors x0, x1, ... and `outputs` pairs of a buffer y0, y1, ... with its definition. `operands`
     define what the anchor reads, over the inputs: a transpose, slice or pad before it is composed in. `constants` holds
     the arrays of inputs that the model fixes; `static` the anchor's shape operands by name.
+    `alignments` are of the buffers' addresses, where more is known than the element type tells.
     """
 
     name: str
@@ -41,6 +42,11 @@ class Region:
     origin: tuple[str, ...] = ()
     inline: Callable[[], Sequence[tuple[Buffer, Tensor]]] | None = None
     static: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    alignments: Mapping[str, int] = field(default_factory=dict)
+
+    def alignment(self, buffer: str) -> int:
+        """The bytes, a power of two, of which the address of element 0 of a buffer is surely a multiple."""
+        return self.alignments.get(buffer, 1)
 
     def full_outputs(self) -> Sequence[tuple[Buffer, Tensor]]:
         """The outputs defined over the inputs alone, the anchor's own definition composed in."""

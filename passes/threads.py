@@ -15,6 +15,7 @@ from dataclasses import replace
 from ..ir import loops as k
 from ..ir import scalars as s
 from ..ir.dims import Dim, ceildiv, known_le, product, symbol
+from ..ir.dtypes import F32, F64, I32, I64, U32, U64
 from ..ir.intrinsics import WARP
 from ..ir.loops import Alloc, Barrier, Block, Define, For, If, Kernel, Let, Statement, Store, While, free_sizes
 from ..ir.scalars import Buffer
@@ -28,6 +29,10 @@ LONG = 32
 SHARED_BYTES = 40 << 10
 """Private memory up to which one copy for a block is kept in shared memory; every GPU gives a block 48 KiB."""
 THREAD, BLOCK = "thread", "block"
+SHUFFLED = (F32, F64, I32, I64, U32, U64)
+"""Element types that threads of a warp can exchange."""
+SHARED = ("parallel", "vector")
+"""Loops that the threads of a block can share; what the latter accumulate is combined among them."""
 
 
 def distribute(kernel: Kernel) -> list[Kernel]:
@@ -60,7 +65,8 @@ def _kernel(kernel: Kernel, body: Block, name: str) -> Kernel:
 
 
 def _independent(statement: Statement) -> Statement:
-    """Vector loops as parallel ones where they carry nothing from iteration to iteration, else as serial ones."""
+    """Vector loops as parallel ones where they carry nothing from iteration to iteration; they stay what they are where
+    they only combine values into registers, else they are serial."""
     if isinstance(statement, If):
         then, otherwise = tuple(map(_independent, statement.then)), tuple(map(_independent, statement.otherwise))
         return replace(statement, then=then, otherwise=otherwise)
@@ -71,7 +77,9 @@ def _independent(statement: Statement) -> Statement:
     kind = statement.kind
     if kind == "vector":
         try:
-            kind = "serial" if carried(statement.body, statement.index) else "parallel"
+            kept = carried(statement.body, statement.index)
+            in_registers = all(buffer.space == "register" for buffer, _ in kept.values())
+            kind = "parallel" if not kept else "vector" if in_registers else "serial"
         except NotVectorizable:
             kind = "serial"
     return replace(statement, kind=kind, body=tuple(map(_independent, statement.body)))
@@ -133,7 +141,11 @@ def _peeled(statement: Statement) -> tuple[list[For], Block, Block]:
         only = rest[0] if len(rest) == 1 else None
         known = {loop.index for loop in loops} | {let.name for let in names if isinstance(let, Let)}
         inner = {let.name for let in before}
-        if not (isinstance(only, For) and only.kind == "parallel" and all(a is b for a, b in zip(block, before, strict=False))):
+        if not (
+            isinstance(only, For)
+            and only.kind == "parallel"
+            and all(a is b for a, b in zip(block, before, strict=False))
+        ):
             return loops, tuple(names), block
         if isinstance(only.extent, int) is False and s.free_symbols(only.extent) & (known | inner):
             return loops, tuple(names), block
@@ -149,18 +161,19 @@ def _indices(loops: Sequence[For], flat: Dim) -> list[Statement]:
 
 
 def _has_parallel(statement: Statement) -> bool:
-    return any(isinstance(st, For) and st.kind == "parallel" for st in k.walk((statement,)))
+    return any(isinstance(st, For) and st.kind in SHARED for st in k.walk((statement,)))
 
 
 def _is_worth_a_block(body: Block) -> bool:
     """Whether an iteration has independent loops that are long, and nothing that keeps threads from sharing them."""
-    inner = [st for st in k.walk(body) if isinstance(st, For) and st.kind == "parallel"]
+    inner = [st for st in k.walk(body) if isinstance(st, For) and st.kind in SHARED]
     if not any(not isinstance(loop.extent, int) or loop.extent >= LONG for loop in inner):
         return False
     private = [st.buffer for st in body if isinstance(st, Alloc) and st.buffer.space == "stack"]
-    return all(isinstance(b.size, int) for b in private) and sum(
-        b.size * b.dtype.bytes for b in private if isinstance(b.size, int)
-    ) <= SHARED_BYTES
+    return (
+        all(isinstance(b.size, int) for b in private)
+        and sum(b.size * b.dtype.bytes for b in private if isinstance(b.size, int)) <= SHARED_BYTES
+    )
 
 
 def _one_block(body: Block) -> Block:
@@ -173,7 +186,7 @@ def _one_block(body: Block) -> Block:
 def _serial(statement: Statement) -> Statement:
     """A statement that one thread does alone."""
     if isinstance(statement, For):
-        kind = "serial" if statement.kind == "parallel" else statement.kind
+        kind = "serial" if statement.kind in SHARED else statement.kind
         return replace(statement, kind=kind, body=tuple(map(_serial, statement.body)))
     if isinstance(statement, While):
         return replace(statement, body=tuple(map(_serial, statement.body)))
@@ -203,7 +216,7 @@ class _Cooperative:
         found: list[Statement] = []
         for statement in body:
             found.append(statement)
-            if not (isinstance(statement, For) and statement.kind == "parallel"):
+            if not (isinstance(statement, For) and statement.kind in SHARED):
                 for inner in k.children(statement):
                     found += self._uniform_level(inner)
         return found
@@ -218,6 +231,8 @@ class _Cooperative:
             return [statement]
         if isinstance(statement, For) and statement.kind == "parallel":
             return self._distributed(statement)
+        if isinstance(statement, For) and statement.kind == "vector":
+            return self._reduced(statement)
         writes = any(_writes_memory(st) for st in k.walk((statement,)))
         if not writes and not _has_parallel(statement):
             return [_serial(statement)]
@@ -233,6 +248,9 @@ class _Cooperative:
         ]
 
     def _distributed(self, loop: For) -> list[Statement]:
+        return [Barrier(), self._dealt(loop, tuple(map(_serial, loop.body))), Barrier()]
+
+    def _dealt(self, loop: For, body: Block) -> Statement:
         """Iterations dealt out to the threads in turn, so that neighbours read neighbouring memory."""
         self._count += 1
         turn = f"turn{self._count}"
@@ -240,8 +258,90 @@ class _Cooperative:
         turns = ceildiv(count, THREADS)
         position = (k.index_symbol(turn, turns) * THREADS + self._thread) * loop.step
         inside = s.binary("lt", s.index(symbol(loop.index, 0)), s.index(loop.extent))
-        body = tuple(map(_serial, loop.body))
-        return [Barrier(), For(turn, turns, (Let(loop.index, position), If(inside, body))), Barrier()]
+        return For(turn, turns, (Let(loop.index, position), If(inside, body)))
+
+    def _reduced(self, loop: For) -> list[Statement]:
+        """Each thread accumulates its share in registers of its own; then they are combined in all threads alike."""
+        kept = [(buffer, offset, op) for (_, offset), (buffer, op) in carried(loop.body, loop.index).items()]
+        own: list[tuple[Buffer, str]] = []
+        names: dict[tuple[str, Dim], Buffer] = {}
+        for buffer, offset, op in kept:
+            self._count += 1
+            mine = Buffer(f"{buffer.name}_part{self._count}", buffer.dtype, 1, "register")
+            names[buffer.name, offset] = mine
+            own.append((mine, op))
+        statements: list[Statement] = [
+            Define(mine, s.const(s.IDENTITY[op](mine.dtype), mine.dtype)) for mine, op in own
+        ]
+        body = _onto(tuple(map(_serial, loop.body)), names)
+        # What the body reads may have been written by other threads, and what it stores is read by them.
+        statements += [Barrier(), self._dealt(loop, body)]
+        statements += block_reduction(own, THREADS, f"partial{self._count}")
+        for (buffer, offset, op), (mine, _) in zip(kept, own, strict=True):
+            value = s.binary(op, s.load(buffer, offset), s.load(mine, 0))
+            statements.append(Store(buffer, offset, value))
+        return statements
+
+
+def _onto(body: Block, names: dict[tuple[str, Dim], Buffer]) -> Block:
+    """A loop's body that accumulates into other registers."""
+
+    class Other(s.Rewriter):
+        def rebuild(self, scalar: s.Scalar) -> s.Scalar:
+            result = super().rebuild(scalar)
+            if isinstance(result, s.Load) and (result.buffer.name, result.offset) in names:
+                return s.load(names[result.buffer.name, result.offset], 0)
+            return result
+
+    def one(statement: Statement) -> Statement:
+        if isinstance(statement, Store) and (statement.buffer.name, statement.offset) in names:
+            return replace(statement, buffer=names[statement.buffer.name, statement.offset], offset=0)
+        if isinstance(statement, For | While):
+            return replace(statement, body=tuple(map(one, statement.body)))
+        if isinstance(statement, If):
+            then, otherwise = tuple(map(one, statement.then)), tuple(map(one, statement.otherwise))
+            return replace(statement, then=then, otherwise=otherwise)
+        return statement
+
+    return tuple(map(one, k.rebuild(body, Other())))
+
+
+def block_reduction(registers: Sequence[tuple[Buffer, str]], threads: int, name: str) -> list[Statement]:
+    """Combines registers (each with its operation) over all threads of a block, a multiple of a warp of at most 1024:
+    within warps by shuffles, then the warps' values, which lie in shared memory called `name`, in every warp alike."""
+    statements: list[Statement] = []
+    for register, op in registers:
+        statements += warp_reduction(register, op)
+    warps = threads // WARP
+    if warps == 1:
+        return statements
+    thread = k.index_symbol(THREAD, threads)
+    lane, warp = thread % WARP, thread // WARP
+    first = s.binary("eq", s.index(lane), s.index(0))
+    parts = [Buffer(f"{name}_{i}", register.dtype, warps, "shared") for i, (register, _) in enumerate(registers)]
+    statements += [Alloc(part) for part in parts]
+    stores = tuple(Store(part, warp, s.load(r, 0)) for part, (r, _) in zip(parts, registers, strict=True))
+    statements += [If(first, stores), Barrier()]
+    for part, (register, op) in zip(parts, registers, strict=True):
+        identity = s.const(s.IDENTITY[op](register.dtype), register.dtype)
+        held = s.binary("lt", s.index(lane), s.index(warps))
+        statements.append(Store(register, 0, s.select(held, s.load(part, lane), identity)))
+        statements += warp_reduction(register, op)
+    return [*statements, Barrier()]
+
+
+def warp_reduction(register: Buffer, op: str) -> list[Statement]:
+    """Combines a register over the threads of a warp; all get the result, by the same order of operations."""
+    statements: list[Statement] = []
+    distance = WARP // 2
+    while distance:
+        value = s.load(register, 0)
+        # Types that no shuffle moves travel as wider ones.
+        carrier = value if register.dtype in SHUFFLED else s.cast(value, F32 if register.dtype.is_float else I32)
+        other: s.Scalar = s.Call(carrier.dtype, 1, "shuffle_xor", (carrier, s.const(distance, I32)))
+        statements.append(Store(register, 0, s.binary(op, value, s.cast(other, register.dtype))))
+        distance //= 2
+    return statements
 
 
 class _Renamed(s.Rewriter):

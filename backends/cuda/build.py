@@ -41,7 +41,9 @@ def compile_by_nvrtc(progress: Callable[[int, int], None] | None = None) -> Comp
     from .nvrtc import compile_kernels
 
     def compile_all(texts: Mapping[str, str], architecture: str) -> Mapping[str, bytes]:
-        return {name: result.image for name, result in compile_kernels(prelude(), texts, architecture, progress).items()}
+        return {
+            name: result.image for name, result in compile_kernels(prelude(), texts, architecture, progress).items()
+        }
 
     return compile_all
 

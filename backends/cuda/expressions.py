@@ -23,7 +23,17 @@ PIECE = 16
 """Bytes that one instruction moves at most."""
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
 _BITWISE = {"and": "&", "or": "|", "xor": "^"}
-_BOOL = {"and": "&&", "or": "||", "xor": "!=", "mul": "&&", "min": "&&", "add": "||", "max": "||", "eq": "==", "ne": "!="}
+_BOOL = {
+    "and": "&&",
+    "or": "||",
+    "xor": "!=",
+    "mul": "&&",
+    "min": "&&",
+    "add": "||",
+    "max": "||",
+    "eq": "==",
+    "ne": "!=",
+}
 _INTEGER_CALLS = {
     "div": "div_or_zero", "rem": "rem_or_zero", "shl": "shift_left", "shr": "shift_right", "min": "minimum",
     "max": "maximum",
@@ -236,7 +246,9 @@ class ExpressionRenderer:
         parts = list(self.named(scalar.operand))
         while len(parts) > 1:
             half = len(parts) // 2
-            parts = [self._combined(scalar.op, scalar.dtype, a, b) for a, b in zip(parts[:half], parts[half:], strict=True)]
+            parts = [
+                self._combined(scalar.op, scalar.dtype, a, b) for a, b in zip(parts[:half], parts[half:], strict=True)
+            ]
         return (parts[0],)
 
     def _unary(self, scalar: s.Unary) -> tuple[str, ...]:
@@ -312,7 +324,9 @@ class ExpressionRenderer:
             product = s.binary("mul", scalar.a, scalar.b)
             return self.lanes(s.binary("add", product, scalar.c))
         name = f"fma{FLOAT32_SUFFIX[dtype]}"
-        return self._each(scalar, lambda a, b, c: f"{name}({bare(a)}, {bare(b)}, {bare(c)})", scalar.a, scalar.b, scalar.c)
+        return self._each(
+            scalar, lambda a, b, c: f"{name}({bare(a)}, {bare(b)}, {bare(c)})", scalar.a, scalar.b, scalar.c
+        )
 
     def _call(self, scalar: s.Call) -> tuple[str, ...]:
         assert scalar.name in WARP_VALUES, f"no intrinsic {scalar.name} on a GPU"

@@ -37,7 +37,9 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     for candidate in (*own, *GENERAL):
         lowered = candidate(region, target)
         if lowered is not None:
-            calls = tuple(part for call in lowered.calls for part in (_launches(call) if isinstance(call, Call) else [call]))
+            calls = tuple(
+                part for call in lowered.calls for part in (_launches(call) if isinstance(call, Call) else [call])
+            )
             return replace(lowered, calls=calls)
     return None
 

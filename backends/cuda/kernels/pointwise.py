@@ -1,4 +1,4 @@
-"""The generic schedule of a GPU: one thread per element of the outputs, whatever defines it."""
+"""The generic schedule of a GPU: loop nests by definition, every loop that can be shared among threads."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from ....ir import loops as k
 from ....ir.dims import Dim, symbol
-from ....ir.loops import Kernel, Statement, Store, free_sizes
+from ....ir.loops import Kernel, free_sizes
 from ....ir.scalars import Buffer
 from ....ir.target import Target
-from ....ir.tensors import Indices, Tensor, flat_offset
+from ....ir.tensors import Tensor
 from ....passes.lower import in_place
-from ....passes.nests import Axis, collapse, lower_reductions
+from ....passes.nests import ALWAYS, build_nests
 from ....passes.regions import Call, Lowered, Region
 
 
@@ -27,19 +27,7 @@ def schedule(region: Region, target: Target) -> Lowered | None:
 
 
 def _call(region: Region, outputs: Sequence[tuple[Buffer, Tensor]]) -> Call:
-    shape = outputs[0][1].shape
-    axes = [Axis(f"i{a}", extent) for a, extent in enumerate(shape) if extent != 1]
-    indices: Indices = tuple(Axis(f"i{a}", extent).index if extent != 1 else 0 for a, extent in enumerate(shape))
-    values = [tensor.at(indices) for _, tensor in outputs]
-    offsets = [flat_offset(indices, shape) for _ in outputs]
-    axes, values, offsets = collapse(axes, values, offsets, "")
-    body: list[Statement] = []
-    for (buffer, _), offset, value in zip(outputs, offsets, values, strict=True):
-        lowered = lower_reductions(value, body)
-        body.append(Store(buffer, offset, lowered))
-    for axis in reversed(axes):
-        body = [k.loop(axis.name, axis.extent, body, "parallel")]
-    block = tuple(body)
+    block = build_nests(outputs, ALWAYS)
     buffers = k.used_buffers(block, region.buffers)
     inputs = [t.buffer for t in region.inputs if t.buffer is not None and t.buffer in buffers]
     aliases = in_place(block, inputs, [buffer for buffer, _ in outputs])
