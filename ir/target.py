@@ -78,8 +78,8 @@ class Target:
     one core.
 
     Of a GPU, `cpu` is the architecture that schedules are sized for ("sm_90"), `features` names all that code is
-    generated for ("sm_90,compute_90"); `multiprocessors` and `shared_bytes` (of one block) are its facts, and `products`
-    is the type that products of f32 may be computed in: "f32" or "tf32".
+    generated for ("sm_90,compute_90"); `multiprocessors` and `shared_bytes` (of one block) are its facts, `products` is
+    the type that products of f32 may be computed in: "f32" or "tf32".
     """
 
     name: str

@@ -23,7 +23,7 @@ from ..ir.tensors import unflatten
 from .vectorize import NotVectorizable, carried
 
 THREADS = 256
-"""Threads of a block: enough to hide the latency of memory with few blocks per multiprocessor, and 128 registers each."""
+"""Threads of a block: few blocks hide the latency of memory, and a thread can have 128 registers."""
 LONG = 32
 """Iterations from which on the threads of a block share a loop."""
 SHARED_BYTES = 40 << 10
@@ -147,7 +147,7 @@ def _peeled(statement: Statement) -> tuple[list[For], Block, Block]:
             and all(a is b for a, b in zip(block, before, strict=False))
         ):
             return loops, tuple(names), block
-        if isinstance(only.extent, int) is False and s.free_symbols(only.extent) & (known | inner):
+        if s.free_symbols(only.extent) & (known | inner):
             return loops, tuple(names), block
         names += before
         loops.append(only)

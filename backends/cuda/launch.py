@@ -9,7 +9,7 @@ from ...ir.dims import Dim, product
 from ...ir.loops import Alloc, For, Kernel, Let, Statement
 
 SHARED_ALIGNMENT = 128
-"""Bytes to which every shared buffer is aligned: what tensor cores' loads and 16-byte copies ask for, and a bank line."""
+"""Bytes to which every shared buffer is aligned: more than any access asks for, and one row of the banks."""
 LARGEST_32 = (1 << 31) - 1
 """Elements up to which 32-bit indices reach all of a buffer."""
 

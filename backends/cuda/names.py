@@ -19,118 +19,15 @@ MEMORY_TYPES: Mapping[str, str] = {
     "i8": "i8", "i16": "i16", "i32": "i32", "i64": "i64", "u8": "u8", "u16": "u16", "u32": "u32", "u64": "u64",
 }  # fmt: skip
 """The prelude's name of each element type as memory holds it."""
-_TAKEN = frozenset(
-    [
-        "alignas",
-        "alignof",
-        "and",
-        "asm",
-        "auto",
-        "bool",
-        "break",
-        "case",
-        "catch",
-        "char",
-        "class",
-        "const",
-        "constexpr",
-        "continue",
-        "decltype",
-        "default",
-        "delete",
-        "do",
-        "double",
-        "else",
-        "enum",
-        "explicit",
-        "export",
-        "extern",
-        "false",
-        "float",
-        "for",
-        "friend",
-        "goto",
-        "if",
-        "inline",
-        "int",
-        "long",
-        "mutable",
-        "namespace",
-        "new",
-        "not",
-        "operator",
-        "or",
-        "private",
-        "protected",
-        "public",
-        "register",
-        "return",
-        "short",
-        "signed",
-        "sizeof",
-        "static",
-        "struct",
-        "switch",
-        "template",
-        "this",
-        "throw",
-        "true",
-        "try",
-        "typedef",
-        "typeid",
-        "typename",
-        "union",
-        "unsigned",
-        "using",
-        "virtual",
-        "void",
-        "volatile",
-        "while",
-        "xor",
-        "shared",
-        "block",
-        "thread",
-        "lane",
-        "barrier",
-        "minimum",
-        "maximum",
-        "sigmoid",
-        "power",
-        "popcount",
-        "ballot",
-        "shuffle",
-        "threadIdx",
-        "blockIdx",
-        "Pack",
-        "u8",
-        "u16",
-        "u32",
-        "u64",
-        "i8",
-        "i16",
-        "i32",
-        "i64",
-        "f16",
-        "bf16",
-        "exp",
-        "log",
-        "sin",
-        "cos",
-        "tan",
-        "abs",
-        "min",
-        "max",
-        "floor",
-        "ceil",
-        "round",
-        "rint",
-        "trunc",
-        "sqrt",
-        "erf",
-        "pow",
-        "fma",
-    ]
-)
+_TAKEN = """
+    alignas alignof and asm auto bool break case catch char class const constexpr continue decltype default delete do
+    double else enum explicit export extern false float for friend goto if inline int long mutable namespace new not
+    operator or private protected public register return short signed sizeof static struct switch template this throw
+    true try typedef typeid typename union unsigned using virtual void volatile while xor
+    shared barrier minimum maximum sigmoid power popcount ballot shuffle threadIdx blockIdx Pack u8 u16 u32 u64 i8 i16
+    i32 i64 f16 bf16 exp log sin cos tan abs min max floor ceil round rint trunc sqrt erf pow fma
+"""
+"""Words that mean something in C or in the prelude."""
 
 
 def memory_type(dtype: DType) -> str:
@@ -150,7 +47,7 @@ def plain_name(name: str) -> str:
     """A name of C: a symbol of the model, or of a kernel's own."""
     text = re.sub(r"\W", "_", name.removeprefix(MARK)) or "_"
     text = f"_{text}" if text[0].isdigit() else text
-    return f"{text}_" if text in _TAKEN else text
+    return f"{text}_" if text in _TAKEN.split() else text
 
 
 def literal(dtype: DType, value: s.Number) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ...ir.target import Target
-from ...passes.regions import Call, Lowered, Region, Schedule
+from ...passes.regions import BindSymbol, Call, Lowered, Region, Schedule
 from ...passes.threads import distribute
 from ..kernels import detection, determinant, fourier, scan, scatter, selection
 from .kernels import pointwise
@@ -44,7 +44,7 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     return None
 
 
-def _launches(call: Call) -> list[Call]:
+def _launches(call: Call) -> list[Call | BindSymbol]:
     """A kernel that names no threads as launches of kernels that do."""
     kernel = call.kernel
     if is_launchable(kernel):
