@@ -74,5 +74,7 @@ $(VENV)/installed: $(VENV)/pyvenv.cfg pyproject.toml
 $(VENV)/installed-test: $(VENV)/pyvenv.cfg pyproject.toml
 	@echo "installing onnxc and what its tests need"
 	@$(INSTALL) -e '.[test]'
+	@$(RUN) -m onnxc.tools.install_pycuda && $(INSTALL) 'nvidia-cuda-nvdisasm==13.2.*' || \
+		echo "without these, tests of the CUDA backend are skipped"
 	@echo '$(CURDIR)' > $(VENV)/folder
 	@touch $@ $(VENV)/installed

@@ -38,10 +38,7 @@ class Occupancy:
 
 @dataclass(frozen=True)
 class Device:
-    """An architecture and the product that stands for it. Shared memory and caches are in bytes, registers have 32 bits.
-
-    `shared_per_block` is what a block gets if it asks at launch.
-    """
+    """An architecture and the product that stands for it. Memory is in bytes, registers have 32 bits."""
 
     name: str
     capability: int
@@ -55,6 +52,7 @@ class Device:
 
     @property
     def shared_per_block(self) -> int:
+        """What a block has of it, if it asks for that at launch."""
         return self.shared_per_sm - _SHARED_RESERVED
 
     @property
@@ -111,4 +109,4 @@ _TABLE = (
     ("sm_120", 120, "RTX 5090", 170, 96 * _MIB, 1536, 24, 100 * _KIB),
 )
 DEVICES: Mapping[str, Device] = MappingProxyType({row[0]: Device(*row) for row in _TABLE})
-"""By architecture, as NVRTC calls it; machine code of "sm_XY" also runs on later minor versions of the same major one."""
+"""By architecture, as NVRTC calls it; machine code also runs on later minor versions of the same major one."""

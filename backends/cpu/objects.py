@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import llvmlite
-import platformdirs
 from llvmlite import binding
 
 from ...ir.errors import TargetError
 from ...ir.target import Target
+from ..object_cache import ObjectCache, key_of, usable_processors
 from . import worker
 
 _WORKER_BYTES = 150_000
@@ -41,67 +38,6 @@ def assembly(ir_text: str, target: Target) -> str:
     return text
 
 
-@dataclass(frozen=True)
-class ObjectCache:
-    """Object files on disk by the hash of what they were made from. A file that is damaged or unreadable is absent.
-
-    When the files exceed `limit` bytes, those that were not used for longest go.
-    """
-
-    folder: Path
-    limit: int = 256 << 20
-
-    @staticmethod
-    def default() -> ObjectCache:
-        """In the user's cache folder, or in $ONNXC_CACHE_DIR."""
-        root = os.environ.get("ONNXC_CACHE_DIR") or platformdirs.user_cache_dir("onnxc")
-        return ObjectCache(Path(root) / "objects")
-
-    def load(self, key: str) -> bytes | None:
-        path = self.folder / key
-        try:
-            stored = path.read_bytes()
-        except OSError:
-            return None
-        digest, content = stored[:16], stored[16:]
-        if not content or _digest(content) != digest:
-            return None
-        with contextlib.suppress(OSError):
-            os.utime(path)
-        return content
-
-    def store(self, key: str, content: bytes) -> None:
-        """Keeps a file; does nothing where the folder cannot be written."""
-        with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.folder, prefix=".")
-            try:
-                with open(handle, "wb") as file:
-                    file.write(_digest(content) + content)
-                os.replace(name, self.folder / key)
-            except OSError:
-                os.unlink(name)
-                raise
-
-    def prune(self) -> None:
-        """Deletes the files used longest ago until three quarters of the limit are left, if it is exceeded."""
-        with contextlib.suppress(OSError):
-            found = [(entry.stat(), entry.path) for entry in os.scandir(self.folder)]
-            total = sum(status.st_size for status, _ in found)
-            if total <= self.limit:
-                return
-            for status, path in sorted(found, key=lambda item: item[0].st_mtime_ns):
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-                total -= status.st_size
-                if total <= self.limit * 3 // 4:
-                    return
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
-
-
 def compile_objects(
     modules: Sequence[tuple[str, str]],
     target: Target,
@@ -117,13 +53,8 @@ def compile_objects(
     cache = cache or ObjectCache.default()
     machine = target_machine(target)
     # Besides the text, an object depends on LLVM, on what the worker asks of it, and on the target.
-    recipe = [llvmlite.__version__, Path(worker.__file__).read_text(), target.triple, target.cpu, target.features]
-    start = hashlib.blake2b("\0".join(recipe).encode(), digest_size=16)
-    keys = []
-    for _, text in modules:
-        state = start.copy()
-        state.update(text.encode())
-        keys.append(state.hexdigest())
+    recipe = (llvmlite.__version__, Path(worker.__file__).read_text(), target.triple, target.cpu, target.features)
+    keys = [key_of(*recipe, text) for _, text in modules]
     found: dict[str, bytes] = {}
     missing: dict[str, tuple[str, str]] = {}
     for key, module in zip(keys, modules, strict=True):
@@ -140,8 +71,7 @@ def compile_objects(
             progress(len(found), len(set(keys)))
 
     if missing:
-        processes = jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        _Work(missing, target, finish).run(machine, processes)
+        _Work(missing, target, finish).run(machine, jobs or usable_processors())
         cache.prune()
     return [found[key] for key in keys]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from onnxc.backends.cpu import worker
 from onnxc.backends.cpu.jit import CodeImage
-from onnxc.backends.cpu.objects import ObjectCache, assembly, compile_objects
+from onnxc.backends.cpu.objects import assembly, compile_objects
+from onnxc.backends.object_cache import ObjectCache
 from onnxc.ir.errors import TargetError
 from onnxc.ir.target import ARM_CPUS, X86_CPUS, Target
 

@@ -1,0 +1,91 @@
+"""Compiled code on disk, by the hash of what it was made from: the cache that all backends share."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+
+def cache_folder() -> Path:
+    """The user's cache folder, or $ONNXC_CACHE_DIR."""
+    return Path(os.environ.get("ONNXC_CACHE_DIR") or platformdirs.user_cache_dir("onnxc"))
+
+
+def usable_processors() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def key_of(*parts: str) -> str:
+    """The key of what is made from exactly these texts."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode()
+        state.update(len(data).to_bytes(8, "little") + data)
+    return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class ObjectCache:
+    """Object files on disk by the hash of what they were made from. A file that is damaged or unreadable is absent.
+
+    When the files exceed `limit` bytes, those that were not used for longest go.
+    """
+
+    folder: Path
+    limit: int = 256 << 20
+
+    @staticmethod
+    def default() -> ObjectCache:
+        """In the user's cache folder, or in $ONNXC_CACHE_DIR."""
+        return ObjectCache(cache_folder() / "objects")
+
+    def load(self, key: str) -> bytes | None:
+        path = self.folder / key
+        try:
+            stored = path.read_bytes()
+        except OSError:
+            return None
+        digest, content = stored[:16], stored[16:]
+        if not content or _digest(content) != digest:
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return content
+
+    def store(self, key: str, content: bytes) -> None:
+        """Keeps a file; does nothing where the folder cannot be written."""
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.folder, prefix=".")
+            try:
+                with open(handle, "wb") as file:
+                    file.write(_digest(content) + content)
+                os.replace(name, self.folder / key)
+            except OSError:
+                os.unlink(name)
+                raise
+
+    def prune(self) -> None:
+        """Deletes the files used longest ago until three quarters of the limit are left, if it is exceeded."""
+        with contextlib.suppress(OSError):
+            found = [(entry.stat(), entry.path) for entry in os.scandir(self.folder)]
+            total = sum(status.st_size for status, _ in found)
+            if total <= self.limit:
+                return
+            for status, path in sorted(found, key=lambda item: item[0].st_mtime_ns):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+                total -= status.st_size
+                if total <= self.limit * 3 // 4:
+                    return
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
