@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ...ir.loops import Kernel
 from ...ir.program import Program
 from ...ir.target import Target
 from .launch import Launch, launch_of
@@ -26,9 +27,9 @@ class Built:
     images: Mapping[str, Mapping[str, bytes]]
 
 
-def kernel_texts(program: Program) -> dict[str, str]:
+def kernel_texts(kernels: Mapping[str, Kernel]) -> dict[str, str]:
     """Each kernel as CUDA C, without the prelude."""
-    return {name: render_kernel(kernel) for name, kernel in program.kernels.items()}
+    return {name: render_kernel(kernel) for name, kernel in kernels.items()}
 
 
 def source_of(texts: Mapping[str, str]) -> str:
@@ -55,7 +56,7 @@ def build(
     progress: Callable[[int, int], None] | None = None,
 ) -> Built:
     """Compiles a program for every architecture of the target. Raises TargetError where there is no NVRTC."""
-    texts = kernel_texts(program)
+    texts = kernel_texts(program.kernels)
     names = [function_name(kernel) for kernel in program.kernels.values()]
     assert names == list(texts), "kernels are called as their functions"
     compile_all = compile_kernels or compile_by_nvrtc(progress)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from ...ir.graph import Graph
     from ...passes.pipeline import Pass
 
-STAGES = ("import", "graph", "kernels", "vectors", "program", "llvm", "asm")
+STAGES = (
+    "import", "graph", "program", "kernels", "vectors", "llvm", "asm", "cuda", "ptx", "sass", "resources",
+)  # fmt: skip
 
 
 @click.command(short_help="Print a model at any stage of its compilation.")
@@ -38,6 +40,13 @@ def command(
     vectors   the loop nests with explicit lanes, functions as arithmetic
     llvm      LLVM IR
     asm       the assembly of the target
+
+    \b
+    For a GPU (--target cuda:sm_90), instead of the last three:
+    cuda      CUDA C
+    ptx       PTX
+    sass      machine code, by the CUDA toolkit's disassembler
+    resources registers, shared memory, spills and occupancy of each kernel
 
     \b
     onnxc dump model.onnx                               the final graph
@@ -63,7 +72,7 @@ def command(
     if after is not None and stage != "graph":
         raise click.UsageError("--after is for --stage graph")
     if kernel is not None and stage in ("import", "graph", "program"):
-        raise click.UsageError(f"--kernel is for the stages {', '.join(STAGES[2:4] + STAGES[5:])}")
+        raise click.UsageError(f"--kernel is for the stages {', '.join(STAGES[3:])}")
     text = one_stage(request, stage, after, kernel)
     if output is None:
         click.echo(text, nl=False)
@@ -117,6 +126,7 @@ def one_stage(request: Request, stage: str, after: str | None, kernel: str | Non
 
 def all_stages(request: Request) -> Iterator[tuple[str, str]]:
     """(file, text) of everything."""
+    from ...backends.cuda.report import has_disassembler
     from ...compiler.dump import KERNEL_STAGES, kernel_texts
     from ...compiler.options import resolve_target
 
@@ -124,6 +134,8 @@ def all_stages(request: Request) -> Iterator[tuple[str, str]]:
         yield f"{number:02}-{name}.txt", text
     program, target = request.program(), resolve_target(request.target)
     yield "program.txt", str(program)
-    for stage, suffix in KERNEL_STAGES.items():
+    for stage, suffix in KERNEL_STAGES[target.kind].items():
+        if stage == "sass" and not has_disassembler():
+            continue
         for name, text in kernel_texts(stage, program, target):
             yield f"{stage}/{name}.{suffix}", text
