@@ -1,11 +1,6 @@
 // What generated kernels call on a GPU (compute capability 8.0 and later), for NVRTC and nvcc; includes nothing.
-// tests/emulator/prelude.h has the same functions for a CPU. "PTX ISA" names a section of NVIDIA's manual of that name.
-#pragma nv_diag_suppress 177  // a model uses some of these functions only
-
-#ifndef __CUDACC_RTC__
-#define ballot ballot_of_warp  // nvcc's own headers have a function ballot
-#endif
-#define DEVICE static __device__ __forceinline__
+// On a CPU another file (ONNXC_EMULATED, tests/emulator/prelude.h) stands for what is the hardware's own.
+// "PTX ISA" names a section of NVIDIA's manual of that name.
 
 typedef signed char i8;
 typedef unsigned char u8;
@@ -23,6 +18,8 @@ template <class T, int N> struct alignas(sizeof(T) * N) Pack {
     T lane[N];
 };
 
+#define DEVICE static __device__ __forceinline__
+
 // The bits of a value as another type of the same size.
 template <class To, class From> DEVICE To bits_as(From value) {
     static_assert(sizeof(To) == sizeof(From), "bits_as changes no size");
@@ -30,6 +27,14 @@ template <class To, class From> DEVICE To bits_as(From value) {
     memcpy(&result, &value, sizeof(To));
     return result;
 }
+
+#ifdef ONNXC_EMULATED
+#include ONNXC_EMULATED
+#else
+#pragma nv_diag_suppress 177  // a model uses some of these functions only
+#ifndef __CUDACC_RTC__
+#define ballot ballot_of_warp  // nvcc's own headers have a function ballot
+#endif
 
 // ---- The block: shared memory, barriers, warp collectives ----
 
@@ -178,12 +183,6 @@ DEVICE f16 f64_to_f16(double value) {
     asm("cvt.rn.f16.f64 %0, %1;\n" : "=h"(result) : "d"(value));
     return result;
 }
-// Rounds once: first to odd as f32, after which a second rounding is exact (Boldo & Melquiond 2008).
-DEVICE bf16 f64_to_bf16(double value) {
-    const float toward_zero = __double2float_rz(value);
-    const u32 inexact = (double)toward_zero != value;
-    return f32_to_bf16(bits_as<float>(bits_as<u32>(toward_zero) | inexact));
-}
 // The bits of an operand of mma_m16n8k8_tf32; rounds to nearest, ties away from zero.
 DEVICE u32 f32_to_tf32(float value) {
     u32 result;
@@ -203,32 +202,96 @@ DEVICE u32 pack_bf16(float low, float high) {
     return result;
 }
 
-// ---- Arithmetic with the meaning that the kernel language gives it ----
+// ---- What the hardware has of arithmetic ----
 
-// The smaller one.
-template <class T> DEVICE T minimum(T a, T b) { return b < a ? b : a; }
 // The smaller one, NaN where either is; -0 is smaller than 0.
-template <> __device__ __forceinline__ float minimum<float>(float a, float b) {
+DEVICE float minimum(float a, float b) {
     float result;
     asm("min.NaN.f32 %0, %1, %2;\n" : "=f"(result) : "f"(a), "f"(b));
     return result;
 }
 // The smaller one, NaN where either is.
-template <> __device__ __forceinline__ double minimum<double>(double a, double b) {
-    return a != a ? a : b != b ? b : fmin(a, b);
-}
-// The greater one.
-template <class T> DEVICE T maximum(T a, T b) { return a < b ? b : a; }
+DEVICE double minimum(double a, double b) { return a != a ? a : b != b ? b : fmin(a, b); }
 // The greater one, NaN where either is; -0 is smaller than 0.
-template <> __device__ __forceinline__ float maximum<float>(float a, float b) {
+DEVICE float maximum(float a, float b) {
     float result;
     asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(result) : "f"(a), "f"(b));
     return result;
 }
 // The greater one, NaN where either is.
-template <> __device__ __forceinline__ double maximum<double>(double a, double b) {
-    return a != a ? a : b != b ? b : fmax(a, b);
+DEVICE double maximum(double a, double b) { return a != a ? a : b != b ? b : fmax(a, b); }
+// Rounds towards zero.
+DEVICE float f64_to_f32_toward_zero(double value) { return __double2float_rz(value); }
+// Bits that are set.
+DEVICE int count_bits(u64 value) { return __popcll(value); }
+// 1 / x to about 1 ulp, subnormal results and arguments as 0.
+DEVICE float reciprocal_estimate(float x) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
+    return result;
 }
+
+// ---- Atomic updates by the hardware, relaxed ----
+
+// Replaces *target by update(*target) for elements of 4 or 8 bytes: compare and swap.
+template <class Word, class T, class Update> DEVICE void swap_word(T* target, Update update) {
+    Word seen = *(volatile Word*)target, expected;
+    do {
+        expected = seen;
+        seen = atomicCAS((Word*)target, expected, bits_as<Word>(update(bits_as<T>(expected))));
+    } while (seen != expected);
+}
+// The same for elements of 1 or 2 bytes, in the aligned word that holds them.
+template <class T, class Update> DEVICE void swap_part(T* target, Update update) {
+    u32* const word = (u32*)((u64)target & ~3ull);
+    const int shift = (int)((u64)target & 3) * 8;
+    const u32 mask = (sizeof(T) == 1 ? 0xffu : 0xffffu) << shift;
+    u32 seen = *(volatile u32*)word, expected;
+    do {
+        expected = seen;
+        const u32 updated = (u32)update(T(expected >> shift)) << shift;
+        seen = atomicCAS(word, expected, (expected & ~mask) | (updated & mask));
+    } while (seen != expected);
+}
+// The same for an element of any size.
+template <class T, class Update> DEVICE void atomic_update(T* target, Update update) {
+    if constexpr (sizeof(T) == 8) swap_word<u64>(target, update);
+    else if constexpr (sizeof(T) == 4) swap_word<u32>(target, update);
+    else swap_part(target, update);
+}
+// The instructions that there are for these types.
+DEVICE void atomic_add(float* target, float value) { atomicAdd(target, value); }
+DEVICE void atomic_add(double* target, double value) { atomicAdd(target, value); }
+DEVICE void atomic_add(i32* target, i32 value) { atomicAdd(target, value); }
+DEVICE void atomic_add(u32* target, u32 value) { atomicAdd(target, value); }
+DEVICE void atomic_add(i64* target, i64 value) { atomicAdd((u64*)target, (u64)value); }
+DEVICE void atomic_add(u64* target, u64 value) { atomicAdd(target, value); }
+DEVICE void atomic_min(i32* target, i32 value) { atomicMin(target, value); }
+DEVICE void atomic_min(u32* target, u32 value) { atomicMin(target, value); }
+DEVICE void atomic_min(i64* target, i64 value) { atomicMin(target, value); }
+DEVICE void atomic_min(u64* target, u64 value) { atomicMin(target, value); }
+DEVICE void atomic_max(i32* target, i32 value) { atomicMax(target, value); }
+DEVICE void atomic_max(u32* target, u32 value) { atomicMax(target, value); }
+DEVICE void atomic_max(i64* target, i64 value) { atomicMax(target, value); }
+DEVICE void atomic_max(u64* target, u64 value) { atomicMax(target, value); }
+#endif  // ONNXC_EMULATED
+
+// ---- Arithmetic with the meaning that the kernel language gives it ----
+
+// Rounds once: first to odd as f32, after which a second rounding is exact (Boldo & Melquiond 2008).
+DEVICE bf16 f64_to_bf16(double value) {
+    const float toward_zero = f64_to_f32_toward_zero(value);
+    const u32 inexact = (double)toward_zero != value;
+    return f32_to_bf16(bits_as<float>(bits_as<u32>(toward_zero) | inexact));
+}
+// To u64, truncated; a negative number wraps as one of i64 does.
+template <class T> DEVICE u64 to_u64(T value) {
+    return value < T(9223372036854775808.0) ? (u64)(i64)value : (u64)value;
+}
+// The smaller one.
+template <class T> DEVICE T minimum(T a, T b) { return b < a ? b : a; }
+// The greater one.
+template <class T> DEVICE T maximum(T a, T b) { return a < b ? b : a; }
 // Truncating quotient of integers, 0 where the divisor is 0; the least integer divided by -1 is itself.
 template <class T> DEVICE T div_or_zero(T a, T b) {
     return b == T(0) ? T(0) : T(-1) < T(0) && b == T(-1) ? T(0 - (u64)a) : T(a / b);
@@ -262,7 +325,7 @@ template <class T> DEVICE T power(T base, T exponent) {
 }
 // Bits that are set.
 template <class T> DEVICE T popcount(T value) {
-    return T(__popcll((u64)value & (~0ull >> (64 - 8 * (int)sizeof(T)))));
+    return T(count_bits((u64)value & (~0ull >> (64 - 8 * (int)sizeof(T)))));
 }
 // 1 / (1 + e^-x), in a form that overflows nowhere.
 DEVICE float sigmoid(float x) {
@@ -274,70 +337,27 @@ DEVICE double sigmoid(double x) {
     const double part = exp(-fabs(x));
     return (x < 0 ? part : 1.0) / (1.0 + part);
 }
-// 1 / x to about 1 ulp, subnormal results and arguments as 0.
-DEVICE float reciprocal_estimate(float x) {
-    float result;
-    asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
-    return result;
-}
 
 // ---- Atomic updates, relaxed; nothing is returned ----
 
-// Replaces *target by update(*target) for elements of 4 or 8 bytes: compare and swap.
-template <class Word, class T, class Update> DEVICE void swap_word(T* target, Update update) {
-    Word seen = *(volatile Word*)target, expected;
-    do {
-        expected = seen;
-        seen = atomicCAS((Word*)target, expected, bits_as<Word>(update(bits_as<T>(expected))));
-    } while (seen != expected);
-}
-// The same for elements of 1 or 2 bytes, in the aligned word that holds them.
-template <class T, class Update> DEVICE void swap_part(T* target, Update update) {
-    u32* const word = (u32*)((u64)target & ~3ull);
-    const int shift = (int)((u64)target & 3) * 8;
-    const u32 mask = (sizeof(T) == 1 ? 0xffu : 0xffffu) << shift;
-    u32 seen = *(volatile u32*)word, expected;
-    do {
-        expected = seen;
-        const u32 updated = (u32)update(T(expected >> shift)) << shift;
-        seen = atomicCAS(word, expected, (expected & ~mask) | (updated & mask));
-    } while (seen != expected);
-}
-// The same for an element of any size.
-template <class T, class Update> DEVICE void atomic_update(T* target, Update update) {
-    if constexpr (sizeof(T) == 8) swap_word<u64>(target, update);
-    else if constexpr (sizeof(T) == 4) swap_word<u32>(target, update);
-    else swap_part(target, update);
-}
-
+// The value's type may be another than the element's.
+template <class T> struct Same {
+    typedef T type;
+};
 // *target += value; integers wrap.
-template <class T> DEVICE void atomic_add(T* target, T value) {
+template <class T> DEVICE void atomic_add(T* target, typename Same<T>::type value) {
     atomic_update(target, [=](T old) { return T(old + value); });
 }
-DEVICE void atomic_add(float* target, float value) { atomicAdd(target, value); }
-DEVICE void atomic_add(double* target, double value) { atomicAdd(target, value); }
-DEVICE void atomic_add(i32* target, i32 value) { atomicAdd(target, value); }
-DEVICE void atomic_add(u32* target, u32 value) { atomicAdd(target, value); }
-DEVICE void atomic_add(i64* target, i64 value) { atomicAdd((u64*)target, (u64)value); }
-DEVICE void atomic_add(u64* target, u64 value) { atomicAdd(target, value); }
 // *target = minimum(*target, value).
-template <class T> DEVICE void atomic_min(T* target, T value) {
+template <class T> DEVICE void atomic_min(T* target, typename Same<T>::type value) {
     atomic_update(target, [=](T old) { return minimum(old, value); });
 }
-DEVICE void atomic_min(i32* target, i32 value) { atomicMin(target, value); }
-DEVICE void atomic_min(u32* target, u32 value) { atomicMin(target, value); }
-DEVICE void atomic_min(i64* target, i64 value) { atomicMin(target, value); }
-DEVICE void atomic_min(u64* target, u64 value) { atomicMin(target, value); }
 // *target = maximum(*target, value).
-template <class T> DEVICE void atomic_max(T* target, T value) {
+template <class T> DEVICE void atomic_max(T* target, typename Same<T>::type value) {
     atomic_update(target, [=](T old) { return maximum(old, value); });
 }
-DEVICE void atomic_max(i32* target, i32 value) { atomicMax(target, value); }
-DEVICE void atomic_max(u32* target, u32 value) { atomicMax(target, value); }
-DEVICE void atomic_max(i64* target, i64 value) { atomicMax(target, value); }
-DEVICE void atomic_max(u64* target, u64 value) { atomicMax(target, value); }
 // *target *= value; integers wrap.
-template <class T> DEVICE void atomic_mul(T* target, T value) {
+template <class T> DEVICE void atomic_mul(T* target, typename Same<T>::type value) {
     atomic_update(target, [=](T old) {
         if constexpr (T(0.5) == T(0)) return T((u64)old * (u64)value);
         else return T(old * value);

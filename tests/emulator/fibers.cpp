@@ -1,0 +1,286 @@
+// Blocks of CUDA threads: a fiber per thread, barriers, and the order in which warps and lanes run.
+//
+// A warp runs until all its lanes wait, then another one does: whatever a kernel does not order by a barrier happens in
+// an extreme order, which the seed turns around.
+
+#include "fibers.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstring>
+
+__thread EmulatorPlace* emulator_place;
+
+namespace emulator {
+
+static const uint32_t NEVER = 0;  // what an exited fiber awaits
+constexpr size_t STACK = 256 * 1024;
+
+std::string text(const char* format, ...) {
+    char buffer[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(buffer, sizeof buffer, format, arguments);
+    va_end(arguments);
+    return buffer;
+}
+
+std::string at_line(int line) { return text("line %d", line); }
+
+void Worker::leave() { siglongjmp(escape, 1); }
+
+void Worker::fail(const std::string& what) {
+    error = text("kernel %s, block %u, thread %u: ", kernel->name, block.x, thread_number()) + what;
+    leave();
+}
+
+// ---- Changing from one stack to another ----
+
+#if defined(__x86_64__)
+asm(R"(
+.text
+.globl emulator_switch
+.hidden emulator_switch
+.type emulator_switch,@function
+emulator_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size emulator_switch, .-emulator_switch
+)");
+extern "C" void emulator_switch(void** save, void* load);
+
+// A stack on which emulator_switch finds zeroed registers and returns to `entry`.
+static void* new_stack(unsigned char* end, void (*entry)()) {
+    void** top = reinterpret_cast<void**>(end);
+    *--top = nullptr;  // where a caller's return address would be: the ABI's alignment
+    *--top = reinterpret_cast<void*>(entry);
+    for (int i = 0; i < 6; ++i) *--top = nullptr;
+    return top;
+}
+#else
+#include <ucontext.h>
+// The context lies at the end of the stack that it describes.
+static void emulator_switch(void** save, void* load) {
+    ucontext_t own;
+    *save = &own;
+    swapcontext(&own, static_cast<ucontext_t*>(load));
+}
+static void* new_stack(unsigned char* end, void (*entry)()) {
+    ucontext_t* context = reinterpret_cast<ucontext_t*>(end - (sizeof(ucontext_t) + 63) / 64 * 64);
+    getcontext(context);
+    context->uc_stack.ss_sp = end - STACK / 2;
+    context->uc_stack.ss_size = reinterpret_cast<unsigned char*>(context) - (end - STACK / 2);
+    context->uc_link = nullptr;
+    makecontext(context, entry, 0);
+    return context;
+}
+#endif
+
+static bool runnable(const Fiber& fiber) { return *fiber.awaited != fiber.until; }
+
+// All threads that a condition holds for, as text: "0-31, 40".
+template <class Condition> static std::string list_threads(const Worker& worker, Condition holds) {
+    std::string found;
+    for (unsigned i = 0; i < worker.threads; ++i) {
+        if (!holds(worker.fibers[i])) continue;
+        unsigned last = i;
+        while (last + 1 < worker.threads && holds(worker.fibers[last + 1])) ++last;
+        found += text("%s%u", found.empty() ? "" : ", ", i) + (last > i ? text("-%u", last) : "");
+        i = last;
+    }
+    return found;
+}
+
+// Why no thread of the block can go on.
+static std::string describe_deadlock(const Worker& worker) {
+    std::string report = "the block cannot go on";
+    std::vector<std::string> seen;
+    for (unsigned i = 0; i < worker.threads; ++i) {
+        const auto kind = [&](const Fiber& fiber) -> std::string {
+            if (fiber.exited) return "have returned";
+            const char* name = fiber.at_barrier ? "barrier" : name_of(fiber.warp->kind);
+            return text("wait at %s, ", name) + at_line(fiber.line);
+        };
+        const std::string what = kind(worker.fibers[i]);
+        if (std::find(seen.begin(), seen.end(), what) != seen.end()) continue;
+        seen.push_back(what);
+        report += "; threads " + list_threads(worker, [&](const Fiber& f) { return kind(f) == what; }) + " " + what;
+    }
+    return report;
+}
+
+static Fiber* find_runnable(Fiber* me) {
+    Warp* warp = me->warp;
+    for (Fiber* fiber = me->next; fiber != me; fiber = fiber->next)
+        if (runnable(*fiber)) return fiber;
+    for (Warp* other = warp->next; other != warp; other = other->next) {
+        Fiber* fiber = other->first;
+        do {
+            if (runnable(*fiber)) return fiber;
+            fiber = fiber->next;
+        } while (fiber != other->first);
+    }
+    return nullptr;
+}
+
+// Lets another thread run; returns when this one may go on.
+static void wait(Worker& worker, Fiber* me) {
+    Fiber* next = me->next;
+    if (!runnable(*next)) {
+        next = find_runnable(me);
+        if (next == nullptr) worker.fail(describe_deadlock(worker));
+    }
+    worker.current = next;
+    worker.thread = next;
+    emulator_switch(&me->stack_pointer, next->stack_pointer);
+}
+
+void arrive(Worker& worker, EmulatorCollective kind, int bytes, int line) {
+    Fiber* me = worker.current;
+    if (me == nullptr) worker.fail("a collective in a kernel that was taken for one without any");
+    Warp& warp = *me->warp;
+    if (warp.arrived == 0) {
+        if (warp.size != WARP) worker.fail(text("%s in a warp of %u threads, ", name_of(kind), warp.size) + at_line(line));
+        warp.kind = kind;
+        warp.bytes = bytes;
+        warp.line = line;
+    } else if (warp.kind != kind || warp.bytes != bytes || warp.line != line) {
+        worker.fail(text("divergent warp: this lane is at %s, ", name_of(kind)) + at_line(line) + ", others at " +
+                    name_of(warp.kind) + ", " + at_line(warp.line));
+    }
+    if (++warp.arrived == WARP) {
+        warp.arrived = 0;
+        complete(warp);
+        ++warp.generation;
+        return;
+    }
+    me->awaited = &warp.generation;
+    me->until = warp.generation;
+    me->line = line;
+    wait(worker, me);
+}
+
+// The first function on every fiber's stack.
+static void enter() {
+    Worker& here = *worker();
+    here.kernel->thread(here.parameters);
+    Fiber* me = here.current;
+    me->exited = true;
+    me->awaited = &NEVER;
+    me->until = NEVER;
+    if (++here.exited == here.threads) {
+        here.current = nullptr;
+        emulator_switch(&me->stack_pointer, here.main_stack_pointer);
+    }
+    wait(here, me);
+    __builtin_trap();
+}
+
+// Successive numbers of a generator of Knuth's, the upper bits.
+static uint32_t random_number(uint64_t& state) {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    return state >> 33;
+}
+
+// An order of `count` things: as they are for seed 0, turned around for seed 1, else shuffled.
+static void order(unsigned* result, unsigned count, unsigned seed, uint64_t& state) {
+    for (unsigned i = 0; i < count; ++i) result[i] = seed == 1 ? count - 1 - i : i;
+    if (seed > 1)
+        for (unsigned i = count; i > 1; --i) std::swap(result[i - 1], result[random_number(state) % i]);
+}
+
+void prepare_fibers(Worker& worker, unsigned threads) {
+    if (worker.stacks == nullptr) {
+        worker.stacks = static_cast<unsigned char*>(map_pages(LARGEST_BLOCK * STACK));
+        for (unsigned i = 0; i < LARGEST_BLOCK; ++i) mprotect(worker.stacks + i * STACK, PAGE, PROT_NONE);
+    }
+    worker.threads = threads;
+    if (worker.fibers.size() < threads) worker.fibers.resize(threads);
+    worker.warps.resize((threads + WARP - 1) / WARP);
+    for (unsigned i = 0; i < threads; ++i) {
+        Fiber& fiber = worker.fibers[i];
+        fiber.stack_begin = worker.stacks + i * STACK;
+        // Were all stacks to begin at the same offset in a page, a warp's would share a few lines of the cache.
+        fiber.stack_end = fiber.stack_begin + STACK - i % WARP * 1984;
+    }
+}
+
+void run_fibers(Worker& worker, unsigned seed) {
+    uint64_t state = (worker.block_number + 1) * 0x9e3779b97f4a7c15ull + seed;
+    const unsigned warps = worker.warps.size();
+    unsigned warp_order[LARGEST_BLOCK / WARP], lane_order[WARP];
+    order(warp_order, warps, seed, state);
+    for (unsigned i = 0; i < warps; ++i) {
+        Warp& warp = worker.warps[warp_order[i]];
+        const unsigned begin = warp_order[i] * WARP;
+        warp.size = std::min(WARP, worker.threads - begin);
+        warp.next = &worker.warps[warp_order[(i + 1) % warps]];
+        warp.generation = 1;
+        warp.arrived = 0;
+        warp.barriers = 0;
+        order(lane_order, warp.size, seed, state);
+        for (unsigned k = 0; k < warp.size; ++k) {
+            Fiber& fiber = worker.fibers[begin + lane_order[k]];
+            warp.lanes[lane_order[k]] = &fiber;
+            fiber.index = {begin + lane_order[k], 0, 0};
+            fiber.lane = lane_order[k];
+            fiber.warp = &warp;
+            fiber.next = &worker.fibers[begin + lane_order[(k + 1) % warp.size]];
+            fiber.awaited = &warp.generation;
+            fiber.until = 0;
+            fiber.exited = fiber.at_barrier = false;
+            fiber.group = 0;
+            fiber.copies.clear();
+            fiber.segment = 0;
+            fiber.stack_pointer = new_stack(fiber.stack_end, enter);
+        }
+        warp.first = &worker.fibers[begin + lane_order[0]];
+    }
+    worker.barrier_generation = 1;
+    worker.at_barrier = worker.exited = 0;
+    Fiber* first = worker.warps[warp_order[0]].first;
+    worker.current = first;
+    worker.thread = first;
+    emulator_switch(&worker.main_stack_pointer, first->stack_pointer);
+}
+
+static void pass_barrier(int line) {
+    Worker& here = *worker();
+    Fiber* me = here.current;
+    if (me == nullptr) here.fail("a barrier in a kernel that was taken for one without any");
+    if (here.at_barrier == 0) here.barrier_line = line;
+    if (here.barrier_line != line)
+        here.fail("divergent barrier: this thread is at the one of " + at_line(line) + ", others at that of " +
+                  at_line(here.barrier_line));
+    me->segment = 0;
+    if (++here.at_barrier == here.threads) {
+        here.at_barrier = 0;
+        ++here.barrier_generation;
+        return;
+    }
+    me->at_barrier = true;
+    me->awaited = &here.barrier_generation;
+    me->until = here.barrier_generation;
+    me->line = line;
+    wait(here, me);
+    me->at_barrier = false;
+}
+
+}  // namespace emulator
+
+void emulator_barrier(int line) { emulator::pass_barrier(line); }

@@ -1,0 +1,61 @@
+// Memory that launches may touch, by address and name.
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <mutex>
+
+#include "worker.h"
+
+namespace emulator {
+
+static std::mutex ranges_lock;
+static std::vector<Range> ranges;  // ordered by begin
+
+std::vector<Range> registered_ranges() {
+    std::lock_guard<std::mutex> lock(ranges_lock);
+    return ranges;
+}
+
+// An address by the buffer that it is in or near, "x0 + 64 (x0 has 60 bytes)".
+std::string place_name(const std::vector<Range>& known, uintptr_t address) {
+    const Range* best = nullptr;
+    uintptr_t best_distance = 1 << 20;
+    for (const Range& range : known) {
+        const uintptr_t distance =
+            address < range.begin ? range.begin - address : address >= range.end ? address - range.end : 0;
+        if (distance < best_distance) {
+            best = &range;
+            best_distance = distance;
+        }
+    }
+    if (best == nullptr) return text("address 0x%lx, near no buffer", static_cast<unsigned long>(address));
+    const long offset = static_cast<long>(address) - static_cast<long>(best->begin);
+    return best->name + text(" %c %ld bytes (%s has %lu)", offset < 0 ? '-' : '+', offset < 0 ? -offset : offset,
+                             best->name.c_str(), static_cast<unsigned long>(best->end - best->begin));
+}
+
+void* map_pages(size_t bytes) {
+    void* found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (found == MAP_FAILED) throw std::bad_alloc();
+    return found;
+}
+
+}  // namespace emulator
+
+using namespace emulator;
+
+void emulator_register_range(const void* begin, unsigned long bytes, const char* name, int writable) {
+    std::lock_guard<std::mutex> lock(ranges_lock);
+    const uintptr_t first = reinterpret_cast<uintptr_t>(begin);
+    const auto after = std::upper_bound(ranges.begin(), ranges.end(), first,
+                                        [](uintptr_t address, const Range& range) { return address < range.begin; });
+    ranges.insert(after, {first, first + bytes, name, writable != 0});
+}
+
+void emulator_forget_range(const void* begin) {
+    std::lock_guard<std::mutex> lock(ranges_lock);
+    const uintptr_t first = reinterpret_cast<uintptr_t>(begin);
+    const auto found = std::find_if(ranges.begin(), ranges.end(), [&](const Range& range) { return range.begin == first; });
+    if (found != ranges.end()) ranges.erase(found);
+}
