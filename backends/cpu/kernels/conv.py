@@ -20,10 +20,11 @@ from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
 from ....passes.regions import Lowered, Region
 from ...kernels.calls import call
+from ...kernels.epilogue import Epilogue, through_memory
+from ...kernels.operands import joined
 from .convolution import Convolution, axes, find_convolution, find_phases, inside_pixels, tap_rows
-from .epilogue import Epilogue, finish_tile, through_memory
+from .epilogue import finish_tile
 from .gemm import TASKS_PER_THREAD
-from .operands import joined
 from .packing import Columns, Panels, column_runs, packed
 from .register_tile import Tile, choose_tile, multiply_accumulate
 

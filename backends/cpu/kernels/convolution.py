@@ -18,8 +18,8 @@ from ....ir.ops.windows import Windows, per_axis, sliding
 from ....ir.scalars import Buffer, Scalar
 from ....ir.tensors import Tensor
 from ....passes.regions import Lowered, Region
-from .epilogue import Epilogue, accumulator_leaf, anchor_indices, epilogue
-from .operands import affine, constant_array, copied
+from ...kernels.epilogue import Epilogue, accumulator_leaf, anchor_indices, epilogue
+from ...kernels.operands import affine, constant_array, copied
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from ....ir.scalars import Buffer
 from ....ir.target import Target
 from ....passes.regions import Lowered, Region
 from ...kernels.calls import call
+from ...kernels.epilogue import Epilogue, through_memory
+from ...kernels.operands import joined
 from .convolution import Convolution, find_convolution, inside_pixels, tap_rows
-from .epilogue import Epilogue, finish_tile, through_memory
+from .epilogue import finish_tile
 from .gemm import TASKS_PER_THREAD
-from .operands import joined
 from .packing import first_lanes
 from .register_tile import Tile, accumulators
 

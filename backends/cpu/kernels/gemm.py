@@ -19,8 +19,9 @@ from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
 from ....passes.regions import Lowered, Region
 from ...kernels.calls import call
-from .epilogue import Epilogue, epilogue, finish_tile, through_memory
-from .operands import affine, copied, joined
+from ...kernels.epilogue import Epilogue, epilogue, through_memory
+from ...kernels.operands import affine, copied, joined
+from .epilogue import finish_tile
 from .packing import Columns, Panels, column_runs, first_lanes, pack_call, packer
 from .product import Product, find_product, flattened
 from .register_tile import Tile, choose_tile, multiply_accumulate, remainders

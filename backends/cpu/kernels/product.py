@@ -10,9 +10,8 @@ from ....ir.dims import Dim, linear, symbol
 from ....ir.dtypes import F32, F64, DType
 from ....ir.scalars import Load, Scalar
 from ....ir.tensors import Indices
-from ....passes.nests import all_reductions
 from ....passes.regions import Region
-from .epilogue import accumulator_leaf, anchor_indices
+from ...kernels.product import find_factors
 
 
 @dataclass(frozen=True)
@@ -54,27 +53,14 @@ class Product:
 
 def find_product(region: Region) -> Product | None:
     """The anchor's definition as a product of two buffers' elements, or None where it is not one."""
-    if region.anchor_output is None or not region.anchor_output.shape or region.anchor_output.kind == "opaque":
+    found = find_factors(region)
+    if found is None or found.total.dtype not in (F32, F64) or isinstance(found.indices[-1], int):
         return None
-    shape = region.anchor_output.shape
-    indices = anchor_indices(shape)
-    if isinstance(indices[-1], int) or 0 in shape:
+    shape, total = found.shape, found.total
+    left, right = _buffer_read(found.left), _buffer_read(found.right)
+    if left is None or right is None or left.dtype != right.dtype:
         return None
-    value = region.anchor_output.at(indices)
-    sums = all_reductions(value)
-    if len(sums) != 1 or sums[0].op != "add" or sums[0].dtype not in (F32, F64):
-        return None
-    total = sums[0]
-    body = s.Rewriter(dims={name: 0 for name, extent in total.ranges if extent == 1})(total.body)
-    if not (isinstance(body, s.Binary) and body.op == "mul"):
-        return None
-    factors = [_buffer_read(body.left), _buffer_read(body.right)]
-    column = f"o{len(shape) - 1}"
-    factors.sort(key=lambda f: f is not None and column in s.free_symbols(f.offset))
-    left, right = factors
-    if left is None or right is None or left.dtype != right.dtype or column in s.free_symbols(left.offset):
-        return None
-    names = [(f"o{a}", d) for a, d in enumerate(shape) if d != 1] + [(n, d) for n, d in total.ranges if d != 1]
+    names = [*((f"o{a}", d) for a, d in enumerate(shape) if d != 1), *found.ranges]
     axes: list[Axis] = []
     left_start, right_start = left.offset, right.offset
     for name, extent in names:
@@ -87,13 +73,8 @@ def find_product(region: Region) -> Product | None:
     if any(s.free_symbols(axis.left) & own or s.free_symbols(axis.right) & own for axis in axes):
         return None
     results = [axis for axis in axes if axis.name.startswith("o")]
-    element = s.Rewriter(
-        lambda node: accumulator_leaf(total.dtype, indices[-1]) if node.digest == total.digest else None
-    )(value)
-    if all_reductions(element):
-        return None
     return Product(
-        indices,
+        found.indices,
         shape,
         total.dtype,
         left,
@@ -104,7 +85,7 @@ def find_product(region: Region) -> Product | None:
         tuple(axis for axis in results if axis.right == 0),
         results[-1],
         tuple(axis for axis in axes if not axis.name.startswith("o")),
-        element,
+        found.element,
     )
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ....ir import scalars as s
-from ....ir.dims import Dim, linear, symbol
-from ....ir.ops import REGISTRY
-from ....ir.scalars import Buffer, Load
-from ....ir.tensors import Tensor, buffer_tensor
-from ....passes.nests import build_nests
-from ....passes.regions import Call, Lowered, Region
-from ...kernels.calls import call
+from ...ir import scalars as s
+from ...ir.dims import Dim, linear, symbol
+from ...ir.ops import REGISTRY
+from ...ir.scalars import Buffer, Load
+from ...ir.tensors import Tensor, buffer_tensor
+from ...passes.nests import build_nests
+from ...passes.regions import Call, Lowered, Region
+from .calls import call
 
 
 @dataclass(frozen=True)
