@@ -9,8 +9,6 @@ from itertools import count
 import numpy as np
 import onnx
 
-from ..backends.cpu.build import build
-from ..backends.cpu.schedules import schedule
 from ..ir.dtypes import BOOL
 from ..ir.errors import TargetError, UnsupportedError, ValueNeeded
 from ..ir.graph import Graph
@@ -20,6 +18,7 @@ from ..ir.text import print_graph
 from ..passes import DEFAULT_PIPELINE
 from ..passes.lower import lower
 from ..passes.pipeline import Pass, parse_pipeline, run_pipeline
+from ..passes.regions import Schedule
 from .cache import ModelCache, executable_of
 from .compiled import Compiled, check_runs_here
 from .executable import Executable
@@ -59,7 +58,18 @@ def passed(graph: Graph, options: Options) -> Graph:
 
 def program_of(graph: Graph, target: Target, hints: Mapping[str, int] | None = None) -> Program:
     """The program of a graph that all passes have seen."""
-    return lower(graph, schedule, target, hints)
+    return lower(graph, schedule_of(target), target, hints)
+
+
+def schedule_of(target: Target) -> Schedule:
+    """What makes the kernels for a kind of target."""
+    if target.kind == "cuda":
+        from ..backends.cuda.schedules import schedule as for_gpus
+
+        return for_gpus
+    from ..backends.cpu.schedules import schedule as for_cpus
+
+    return for_cpus
 
 
 def constants_of(program: Program) -> tuple[Program, dict[str, np.ndarray]]:
