@@ -20,7 +20,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from ..ir.target import Target
 from .compiled import Compiled
 
 if TYPE_CHECKING:
+    from ..backends.cuda.runtime.code import DeviceCode
     from .executable import Executable
     from .specialize import SpecializingExecutable
 
@@ -184,6 +185,7 @@ def _write(compiled: Compiled, file: IO[bytes]) -> None:
         "kernels": compiled.kernels,
         "texts": {stage: code.add(memoryview(zlib.compress(text.encode()))) for stage, text in compiled.texts.items()},
         "objects": [code.add(memoryview(content)) for content in compiled.objects],
+        **_encode_device(compiled, code),
         "constants": {name: weights.add(content) for name, content in compiled.weights.items()},
     }
     encoded = json.dumps(manifest, ensure_ascii=False, separators=(",", ":")).encode()
@@ -208,6 +210,19 @@ def _write(compiled: Compiled, file: IO[bytes]) -> None:
     )
     file.seek(0)
     file.write(_HEADER.pack(*head, *checksums))
+
+
+def _encode_device(compiled: Compiled, code: _Places) -> dict[str, Any]:
+    """What a GPU runs, for the manifest; nothing where the model is compiled for a CPU."""
+    if compiled.device is None:
+        return {}
+    from ..backends.cuda.runtime.code import encode
+
+    images = {
+        architecture: {name: code.add(memoryview(image)) for name, image in kernels.items()}
+        for architecture, kernels in compiled.device.images.items()
+    }
+    return {"device": encode(compiled.device), "images": images}
 
 
 def _dim_text(dim: Dim) -> str | int:
@@ -288,4 +303,15 @@ def _decode(manifest: Mapping[str, Any], content: memoryview) -> Compiled:
         },
         kernels={name: tuple(origin) for name, origin in manifest["kernels"].items()},
         texts={stage: zlib.decompress(code(place)).decode() for stage, place in manifest["texts"].items()},
+        device=_decode_device(manifest, code) if "device" in manifest else None,
     )
+
+
+def _decode_device(manifest: Mapping[str, Any], code: Callable[[Sequence[int]], bytes]) -> DeviceCode:
+    from ..backends.cuda.runtime.code import decode
+
+    images = {
+        architecture: {name: code(place) for name, place in kernels.items()}
+        for architecture, kernels in manifest["images"].items()
+    }
+    return decode(manifest["device"], images)

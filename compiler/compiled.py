@@ -17,6 +17,8 @@ from ..ir.target import Target
 
 if TYPE_CHECKING:
     from ..backends.cpu.build import Built
+    from ..backends.cuda.build import Built as BuiltForGpu
+    from ..backends.cuda.runtime.code import DeviceCode
 
 _SYSTEM_FEATURES = """
     cldemote clflushopt clwb clzero enqcmd fsgsbase fxsr hreset invpcid kl mwaitx pconfig pku prefetchi prfchw ptwrite
@@ -89,7 +91,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Object code, weights and the description of a model that is compiled for `target`.
+    """Code, weights and the description of a model that is compiled for `target`: a CPU runs `objects`, a GPU `device`.
 
     The code's table of addresses holds the inputs, the outputs and the constants in these orders, then the arenas, one
     per segment. `ready` tells for each output the segment before which its shape is known: 0 where the inputs tell it.
@@ -111,6 +113,16 @@ class Compiled:
     kernels: Mapping[str, tuple[str, ...]]
     texts: Mapping[str, str]
     program: Callable[[], Program] | None = None
+    device: DeviceCode | None = None
+
+    @staticmethod
+    def of_gpu(built: BuiltForGpu, constants: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Compiled:
+        """What was built for GPUs of a program that holds no constants, with these in the form that the code reads."""
+        from ..backends.cuda.runtime.code import DeviceCode
+
+        program = built.program
+        held = {name: array for name, array in constants.items() if program.memories[name].role == "constant"}
+        return Compiled._of(program, built.target, held, texts, device=DeviceCode.of(built))
 
     @staticmethod
     def of(built: Built, constants: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Compiled:
@@ -121,9 +133,21 @@ class Compiled:
         order = table_order(program)
         ports = [*(value.name for value in program.inputs), *program.results]
         assert order[: len(ports)] == ports, "inputs and outputs come first in the table of addresses"
+        held = {name: constants[name] for name in order[len(ports) :]}
+        return Compiled._of(program, built.target, held, texts, built.objects)
+
+    @staticmethod
+    def _of(
+        program: Program,
+        target: Target,
+        constants: Mapping[str, np.ndarray],
+        texts: Mapping[str, str],
+        objects: tuple[bytes, ...] = (),
+        device: DeviceCode | None = None,
+    ) -> Compiled:
         return Compiled(
             name=program.name,
-            target=built.target,
+            target=target,
             inputs=program.inputs,
             outputs=program.outputs,
             symbols=program.symbols,
@@ -131,11 +155,12 @@ class Compiled:
             segments=len(program.segments),
             ready=tuple(_ready(program, value) for value in program.outputs),
             arena=program.plan,
-            objects=built.objects,
-            constants={name: np.ascontiguousarray(constants[name]) for name in order[len(ports) :]},
+            objects=objects,
+            constants={name: np.ascontiguousarray(array) for name, array in constants.items()},
             kernels={name: kernel.origin for name, kernel in program.kernels.items()},
             texts=texts,
             program=lambda: program,
+            device=device,
         )
 
     @property
@@ -149,7 +174,8 @@ class Compiled:
         return MemoryPlan.of(self.arena)
 
     def dump(self, stage: str) -> str:
-        """The text of a stage: import, graph, kernels, vectors, program, llvm or asm.
+        """The text of a stage: import, graph, program, kernels; of a CPU vectors, llvm or asm; of a GPU cuda, ptx, sass
+        or resources.
 
         UnsupportedError for a stage that a loaded artifact does not hold.
         """

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 
 import numpy as np
 import onnx
 
 from ..ir.dtypes import BOOL
-from ..ir.errors import TargetError, UnsupportedError, ValueNeeded
+from ..ir.errors import UnsupportedError, ValueNeeded
 from ..ir.graph import Graph
 from ..ir.program import Program
 from ..ir.target import Target
@@ -121,8 +122,6 @@ def compiled_model(model: Model, options: Options) -> Compiled:
     if options.precision not in PRECISIONS:
         raise UnsupportedError(f"precision {options.precision!r} is not known; there are {', '.join(PRECISIONS)}")
     target = resolve_target(options.target)
-    if target.kind != "cpu":
-        raise TargetError(f"target {target.name}: only CPUs are compiled for")
     graphs = [imported(model, options)]
     texts = {"import": print_graph(graphs[0])}
     graphs.append(passed(graphs.pop(), options))
@@ -141,5 +140,11 @@ def compiled_graph(graph: Graph, target: Target, options: Options, texts: Mappin
     del graph
     program, constants = constants_of(programs.pop())
     report = options.progress
-    built = build(program, target, True, None if report is None else lambda done, total: report("kernels", done, total))
-    return Compiled.of(built, constants, texts)
+    progress = None if report is None else partial(report, "kernels")
+    if target.kind == "cuda":
+        from ..backends.cuda.build import build as build_for_gpu
+
+        return Compiled.of_gpu(build_for_gpu(program, target, progress=progress), constants, texts)
+    from ..backends.cpu.build import build
+
+    return Compiled.of(build(program, target, True, progress), constants, texts)

@@ -515,7 +515,7 @@ def parse_dim(text: str, known: Mapping[str, Dim] | None = None) -> Dim:
 
     `known` gives symbols by name, with their bounds; a symbol that is not there gets the bounds of a size, [0, None].
     """
-    known = known or {}
+    known = {} if known is None else known
     operations: dict[type, Callable[[Dim, Dim], Dim]] = {
         ast.Add: lambda a, b: a + b,
         ast.Sub: lambda a, b: a - b,
