@@ -89,7 +89,7 @@ def run_program(program: Program, inputs: Sequence[Array], checked: bool = False
     """The outputs of a program, every kernel run on the emulator, every memory an array of its own."""
     library = harness.compile_source(render_kernels(tuple(program.kernels.values())), checked)
     known: dict[str, int] = {}
-    memory: dict[str, Array] = {name: make() for name, make in program.constants.items()}
+    memory: dict[str, Array] = {name: np.ascontiguousarray(make()) for name, make in program.constants.items()}
     for value, array in zip(program.inputs, inputs, strict=True):
         memory[value.name] = np.array(array)
         for dim, extent in zip(value.shape, array.shape, strict=True):
