@@ -63,3 +63,5 @@ WARP_VALUES: Mapping[str, tuple[DType | None, ...]] = {
 }
 """Expressions (`scalars.Call`) over values of a whole warp, and the types of their arguments."""
 BALLOT_TYPE = U32
+CONVERSIONS: Mapping[str, tuple[DType, DType]] = {"f32_to_tf32": (F32, U32)}
+"""Expressions (`scalars.Call`) that round a value to the bits which an intrinsic takes: argument and result."""
