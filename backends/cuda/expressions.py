@@ -14,7 +14,7 @@ from typing import Any
 from ...ir import scalars as s
 from ...ir.dims import Dim, Extremum, Opaque, Quotient, Sum, Symbol, atoms, bounds
 from ...ir.dtypes import BOOL, F16, F32, F64, I64, DType
-from ...ir.intrinsics import WARP_VALUES
+from ...ir.intrinsics import CONVERSIONS, WARP_VALUES
 from ...ir.scalars import Buffer, Scalar
 from ...passes.guards import guard_loads
 from .names import FLOAT32_SUFFIX, HALF, bare, joined, literal, memory_type, plain_name, register_type
@@ -43,6 +43,7 @@ _FLOAT_CALLS = {
     "reciprocal_estimate": "reciprocal_estimate", "sigmoid": "sigmoid",
 }  # fmt: skip
 _OWN = ("sigmoid", "reciprocal_estimate")
+_NARROW = ("add", "sub", "mul", "min", "max", "and", "or", "xor")  # of indices, an index again
 _LONG = 96
 
 
@@ -207,13 +208,13 @@ class ExpressionRenderer:
             return self.dim(scalar.dim)
         if isinstance(scalar, s.Const) and scalar.dtype == I64 and abs(int(scalar.value)) < 1 << 30:
             return str(int(scalar.value))
-        if isinstance(scalar, s.Binary) and scalar.dtype == I64 and scalar.op in ("add", "sub", "mul", "min", "max"):
+        if isinstance(scalar, s.Binary) and scalar.dtype == I64 and scalar.op in _NARROW:
             a, b = self.narrow(scalar.left), self.narrow(scalar.right)
             if a is None or b is None:
                 return None
             if scalar.op in ("min", "max"):
                 return f"{scalar.op}imum({self.index_type}({a}), {self.index_type}({b}))"
-            return f"({joined(a)} {_INFIX[scalar.op]} {joined(b)})"
+            return f"({joined(a)} {(_INFIX | _BITWISE)[scalar.op]} {joined(b)})"
         return None
 
     # Values
@@ -329,7 +330,7 @@ class ExpressionRenderer:
         )
 
     def _call(self, scalar: s.Call) -> tuple[str, ...]:
-        assert scalar.name in WARP_VALUES, f"no intrinsic {scalar.name} on a GPU"
+        assert scalar.name in WARP_VALUES or scalar.name in CONVERSIONS, f"no intrinsic {scalar.name} on a GPU"
         arguments = ", ".join(bare(self.value(argument)) for argument in scalar.arguments)
         # Named at once: all threads of the warp must come by here, whatever becomes of the value.
         return (self.define(register_type(scalar.dtype), f"{scalar.name}({arguments})"),)

@@ -108,6 +108,8 @@ class StatementRenderer(ExpressionRenderer):
             text = f"{joined(self.value(condition))} ? {text} : {self.find_buffer(alias.otherwise.name).name}"
         kind = memory_type(alias.buffer.dtype)
         constant = "" if alias.source.name in self.written else "const "
+        if alias.buffer.dtype != alias.source.dtype:
+            text = f"({constant}{kind}*)({text})"
         if not constant:
             self.written.add(alias.buffer.name)
         name = self.unique(alias.buffer.name)
