@@ -13,11 +13,6 @@ typedef unsigned long long u64;
 typedef unsigned short f16;   // IEEE binary16 in memory; a float in registers
 typedef unsigned short bf16;  // the upper half of a float in memory; a float in registers
 
-// N elements that are loaded and stored by one instruction; the address is a multiple of their bytes.
-template <class T, int N> struct alignas(sizeof(T) * N) Pack {
-    T lane[N];
-};
-
 #define DEVICE static __device__ __forceinline__
 
 // The bits of a value as another type of the same size.
@@ -36,6 +31,11 @@ template <class To, class From> DEVICE To bits_as(From value) {
 #define ballot ballot_of_warp  // nvcc's own headers have a function ballot
 #endif
 
+// N elements that are loaded and stored by one instruction; the address is a multiple of their bytes.
+template <class T, int N> struct alignas(sizeof(T) * N) Pack {
+    T lane[N];
+};
+
 // ---- The block: shared memory, barriers, warp collectives ----
 
 // Start of the block's dynamic shared memory.
@@ -48,7 +48,7 @@ DEVICE void barrier() { __syncthreads(); }
 // Waits for all threads of the warp; memory written before is seen by them after.
 DEVICE void warp_barrier() { __syncwarp(); }
 
-constexpr u32 WHOLE_WARP = 0xffffffffu;
+#define WHOLE_WARP 0xffffffffu
 // The value of lane (own lane ^ mask).
 template <class T> DEVICE T shuffle_xor(T value, int mask) { return __shfl_xor_sync(WHOLE_WARP, value, mask); }
 // The value of lane (own lane + delta), the own one past the last lane.

@@ -5,12 +5,22 @@
 
 #define __global__
 #define __device__
-#define __forceinline__ inline
+#define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-#define threadIdx (emulator_place->thread->index)
-#define blockIdx (emulator_place->block)
-#define blockDim (emulator_place->block_size)
-#define gridDim (emulator_place->grid_size)
+#define threadIdx emulator_thread_index()
+#define blockIdx emulator_here().block
+#define blockDim emulator_here().block_size
+#define gridDim emulator_here().grid_size
+
+#ifdef __SANITIZE_THREAD__
+// What a checked kernel asks of the emulator is no access of its own.
+#define EMULATOR_OWN __attribute__((no_sanitize("thread"), noinline))
+#else
+#define EMULATOR_OWN inline
+#endif
+// Copies: what holds them is memory of the kernel's thread.
+EMULATOR_OWN static EmulatorIndex emulator_thread_index() { return emulator_place->thread->index; }
+EMULATOR_OWN static EmulatorPlace emulator_here() { return *emulator_place; }
 
 extern "C" void* memcpy(void*, const void*, unsigned long);
 #define MATH_OF_ONE(name)                                                                                            \

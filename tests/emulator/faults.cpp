@@ -24,26 +24,26 @@ static void hand_on(int number) {
 static void on_signal(int number, siginfo_t* information, void* context) {
     Worker* here = worker();
     if (here == nullptr) return hand_on(number);
+    const char* what = "access";
+    Origin origin{here->copy_line, nullptr};
+#if defined(__x86_64__)
+    const greg_t* registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
+    origin.code = reinterpret_cast<const void*>(registers[REG_RIP] + 1);
+    if (number == SIGFPE) here->fail("a division of integers by zero" + origin.describe());
+    if (registers[REG_TRAPNO] == 13) here->fail("a vector access at a misaligned address" + origin.describe());
+    what = registers[REG_ERR] & 2 ? "write" : "read";
+#else
+    (void)context;
     if (number == SIGFPE) here->fail("a division of integers by zero");
+#endif
     const uintptr_t address = reinterpret_cast<uintptr_t>(information->si_addr);
     if (here->current && address >= reinterpret_cast<uintptr_t>(here->current->stack_begin) &&
         address < reinterpret_cast<uintptr_t>(here->current->stack_begin) + PAGE)
         here->fail("the thread's local memory is larger than the emulator's stacks");
-    const uintptr_t shared_end = reinterpret_cast<uintptr_t>(here->shared) + (here->shared_bytes + 127) / 128 * 128;
-    const char* what = "access";
-#if defined(__x86_64__)
-    const greg_t* registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
-    if (registers[REG_TRAPNO] == 13) here->fail("a vector access at a misaligned address");
-    what = registers[REG_ERR] & 2 ? "write" : "read";
-#endif
-    if (address >= shared_end && address < shared_end + PAGE)
-        here->fail(text("%s at shared memory + %ld of %zu bytes", what,
-                        long(address - reinterpret_cast<uintptr_t>(here->shared)), here->shared_bytes));
-    const std::vector<Range> ranges = registered_ranges();
-    for (const Range& range : ranges)
+    for (const Range& range : registered_ranges())
         if (address >= range.begin && address < range.end && !range.writable)
-            here->fail("write to the read-only " + place_name(ranges, address));
-    here->fail(text("%s outside of all buffers: ", what) + place_name(ranges, address));
+            here->fail("write to the read-only " + name_of_place(*here, address) + origin.describe());
+    here->fail(text("%s outside of all buffers: ", what) + name_of_place(*here, address) + origin.describe());
 }
 
 FaultGuard::FaultGuard(Worker& worker) {

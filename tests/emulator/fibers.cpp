@@ -5,8 +5,6 @@
 
 #include "fibers.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdarg>
 #include <cstring>
@@ -16,7 +14,6 @@ __thread EmulatorPlace* emulator_place;
 namespace emulator {
 
 static const uint32_t NEVER = 0;  // what an exited fiber awaits
-constexpr size_t STACK = 256 * 1024;
 
 std::string text(const char* format, ...) {
     char buffer[512];
@@ -27,7 +24,13 @@ std::string text(const char* format, ...) {
     return buffer;
 }
 
-std::string at_line(int line) { return text("line %d", line); }
+std::string Origin::describe() const {
+    if (line != 0) return text(", line %d", line);
+    const char* begin = static_cast<const char*>(worker()->kernel->image_begin);
+    const char* end = static_cast<const char*>(worker()->kernel->image_end);
+    const char* at = static_cast<const char*>(code);
+    return at >= begin && at < end ? text(", code 0x%lx", static_cast<unsigned long>(at - 1 - begin)) : "";
+}
 
 void Worker::leave() { siglongjmp(escape, 1); }
 
@@ -114,7 +117,7 @@ static std::string describe_deadlock(const Worker& worker) {
         const auto kind = [&](const Fiber& fiber) -> std::string {
             if (fiber.exited) return "have returned";
             const char* name = fiber.at_barrier ? "barrier" : name_of(fiber.warp->kind);
-            return text("wait at %s, ", name) + at_line(fiber.line);
+            return text("wait at %s, line %d", name, fiber.line);
         };
         const std::string what = kind(worker.fibers[i]);
         if (std::find(seen.begin(), seen.end(), what) != seen.end()) continue;
@@ -155,13 +158,13 @@ void arrive(Worker& worker, EmulatorCollective kind, int bytes, int line) {
     if (me == nullptr) worker.fail("a collective in a kernel that was taken for one without any");
     Warp& warp = *me->warp;
     if (warp.arrived == 0) {
-        if (warp.size != WARP) worker.fail(text("%s in a warp of %u threads, ", name_of(kind), warp.size) + at_line(line));
+        if (warp.size != WARP) worker.fail(text("%s in a warp of %u threads, line %d", name_of(kind), warp.size, line));
         warp.kind = kind;
         warp.bytes = bytes;
         warp.line = line;
     } else if (warp.kind != kind || warp.bytes != bytes || warp.line != line) {
-        worker.fail(text("divergent warp: this lane is at %s, ", name_of(kind)) + at_line(line) + ", others at " +
-                    name_of(warp.kind) + ", " + at_line(warp.line));
+        worker.fail(text("divergent warp: this lane is at %s, line %d, others at %s, line %d", name_of(kind), line,
+                         name_of(warp.kind), warp.line));
     }
     if (++warp.arrived == WARP) {
         warp.arrived = 0;
@@ -207,7 +210,7 @@ static void order(unsigned* result, unsigned count, unsigned seed, uint64_t& sta
 void prepare_fibers(Worker& worker, unsigned threads) {
     if (worker.stacks == nullptr) {
         worker.stacks = static_cast<unsigned char*>(map_pages(LARGEST_BLOCK * STACK));
-        for (unsigned i = 0; i < LARGEST_BLOCK; ++i) mprotect(worker.stacks + i * STACK, PAGE, PROT_NONE);
+        for (unsigned i = 0; i < LARGEST_BLOCK; ++i) forbid_page(worker.stacks + i * STACK);
     }
     worker.threads = threads;
     if (worker.fibers.size() < threads) worker.fibers.resize(threads);
@@ -265,8 +268,8 @@ static void pass_barrier(int line) {
     if (me == nullptr) here.fail("a barrier in a kernel that was taken for one without any");
     if (here.at_barrier == 0) here.barrier_line = line;
     if (here.barrier_line != line)
-        here.fail("divergent barrier: this thread is at the one of " + at_line(line) + ", others at that of " +
-                  at_line(here.barrier_line));
+        here.fail(text("divergent barrier: this thread is at the one of line %d, others at that of line %d", line,
+                       here.barrier_line));
     me->segment = 0;
     if (++here.at_barrier == here.threads) {
         here.at_barrier = 0;

@@ -42,9 +42,9 @@ _COMMON = ("-std=c++17", "-march=native", "-fPIC", "-shared", "-U_FORTIFY_SOURCE
 _KERNEL = (
     # Kernels reinterpret memory and let integers wrap, as nvcc allows; every operation is rounded by itself.
     *("-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off", "-fno-math-errno"),
-    *("-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-fno-asynchronous-unwind-tables", "-w"),
+    *("-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-fno-asynchronous-unwind-tables", "-w", "-g1"),
 )
-_CHECKED = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-g1")
+_CHECKED = ("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0")
 _SIZES = {
     "float": 4, "double": 8, "f16": 2, "bf16": 2, "i8": 1, "u8": 1, "i16": 2, "u16": 2, "i32": 4, "u32": 4, "i64": 8,
     "u64": 8, "bool": 1, "int": 4, "unsigned": 4, "void": 1,
@@ -140,9 +140,9 @@ def _machine() -> str:
 
 
 def _folder() -> Path:
-    default = Path(tempfile.gettempdir()) / f"onnxc-emulator-{os.getuid()}"
-    folder = Path(os.environ.get("ONNXC_EMULATOR_CACHE") or default)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root = os.environ.get("ONNXC_CACHE_DIR") or Path(tempfile.gettempdir()) / f"onnxc-tests-{os.getuid()}"
+    folder = Path(root) / "emulator"
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -315,10 +315,17 @@ class Library:
                 array.reshape(-1)[:] = fenced.array
 
     def _with_lines(self, report: str) -> str:
-        """The report with the text of the lines that it names."""
+        """The report with lines instead of addresses of code, and the text of those lines."""
+        report = re.sub(r"code (0x[0-9a-f]+)", lambda match: self._line_of(match[1]), report)
         lines = self._source.split("\n")
         named = sorted({int(number) for number in re.findall(r"\bline (\d+)", report)})
         return "\n".join([report, *(f"    {n}: {lines[n - 1].strip()}" for n in named if 0 < n <= len(lines))])
+
+    def _line_of(self, code: str) -> str:
+        command = ["addr2line", "-i", "-e", str(self.path), code]
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        line = re.search(r"kernels\.cu:(\d+)", found)
+        return f"line {line[1]}" if line else f"code {code}"
 
 
 def _checked_array(name: str, parameter: Parameter, argument: Array | int) -> Array:

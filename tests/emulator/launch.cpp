@@ -1,7 +1,5 @@
 // Launches: the blocks of a grid, run one after another or shared by several OS threads.
 
-#include <sys/mman.h>
-
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -39,8 +37,8 @@ static Worker* take_worker() {
     std::lock_guard<std::mutex> lock(idle_lock);
     if (idle.empty()) {
         Worker* made = new Worker{};
-        made->shared_room = static_cast<unsigned char*>(map_pages(LARGEST_SHARED + 2 * PAGE));
-        mprotect(made->shared_room + LARGEST_SHARED + PAGE, PAGE, PROT_NONE);
+        made->shared_end = static_cast<unsigned char*>(map_pages(SHARED_ROOM + PAGE)) + SHARED_ROOM;
+        forbid_page(made->shared_end);
         made->signal_stack = static_cast<unsigned char*>(map_pages(SIGNAL_STACK));
         return made;
     }
@@ -82,6 +80,7 @@ static bool run_blocks(Launch& launch, Worker& here) {
     for (unsigned n; !launch.failed && (n = launch.next++) < launch.blocks;) {
         here.block = {launch.block_of(n), 0, 0};
         here.block_number = here.block.x;
+        if (here.checker) begin_checked_block(*here.checker);
         if (launch.kernel->needs_fibers) {
             memset(here.shared, 0xff, (launch.shared_bytes + 127) / 128 * 128);  // NaN as f16, bf16, f32, f64
             run_fibers(here, launch.seed);
@@ -98,10 +97,11 @@ static void work(Launch& launch) {
     here.kernel = launch.kernel;
     here.parameters = launch.parameters;
     here.current = nullptr;
+    here.copy_line = 0;
     here.block_size = {launch.threads, 1, 1};
     here.grid_size = {launch.blocks, 1, 1};
     here.shared_bytes = launch.shared_bytes;
-    here.shared = here.shared_room + LARGEST_SHARED + PAGE - (launch.shared_bytes + 127) / 128 * 128;
+    here.shared = here.shared_end - (launch.shared_bytes + 127) / 128 * 128;
     here.plain = {};
     here.thread = &here.plain;
     if (launch.kernel->needs_fibers) prepare_fibers(here, launch.threads);

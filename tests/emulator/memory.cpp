@@ -17,8 +17,15 @@ std::vector<Range> registered_ranges() {
     return ranges;
 }
 
-// An address by the buffer that it is in or near, "x0 + 64 (x0 has 60 bytes)".
-std::string place_name(const std::vector<Range>& known, uintptr_t address) {
+// An address by the memory that it is in or near, "x0 + 64 bytes (x0 has 60)".
+std::string name_of_place(const Worker& worker, uintptr_t address) {
+    const uintptr_t shared = reinterpret_cast<uintptr_t>(worker.shared);
+    const uintptr_t stacks = reinterpret_cast<uintptr_t>(worker.stacks);
+    if (address + LARGEST_SHARED >= shared && address < shared + LARGEST_SHARED + PAGE)
+        return text("shared memory %+ld (of %zu bytes)", long(address - shared), worker.shared_bytes);
+    if (stacks && address >= stacks && address < stacks + LARGEST_BLOCK * STACK)
+        return text("the local memory of thread %zu", size_t(address - stacks) / STACK);
+    const std::vector<Range> known = registered_ranges();
     const Range* best = nullptr;
     uintptr_t best_distance = 1 << 20;
     for (const Range& range : known) {
@@ -41,9 +48,18 @@ void* map_pages(size_t bytes) {
     return found;
 }
 
+void forbid_page(void* begin) {
+    if (mprotect(begin, PAGE, PROT_NONE) != 0) throw std::bad_alloc();
+}
+
 }  // namespace emulator
 
 using namespace emulator;
+
+void emulator_misaligned(const void* address, unsigned long bytes, const char* what) {
+    const std::string place = name_of_place(*worker(), reinterpret_cast<uintptr_t>(address));
+    worker()->fail(text("misaligned %s of %lu bytes: ", what, bytes) + place + Origin{0, __builtin_return_address(0)}.describe());
+}
 
 void emulator_register_range(const void* begin, unsigned long bytes, const char* name, int writable) {
     std::lock_guard<std::mutex> lock(ranges_lock);

@@ -1,9 +1,31 @@
 // The hardware's own functions of backends/cuda/prelude.cuh, which includes this file, for a CPU.
 #pragma once
 
+// Vectors are loaded by the copy constructor and stored by the assignment, which see whether the address is aligned.
+template <class T, int N> struct alignas(sizeof(T) * N) Pack {
+    T lane[N];
+
+    Pack() = default;
+    Pack(const T (&lanes)[N]) { memcpy(lane, lanes, sizeof lane); }
+    Pack(const Pack& source) {
+        source.require_aligned("read");
+        memcpy(lane, source.lane, sizeof lane);
+    }
+    Pack& operator=(const Pack& source) {
+        require_aligned("write");
+        memcpy(lane, source.lane, sizeof lane);
+        return *this;
+    }
+    void require_aligned(const char* what) const {
+        unsigned long address = (unsigned long)this;
+        asm("" : "+r"(address));  // the compiler takes the alignment of a type for granted
+        if (address % sizeof(Pack) != 0) emulator_misaligned(this, sizeof(Pack), what);
+    }
+};
+
 // ---- The block ----
 
-DEVICE unsigned char* shared_memory() { return emulator_place->shared; }
+DEVICE unsigned char* shared_memory() { return emulator_here().shared; }
 DEVICE void barrier(int line = __builtin_LINE()) { emulator_barrier(line); }
 DEVICE void warp_barrier(int line = __builtin_LINE()) { emulator_warp_barrier(line); }
 
@@ -37,9 +59,7 @@ DEVICE void copy_async_4(void* shared, const void* global, bool valid, int line 
     emulator_copy_async(shared, global, 4, valid, line);
 }
 DEVICE void copy_async_commit() { emulator_copy_async_commit(); }
-template <int PENDING> DEVICE void copy_async_wait(int line = __builtin_LINE()) {
-    emulator_copy_async_wait(PENDING, line);
-}
+template <int PENDING> DEVICE void copy_async_wait() { emulator_copy_async_wait(PENDING); }
 
 // ---- Tensor cores ----
 
@@ -141,7 +161,7 @@ template <class T, class Update>
 __attribute__((no_sanitize("thread"), noinline)) static void atomic_update(T* target, Update update) {
     typedef typename EmulatorWord<sizeof(T)>::type Word;
 #ifdef __SANITIZE_THREAD__
-    emulator_check_atomic(target, sizeof(T));
+    emulator_check_atomic(target, sizeof(T), __builtin_return_address(0));
 #endif
     Word* const word = (Word*)target;
     Word expected = __atomic_load_n(word, __ATOMIC_RELAXED);

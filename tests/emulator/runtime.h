@@ -49,10 +49,13 @@ void emulator_multiply(EmulatorCollective kind, void* c, const unsigned* a, cons
 
 void emulator_copy_async(void* shared, const void* global, int bytes, bool valid, int line);
 void emulator_copy_async_commit();
-void emulator_copy_async_wait(int pending, int line);
+void emulator_copy_async_wait(int pending);
 
-// Checked kernels call this before an atomic update of `bytes` at `target`.
-void emulator_check_atomic(void* target, int bytes);
+// Checked kernels call this before an atomic update of `bytes` at `target`; `code` is an address in the kernel.
+void emulator_check_atomic(void* target, int bytes, const void* code);
+
+// A vector is loaded or stored at an address that is no multiple of its bytes.
+[[noreturn]] void emulator_misaligned(const void* address, unsigned long bytes, const char* what);
 
 // A kernel, as the text behind it declares it.
 struct EmulatorKernel {

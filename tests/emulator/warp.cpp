@@ -225,9 +225,10 @@ static Fiber& running(Worker& here) {
 static void require_shared(Worker& here, const void* address, int bytes, const char* what, int line) {
     const uintptr_t at = reinterpret_cast<uintptr_t>(address), begin = reinterpret_cast<uintptr_t>(here.shared);
     if (at < begin || at + bytes > begin + here.shared_bytes)
-        here.fail(text("%s at shared memory + %ld of %zu bytes, ", what, long(at - begin), here.shared_bytes) + at_line(line));
+        here.fail(text("%s of %d bytes at shared memory %+ld (of %zu bytes), line %d", what, bytes, long(at - begin),
+                       here.shared_bytes, line));
     if (at % bytes != 0)
-        here.fail(text("misaligned %s of %d bytes at shared memory + %ld, ", what, bytes, long(at - begin)) + at_line(line));
+        here.fail(text("misaligned %s of %d bytes at shared memory %+ld, line %d", what, bytes, long(at - begin), line));
 }
 
 }  // namespace emulator
@@ -262,7 +263,7 @@ void emulator_load_matrix(EmulatorCollective kind, unsigned* registers, const vo
     Fiber& me = running(here);
     if (me.lane < 8u * matrices) {
         require_shared(here, row, 16, name_of(kind), line);
-        if (here.checker) check(here, row, 16, Access::READ);
+        if (here.checker) check(here, row, 16, Access::READ, {line, nullptr});
     }
     me.input = row;
     me.output = registers;
@@ -284,10 +285,11 @@ void emulator_copy_async(void* shared, const void* global, int bytes, bool valid
     Fiber& me = running(here);
     require_shared(here, shared, bytes, "asynchronous copy", line);
     if (valid && reinterpret_cast<uintptr_t>(global) % bytes != 0)
-        here.fail(text("asynchronous copy of %d bytes from a misaligned address, ", bytes) + at_line(line));
+        here.fail(text("misaligned source of an asynchronous copy of %d bytes: ", bytes) +
+                  name_of_place(here, reinterpret_cast<uintptr_t>(global)) + Origin{line, nullptr}.describe());
     if (here.checker) {
-        if (valid) check(here, global, bytes, Access::READ);
-        check(here, shared, bytes, Access::COPY_START);
+        if (valid) check(here, global, bytes, Access::READ, {line, nullptr});
+        check(here, shared, bytes, Access::COPY_START, {line, nullptr});
     }
     me.copies.push_back({static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, valid,
                          me.group, line});
@@ -295,15 +297,20 @@ void emulator_copy_async(void* shared, const void* global, int bytes, bool valid
 
 void emulator_copy_async_commit() { ++running(*worker()).group; }
 
-void emulator_copy_async_wait(int pending, int) {
+void emulator_copy_async_wait(int pending) {
     Worker& here = *worker();
     Fiber& me = running(here);
     size_t done = 0;
     for (; done < me.copies.size() && me.copies[done].group + pending < me.group; ++done) {
         const Copy& copy = me.copies[done];
+        if (here.checker) {
+            if (copy.valid) check(here, copy.source, copy.bytes, Access::READ, {copy.line, nullptr});
+            check(here, copy.target, copy.bytes, Access::COPY_END, {copy.line, nullptr});
+        }
+        here.copy_line = copy.line;
         if (copy.valid) memcpy(copy.target, copy.source, copy.bytes);
         else memset(copy.target, 0, copy.bytes);
-        if (here.checker) check(here, copy.target, copy.bytes, Access::COPY_END);
     }
+    here.copy_line = 0;
     me.copies.erase(me.copies.begin(), me.copies.begin() + done);
 }

@@ -14,6 +14,8 @@ constexpr unsigned WARP = 32;
 constexpr unsigned LARGEST_BLOCK = 1024;
 constexpr size_t LARGEST_SHARED = 227 * 1024;
 constexpr size_t PAGE = 4096;
+constexpr size_t SHARED_ROOM = (LARGEST_SHARED + PAGE - 1) / PAGE * PAGE;
+constexpr size_t STACK = 256 * 1024;  // of a fiber: its local memory
 constexpr size_t SIGNAL_STACK = 64 * 1024;
 
 struct Warp;
@@ -79,9 +81,10 @@ struct Worker : EmulatorPlace {
     unsigned at_barrier, exited;
     int barrier_line;
     size_t shared_bytes;
-    unsigned char *shared_room, *stacks, *signal_stack;  // the shared memory ends where a page may not be touched
+    unsigned char *shared_end, *stacks, *signal_stack;  // the shared memory ends where a page may not be touched
     const EmulatorKernel* kernel;
     const void* parameters;
+    int copy_line;  // of the asynchronous copy that is performed; 0: none is
     Checker* checker;  // null where the kernel is not checked
     void* main_stack_pointer;
     sigjmp_buf escape;
@@ -95,12 +98,12 @@ struct Worker : EmulatorPlace {
 
 inline Worker* worker() { return static_cast<Worker*>(emulator_place); }
 std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));
-std::string at_line(int line);
 
 // memory.cpp: registered memory.
 std::vector<Range> registered_ranges();  // ordered by address
-std::string place_name(const std::vector<Range>& ranges, uintptr_t address);
+std::string name_of_place(const Worker& worker, uintptr_t address);
 void* map_pages(size_t bytes);  // zeroed, taken from the system as it is touched
+void forbid_page(void* begin);
 
 // faults.cpp: a signal becomes a report.
 struct FaultGuard {
@@ -114,10 +117,18 @@ struct FaultGuard {
 void complete(Warp& warp);
 const char* name_of(EmulatorCollective kind);
 
+// Where in the kernel something happens: a line of its text, or the address after an instruction.
+struct Origin {
+    int line;
+    const void* code;
+    std::string describe() const;  // ", line 12"; an address is named by its offset in the library, ", code 0x1a2"
+};
+
 // check.cpp
 enum class Access { READ, WRITE, ATOMIC, COPY_START, COPY_END };
 Checker* make_checker(Worker& worker);
 void delete_checker(Checker* checker);
-void check(Worker& worker, const void* address, size_t bytes, Access access);
+void begin_checked_block(Checker& checker);
+void check(Worker& worker, const void* address, size_t bytes, Access access, const Origin& origin);
 
 }  // namespace emulator
