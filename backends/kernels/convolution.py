@@ -28,9 +28,9 @@ class Convolution:
     """A convolution with the channels of its image last, whatever the layout of the region's anchor.
 
     `image` is [images, *spatial, group * channels], `weights` [group * filters, channels, *kernel]; `array` holds the
-    weights where the model fixes them. Sums are of type `dtype`. `pixel` gives the anchor's indices, all but
-    the filter's (`column`), for the indices of an image and a pixel. `outputs` is None where an output needs other elements of the
-    anchor than its own.
+    weights where the model fixes them. Sums are of type `dtype`. `pixel` gives the anchor's indices, all but the
+    filter's (`column`), for the indices of an image and a pixel. `outputs` is None where an output needs other elements
+    of the anchor than its own.
     """
 
     region: Region
