@@ -25,5 +25,9 @@ class TargetError(OnnxcError):
     """The target is unknown, or what it needs is not installed."""
 
 
+class DeviceError(OnnxcError):
+    """A GPU could not do what a run asks: its memory does not suffice, or a kernel cannot be launched or has failed."""
+
+
 class VerifierError(OnnxcError):
     """A graph breaks a rule of the graph language: a pass is at fault, or an edited text."""
