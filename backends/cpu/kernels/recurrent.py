@@ -7,29 +7,27 @@ with a few rows of the state, applies the gates and stores the new state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from ....ir import functions as f
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_max, dim_min, product, symbol
-from ....ir.dtypes import I64, of_numpy
-from ....ir.graph import Node
+from ....ir.dtypes import of_numpy
 from ....ir.loops import Define, For, If, Let, Statement, Store
-from ....ir.ops import REGISTRY
 from ....ir.scalars import Buffer, Scalar, const, load
 from ....ir.target import Target
-from ....ir.tensors import Tensor, buffer_tensor, compute, flat_offset
+from ....ir.tensors import Tensor, compute
 from ....passes.lower import generic
 from ....passes.nests import build_nests
-from ....passes.regions import Lowered, Region, anchor_tensor
+from ....passes.regions import Lowered, Region
 from ...kernels.calls import call
+from ...kernels.recurrent import Layer, Phase
+from ...kernels.recurrent_cells import Unit
 from . import gemm
-from .recurrent_cells import Cells, Unit
 
 # Accumulators in flight that hide the latency of a multiply-add.
 ACCUMULATORS = 8
@@ -38,13 +36,9 @@ SHARED_STEP = 1 << 18
 
 
 @dataclass(frozen=True)
-class _Phase:
-    """One walk over the hidden units: the gates from `first` on whose sums over a state it forms, and their use."""
+class _Phase(Phase):
+    """A phase with its recurrent weights as they are packed."""
 
-    first: int
-    gates: int
-    source: Callable[[Unit], Scalar]
-    finish: Callable[[Unit, Sequence[Scalar]], Iterator[Statement]]
     packed: Buffer
 
 
@@ -53,7 +47,7 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     return _Layer(region, target).lowered() if isinstance(region.outputs[0][1].shape[-1], int) else None
 
 
-class _Layer(Cells):
+class _Layer(Layer):
     def __init__(self, region: Region, target: Target) -> None:
         super().__init__(region)
         self.target = target
@@ -63,25 +57,16 @@ class _Layer(Cells):
         self.phases = self._phases()
 
     def _phases(self) -> list[_Phase]:
-        def phase(first: int, gates: int, source: Callable[[Unit], Scalar], finish: object) -> _Phase:
-            size = self.directions * self.blocks * self.hidden * gates * self.lanes
-            stored = self.dtype if self.r.scale is None or self.r.array is None else of_numpy(self.r.array.dtype)
-            packed = Buffer(f"recurrent{first}", stored, size)
-            return _Phase(first, gates, source, finish, packed)  # type: ignore[arg-type]
-
-        if self.op == "LSTM":
-            return [phase(0, 4, self.previous, self.lstm)]
-        if self.op == "RNN":
-            return [phase(0, 1, self.previous, self.rnn)]
-        if self.late_reset:
-            return [phase(0, 3, self.previous, self.gru)]
-        return [
-            phase(0, 2, self.previous, self.gru_gates),
-            phase(2, 1, lambda at: load(self.reset, self.offset(at)), self.gru_candidate),
-        ]
+        stored = self.dtype if self.r.scale is None or self.r.array is None else of_numpy(self.r.array.dtype)
+        found = []
+        for phase in self.phases_of_step():
+            size = self.directions * self.blocks * self.hidden * phase.gates * self.lanes
+            packed = Buffer(f"recurrent{phase.first}", stored, size)
+            found.append(_Phase(phase.first, phase.gates, phase.source, phase.finish, packed))
+        return found
 
     def lowered(self) -> Lowered:
-        kernels = self._input_product()
+        kernels = self.input_product(lambda part: gemm.schedule(part, self.target) or generic(part, self.target))
         packed = dict(kernels.packed)
         calls = list(kernels.calls)
         scratch = [self.projection, self.state, self.cell, self.update, self.reset]
@@ -95,7 +80,7 @@ class _Layer(Cells):
         if self.r.scale is not None:
             packed[self.scale.name] = self.r.scale.reshape(-1).copy
             scratch.append(self.scale)
-        body = (*self._initial(), self._walk(), *self._final())
+        body = (*build_nests(self.initial_states()), self._walk(), *build_nests(self.final_states()))
         calls.append(call(self.region, f"{self.dtype}_{self.region.name}_x{self.hidden}", body, scratch))
         used = {name for item in calls for name in getattr(item, "arguments", ())}
         workspaces = [buffer for buffer in scratch if buffer.name in used - packed.keys()]
@@ -106,45 +91,6 @@ class _Layer(Cells):
         )
 
     # The products with the inputs, and the weights.
-
-    def _input_product(self) -> Lowered:
-        """projection[d, ..., n] = x . w[d, n] + biases, the axes between in the order of the input's."""
-        region, bias = self.region, self.bias
-        columns = self.gates * self.hidden
-        x, w = f.cast(self.x, self.dtype), self.w.tensor
-        if self.w.scale is not None:
-            w = buffer_tensor("weights", self.dtype, w.shape)
-            region = replace(region, inputs=(*region.inputs, w), constants={"weights": self.w.floats()})
-        node = Node("Einsum", (), (), {"equation": "abi,dni->dabn"})
-        (products,) = REGISTRY[node.op]((x, w), node.attributes)
-        assert isinstance(products, Tensor)
-        shape = products.shape
-
-        def biased(sums: Tensor) -> list[tuple[Buffer, Tensor]]:
-            def element(*i: Dim) -> Scalar:
-                total = sums.at(i)
-                if bias is not None:
-                    total = total + s.cast(bias.at((i[0], i[3])), self.dtype)
-                    if not self.late_reset:
-                        total = total + s.cast(bias.at((i[0], i[3] + columns)), self.dtype)
-                return total
-
-            return [(self.projection, compute(shape, self.dtype, element, sums))]
-
-        part = replace(
-            region,
-            name=f"{region.name}_input",
-            outputs=tuple(biased(anchor_tensor(shape, products))),
-            anchor=node,
-            operands=(x, w),
-            anchor_output=products,
-            inline=lambda: biased(products),
-        )
-        found = gemm.schedule(part, self.target) or generic(part, self.target)
-        assert found is not None
-        if any("weights" in getattr(item, "arguments", ()) for item in found.calls):
-            found = replace(found, packed={**found.packed, "weights": self.w.floats})
-        return found
 
     def _pack(self, weights: np.ndarray, phase: _Phase) -> np.ndarray:
         """[directions, blocks, hidden (summed), gates, lanes], the last block filled up with zeros."""
@@ -164,33 +110,6 @@ class _Layer(Cells):
             return s.select(s.index(unit) < s.index(self.hidden), row, const(0, self.dtype))
 
         return compute(shape, self.dtype, element, self.r.tensor)
-
-    # The states before the first step and after the last one.
-
-    def _initial(self) -> k.Block:
-        def state(initial: Tensor | None, *i: Dim) -> Scalar:
-            if initial is None:
-                return const(0, self.dtype)
-            return s.cast(initial.at((i[1], i[0], i[2]) if self.layout else i), self.dtype)
-
-        outputs = [(self.state, compute((2, *self.states), self.dtype, lambda *i: state(self.initial_h, *i[1:])))]
-        if self.op == "LSTM":
-            outputs.append((self.cell, compute(self.states, self.dtype, lambda *i: state(self.initial_c, *i))))
-        return build_nests(outputs)
-
-    def _final(self) -> k.Block:
-        def read(buffer: Buffer, start: Dim, *i: Dim) -> Scalar:
-            direction, row = (i[1], i[0]) if self.layout else (i[0], i[1])
-            offset = start + flat_offset((direction, row, i[2]), self.states)
-            return s.cast(load(buffer, offset), self.x.dtype)
-
-        starts = [(self.state, self.steps % 2 * product(self.states)), (self.cell, 0)]
-        return build_nests(
-            [
-                (buffer, compute(tensor.shape, tensor.dtype, partial(read, *source)))
-                for (buffer, tensor), source in zip(self.region.outputs[1:], starts, strict=False)
-            ]
-        )
 
     # The walk over the steps.
 
@@ -272,7 +191,7 @@ class _Layer(Cells):
         lane = k.index_symbol("lane", valid)
         units: list[Unit] = []
         for number in range(count):
-            lets, time, active = self._time(direction, row + number, step, str(number))
+            lets, time, active = self.time(direction, row + number, step, str(number))
             yield from lets
             units.append(Unit(direction, row + number, block * self.lanes + lane, step, time, active, str(number)))
         copies = max(1, ACCUMULATORS // (count * phase.gates))
@@ -307,24 +226,6 @@ class _Layer(Cells):
                 totals = [t * load(self.scale, row + unit.unit) for t, row in zip(totals, rows, strict=True)]
             body += phase.finish(unit, totals)
         yield For("lane", valid, tuple(body), "vector")
-
-    def _time(self, direction: Dim, row: Dim, step: Dim, tag: str) -> tuple[list[Statement], Dim, Scalar | None]:
-        """Which element of a row's sequence a step sees, and whether there is one; it names lengths by statements."""
-        if self.lengths is None:
-            turned = self.steps - 1 - step
-            if self.direction == "bidirectional":
-                return [], step + direction * (turned - step), None
-            return [], turned if self.direction == "reverse" else step, None
-        length = symbol(f"length{tag}", 0, self.steps)
-        given = s.cast(self.lengths.at((row,)), I64)
-        lets: list[Statement] = [Let(f"length{tag}", f.minimum(f.maximum(given, 0), s.index(self.steps)))]
-        active = s.index(step) < s.index(length)
-        if self.direction == "forward":
-            return lets, step, active
-        turned = length - 1 - step
-        time = turned if self.direction == "reverse" else step + direction * (turned - step)
-        lets.append(Let(f"time{tag}", s.select(active, s.index(time), s.index(step))))
-        return lets, symbol(f"time{tag}", 0, self.steps - 1), active
 
 
 def _tree(parts: list[Scalar]) -> Scalar:

@@ -8,16 +8,16 @@ from functools import partial
 
 import numpy as np
 
-from ....ir import functions as f
-from ....ir import scalars as s
-from ....ir.dims import Dim, product
-from ....ir.dtypes import F32, DType
-from ....ir.errors import ModelError
-from ....ir.loops import Define, Statement, Store
-from ....ir.scalars import Buffer, Scalar, const, load
-from ....ir.tensors import Tensor, compute, flat_offset
-from ....passes.regions import Region
-from ...kernels.calls import attribute, operand, present
+from ...ir import functions as f
+from ...ir import scalars as s
+from ...ir.dims import Dim, product
+from ...ir.dtypes import F32, DType
+from ...ir.errors import ModelError
+from ...ir.loops import Define, Statement, Store
+from ...ir.scalars import Buffer, Scalar, const, load
+from ...ir.tensors import Tensor, compute, flat_offset
+from ...passes.regions import Region
+from .calls import attribute, operand, present
 
 Activation = Callable[[Scalar], Scalar]
 # Per activation: the function of (x, alpha, beta), and the defaults of alpha and beta where it has them.
