@@ -116,6 +116,11 @@ class DeviceProgram:
                     self._device.driver.memcpy_htod(block.address + self._places[name].offset, content)
         return block
 
+    @property
+    def kernels(self) -> Kernels:
+        """The functions on the GPU, to launch them one by one, as for measuring them."""
+        return self._kernels
+
     # Calls
 
     def __call__(
