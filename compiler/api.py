@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from ..ir.target import Target
 from .artifact import read
-from .cache import ModelCache, executable_of
-from .compiled import check_runs_here
+from .cache import ModelCache
+from .compiled import here
 from .executable import Executable
-from .options import Model, Options, resolve_target, usable_threads
+from .interface import Interface
+from .loading import executable_of, loaded
+from .options import Model, Options, resolve_target
 
 if TYPE_CHECKING:
     from .specialize import SpecializingExecutable
@@ -25,15 +27,15 @@ def compile(
     shapes: Mapping[str, Sequence[int | None]] | None = None,
     threads: int | None = None,
     precision: str = "f32",
-) -> Executable | SpecializingExecutable:
+) -> Interface | SpecializingExecutable:
     """Compiles a model: a path, the bytes of one, or a ModelProto.
 
+    `target` is the CPU of this machine, or "cuda" for its GPU.
     `dims` ({"batch": 1}) and `shapes` ({"x": (1, 3, None, None)}) specialise symbolic dims; without them one compile
     serves every size. `threads` limits the threads of a call (default: all this process may use). Raises ModelError,
     UnsupportedError, ShapeError or TargetError.
     """
-    options = Options(target, dims, shapes, threads, precision)
-    check_runs_here(resolve_target(target))
+    options = Options(here(resolve_target(target)), dims, shapes, threads, precision)
     found = ModelCache.default().find(model, options)
     if found is not None:
         return executable_of(found, model, options)
@@ -43,14 +45,14 @@ def compile(
     return compile_model(model, options)
 
 
-def load(path: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True) -> Executable:
+def load(path: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True) -> Interface:
     """Loads what `Executable.save` or `onnxc compile` wrote as `*.onnxc`; nothing is compiled, weights are mapped.
 
     An artifact is machine code: load only what you would run. `verify=False` leaves the weights' checksum unread.
     Raises ModelError for a damaged file, UnsupportedError for another version's, TargetError where this machine lacks
     what the code uses.
     """
-    return Executable(read(path, verify), usable_threads(threads))
+    return loaded(read(path, verify), threads)
 
 
 __all__ = ["Executable", "compile", "load"]

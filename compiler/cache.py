@@ -12,18 +12,16 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import llvmlite
 import platformdirs
 
 from ..ir.errors import OnnxcError
-from ..ir.program import Program
 from . import artifact
 from .compiled import Compiled
-from .executable import Executable
-from .options import Model, Options, resolve_target, usable_threads
+from .options import Model, Options
 
 LARGEST = 2 << 30
 """Bytes of a model above which it is not kept."""
@@ -117,16 +115,3 @@ def _reads_other_files(model: str) -> bool:
                 return True
             tail = block[-len(word) :]
     return False
-
-
-def executable_of(compiled: Compiled, model: Model, options: Options) -> Executable:
-    """The model ready to run; of one that came from the cache, the program is made again when a dump needs it."""
-    if compiled.program is None:
-
-        def program() -> Program:
-            from .driver import graph_of, program_of
-
-            return program_of(graph_of(model, options), resolve_target(options.target))
-
-        compiled = replace(compiled, program=program)
-    return Executable(compiled, usable_threads(options.threads))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -191,8 +191,22 @@ class Compiled:
         return stage_text(stage, self.program(), self.target)
 
 
+def here(target: Target) -> Target:
+    """The target with the facts of this machine's GPU where it is "cuda" alone. TargetError where this machine lacks
+    what the target's code may use."""
+    if target.kind == "cuda":
+        from ..backends.cuda.runtime.driver import open_device
+
+        facts = open_device().facts
+        if target.name != "cuda":
+            return target
+        return replace(Target.of_gpu(facts.capability), name="cuda", multiprocessors=facts.multiprocessors)
+    check_runs_here(target)
+    return target
+
+
 def check_runs_here(target: Target) -> None:
-    """TargetError where this machine lacks what the target's code may use."""
+    """TargetError where this machine's CPU lacks what the target's code may use."""
     host = Target.host()
     if target.architecture != host.architecture or ("linux" in target.triple) != ("linux" in host.triple):
         raise TargetError(f"code for {target.triple} cannot run on this machine, which is {host.triple}")

@@ -20,12 +20,13 @@ from ..passes import DEFAULT_PIPELINE
 from ..passes.lower import lower
 from ..passes.pipeline import Pass, parse_pipeline, run_pipeline
 from ..passes.regions import Schedule
-from .cache import ModelCache, executable_of
-from .compiled import Compiled, check_runs_here
-from .executable import Executable
+from .cache import ModelCache
+from .compiled import Compiled, here
 from .graph_text import specialised
 from .importer import import_model
-from .options import PRECISIONS, Model, Options, resolve_target, usable_threads
+from .interface import Interface
+from .loading import executable_of, loaded
+from .options import PRECISIONS, Model, Options, resolve_target
 from .specialize import SpecializingExecutable, load_proto
 
 
@@ -87,11 +88,11 @@ def constants_of(program: Program) -> tuple[Program, dict[str, np.ndarray]]:
     return program, found
 
 
-def compile_model(model: Model, options: Options) -> Executable | SpecializingExecutable:
+def compile_model(model: Model, options: Options) -> Interface | SpecializingExecutable:
     """Compiles a model for this process; one in which values of inputs decide axes is compiled when they are known."""
-    check_runs_here(resolve_target(options.target))
+    options = replace(options, target=here(resolve_target(options.target)))
 
-    def executable(model: Model, options: Options) -> Executable:
+    def executable(model: Model, options: Options) -> Interface:
         def make() -> Compiled:
             return compiled_model(model, options)
 
@@ -108,7 +109,7 @@ def compile_model(model: Model, options: Options) -> Executable | SpecializingEx
 
         def compile_values(
             known: onnx.ModelProto, shapes: Mapping[str, Sequence[int | None]], smallest: int
-        ) -> Executable:
+        ) -> Interface:
             return executable(known, replace(within, shapes={**(within.shapes or {}), **shapes}, smallest=smallest))
 
         return SpecializingExecutable(proto, compile_values, str(error))
@@ -128,9 +129,9 @@ def compiled_model(model: Model, options: Options) -> Compiled:
     return compiled_graph(graphs.pop(), target, options, texts)
 
 
-def compile_graph(graph: Graph, target: Target, options: Options) -> Executable:
+def compile_graph(graph: Graph, target: Target, options: Options) -> Interface:
     """Compiles a graph that all passes have seen, for this process."""
-    return Executable(compiled_graph(graph, target, options, {}), usable_threads(options.threads))
+    return loaded(compiled_graph(graph, target, options, {}), options.threads)
 
 
 def compiled_graph(graph: Graph, target: Target, options: Options, texts: Mapping[str, str]) -> Compiled:

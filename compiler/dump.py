@@ -114,7 +114,8 @@ def _resources(program: Program, target: Target, wanted: str | None) -> str:
 def stage_text(stage: str, program: Program, target: Target, wanted: str | None = None) -> str:
     """The whole text of a stage behind the graph. Raises OnnxcError for an unknown stage or kernel."""
     if stage not in stages_of(target):
-        raise OnnxcError(f"the target {target} has no stage {stage!r}; there are graph, {', '.join(stages_of(target))}")
+        stages = ", ".join(stages_of(target))
+        raise OnnxcError(f"no stage is called {stage!r} where the target is {target}; there are graph, {stages}")
     if stage == "program":
         return str(program)
     if stage == RESOURCES:

@@ -45,7 +45,8 @@ class Options:
         """What decides the code, as values whose text is the same in every process."""
         target = resolve_target(self.target)
         sizes = sorted((self.dims or {}).items()), sorted((self.shapes or {}).items()), self.smallest
-        return (target.name, target.triple, target.cpu, target.features, *sizes, self.precision, self.pipeline)
+        machine = (target.name, target.triple, target.cpu, target.features, target.multiprocessors)
+        return (*machine, *sizes, self.precision, self.pipeline)
 
 
 def resolve_target(target: str | Target | None) -> Target:

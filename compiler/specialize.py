@@ -23,10 +23,10 @@ from ..ir.dtypes import BY_ONNX
 from ..ir.errors import ShapeError, UnsupportedError, ValueNeeded
 from .binding import Port
 from .compiled import Compiled, MemoryPlan
-from .executable import Executable
+from .interface import Interface
 
 Shape: TypeAlias = tuple[int | None, ...]
-CompileValues: TypeAlias = Callable[[onnx.ModelProto, Mapping[str, Shape], int], Executable]
+CompileValues: TypeAlias = Callable[[onnx.ModelProto, Mapping[str, Shape], int], Interface]
 """Compiles a model with some sizes fixed, those left open being of some smallest size or more."""
 
 KEPT = 16
@@ -48,7 +48,7 @@ class SpecializingExecutable:
         self._small = tuple(value.name for value in self._values if _is_small(value))
         self._level = 0
         self._reason = reason
-        self._known: OrderedDict[tuple[bytes, ...], Executable] = OrderedDict()
+        self._known: OrderedDict[tuple[bytes, ...], Interface] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -95,7 +95,7 @@ class SpecializingExecutable:
         taken = {port.name for port in executable.inputs}
         return executable.run({k: v for k, v in inputs.items() if k in taken or k not in self._small})
 
-    def specialized(self, inputs: Mapping[str, Any]) -> Executable:
+    def specialized(self, inputs: Mapping[str, Any]) -> Interface:
         """The executable for the values that the parameters have in `inputs`. ShapeError where one is missing."""
         missing = [name for name in self._small if name not in inputs]
         if missing:
@@ -115,7 +115,7 @@ class SpecializingExecutable:
         values = [f"{a.dtype}{a.shape}".encode() + a.tobytes() for n, a in arrays.items() if n in self.parameters]
         return (*values, repr([fixed(a.shape) for n, a in arrays.items() if n not in self.parameters]).encode())
 
-    def _compiled(self, arrays: Mapping[str, np.ndarray]) -> Executable:
+    def _compiled(self, arrays: Mapping[str, np.ndarray]) -> Interface:
         """Compiled with as few values and sizes fixed as will do; remembers which those are."""
         while True:
             _, fixed = _LEVELS[self._level]

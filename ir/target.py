@@ -148,6 +148,23 @@ class Target:
         return _target("host", normal, binding.get_host_cpu_name(), flags, enabled, _host_caches(), threads)
 
     @staticmethod
+    def of_gpu(capability: tuple[int, int]) -> Target:
+        """A GPU of this compute capability; one newer than this compiler knows is given PTX."""
+        own = capability[0] * 10 + capability[1]
+        known = max(
+            (device for device in DEVICES.values() if device.capability <= own and not device.is_specific),
+            key=lambda device: device.capability,
+            default=None,
+        )
+        if known is None:
+            least = min(device.capability for device in DEVICES.values())
+            raise TargetError(
+                f"GPUs of compute capability {own / 10} are not compiled for, only those from {least / 10}"
+            )
+        exact = known.capability == own
+        return _cuda(f"cuda:{known.name if exact else known.name.replace('sm_', 'compute_')}")
+
+    @staticmethod
     def parse(text: str) -> Target:
         """The target that a person names: "cpu" or "host" (this machine), a CPU as LLVM calls it or an x86-64 level,
         each with features appended: "x86-64-v3", "cpu:znver4", "skylake-avx512+avx512vnni", "aarch64+dotprod"... For

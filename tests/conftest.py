@@ -1,7 +1,9 @@
-"""Settings of hypothesis for all tests."""
+"""Settings of hypothesis for all tests; what many of them need."""
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # No test depends on how fast or how luckily its examples are found; in CI the same ones are found each time.
@@ -12,3 +14,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("suite")
+
+
+@pytest.fixture
+def gpu() -> Iterator[None]:
+    """A GPU: see `gpu.py`."""
+    from gpu import emulated_gpu
+
+    with emulated_gpu():
+        yield

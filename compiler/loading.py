@@ -1,0 +1,33 @@
+"""From a compiled model to one that can be called in this process, whatever it is compiled for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..ir.program import Program
+from .compiled import Compiled
+from .executable import Executable
+from .interface import Interface
+from .options import Model, Options, resolve_target, usable_threads
+
+
+def loaded(compiled: Compiled, threads: int | None) -> Interface:
+    """The model ready to run. TargetError where this machine lacks what its code uses."""
+    if compiled.target.kind == "cuda":
+        from .cuda_executable import CudaExecutable
+
+        return CudaExecutable(compiled)
+    return Executable(compiled, usable_threads(threads))
+
+
+def executable_of(compiled: Compiled, model: Model, options: Options) -> Interface:
+    """The model ready to run; of one that came from the cache, the program is made again when a dump needs it."""
+    if compiled.program is None:
+
+        def program() -> Program:
+            from .driver import graph_of, program_of
+
+            return program_of(graph_of(model, options), resolve_target(options.target))
+
+        compiled = replace(compiled, program=program)
+    return loaded(compiled, options.threads)
