@@ -275,6 +275,36 @@ def modulo(numerator: Dim, denominator: Dim) -> Dim:
     return numerator - denominator * floordiv(numerator, denominator)
 
 
+def remainder_in(dim: Dim) -> tuple[Dim, Dim, Dim, Dim] | None:
+    """(rest, factor, a, n) with dim = rest + factor * (a mod n) and no more terms in that than in dim, or None."""
+    for monomial, coefficient in _terms(dim):
+        for atom in monomial:
+            if not isinstance(atom, Quotient):
+                continue
+            others = _divide_monomial(monomial, (atom,)) or ()
+            size = atom.denominator
+            choices: list[tuple[Dim, Dim]] = [(atom.numerator, size)]
+            if isinstance(size, int):
+                # a // 64 may stand for (a // 8) // 8.
+                quotients = dict.fromkeys(x for m, _ in _terms(dim) for x in m if isinstance(x, Quotient) and x != atom)
+                choices += [
+                    (_atom(x), size // x.denominator)
+                    for x in quotients
+                    if x.numerator == atom.numerator and isinstance(x.denominator, int) and size % x.denominator == 0
+                ]
+            for numerator, divisor in choices:
+                lead, scale = _terms(divisor)[0] if isinstance(divisor, Sum) else ((), divisor)
+                left = _divide_monomial(others, lead)
+                if left is None or coefficient % scale:
+                    continue
+                factor = _normal({left: -coefficient // scale})
+                rest = dim - factor * (numerator - divisor * _atom(atom))
+                # A remainder that is taken away must stand for two terms at least.
+                if len(_terms(rest)) + (coefficient > 0) < len(_terms(dim)):
+                    return rest, factor, numerator, divisor
+    return None
+
+
 def ceildiv(numerator: Dim, denominator: Dim) -> Dim:
     """ceil(numerator / denominator) for a positive denominator."""
     return floordiv(numerator + (denominator - 1), denominator)

@@ -19,7 +19,7 @@ from ..ir.infer import Inference
 from ..ir.loops import Block, For, Kernel, Let, Store, free_sizes, kernel_digest
 from ..ir.loops import walk as walk_statements
 from ..ir.ops import REGISTRY
-from ..ir.program import MARK, Assign, Bind, Choose, Memory, Place, Program, Run, Step, Steps
+from ..ir.program import MARK, Assign, Bind, Choose, Memory, Place, Program, Repeat, Run, Step, Steps
 from ..ir.scalars import Buffer
 from ..ir.target import Target
 from ..ir.tensors import Indices, Tensor, buffer_tensor
@@ -27,7 +27,7 @@ from .access import view_of
 from .control import lower_loop, lower_scan
 from .nests import build_nests
 from .plan import plan_arena
-from .regions import BindSymbol, Call, Lowered, Region, Schedule, anchor_tensor
+from .regions import BindSymbol, Call, Lowered, Region, Repeated, Schedule, anchor_tensor
 from .rewriting import substitute_graph, symbol_names, type_symbols
 from .segments import cut, settle
 
@@ -462,9 +462,7 @@ class Lowering:
         for buffer in lowered.workspaces:
             arguments[buffer.name] = self.arena(f"{region.name}.{buffer.name}", buffer.dtype, buffer.size)
         for name, make in lowered.packed.items():
-            buffer = next(
-                p for call in lowered.calls if isinstance(call, Call) for p in call.kernel.parameters if p.name == name
-            )
+            buffer = next(p for call in lowered.kernel_calls for p in call.kernel.parameters if p.name == name)
             while (unique := f"{region.name}.{name}.{self.count}") in self.memories:
                 self.count += 1
             self.memories[unique] = Memory(unique, buffer.dtype, buffer.size, "constant")
@@ -476,10 +474,21 @@ class Lowering:
                 buffer_dtype = self.memories[arguments[call.buffer].memory].dtype
                 base = arguments[call.buffer]
                 steps.append(Bind(call.symbol, Place(base.memory, base.offset + call.element), buffer_dtype))
-                continue
-            places = tuple(self._resolved(arguments[name]) for name in call.arguments)
-            steps.append(Run(self._shared(call.kernel), places, call.sizes, region.origin))
+            elif isinstance(call, Repeated):
+                index = self.fresh_symbol(call.index)
+                at = {call.index: symbol(index, 0, call.trips - 1)}
+                body = tuple(self._run(inner, arguments, region, at) for inner in call.calls)
+                steps.append(Repeat(index, call.trips, None, body))
+            else:
+                steps.append(self._run(call, arguments, region))
         return steps
+
+    def _run(
+        self, call: Call, arguments: Mapping[str, Place], region: Region, values: Mapping[str, Dim] | None = None
+    ) -> Run:
+        places = tuple(self._resolved(arguments[name]) for name in call.arguments)
+        sizes = tuple(substitute(size, values or {}) for size in call.sizes)
+        return Run(self._shared(call.kernel), places, sizes, region.origin)
 
     def _resolved(self, place: Place) -> Place:
         return self.place_of(place.memory[1:]) if place.memory.startswith("?") else place

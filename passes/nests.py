@@ -360,7 +360,7 @@ class _Nest:
             register = self._register(reduce.op, reduce.dtype)
             block.append(k.Define(register, s.const(s.IDENTITY[reduce.op](reduce.dtype), reduce.dtype)))
             value = self.lower_value(value, body)
-            body.append(k.Store(register, 0, _combine(reduce.op, s.load(register, 0), value)))
+            body.append(k.Store(register, 0, combined(reduce.op, s.load(register, 0), value)))
             done[reduce.digest] = s.load(register, 0)
         outside = self.vector is not None and self.vector in self.row_axes
         vector_here = not outside and bool(axes) and all(unit_stride(value, axes[-1].name) >= 0 for value in bodies)
@@ -433,7 +433,7 @@ class _Nest:
             axes, (inner_value,), _ = collapse(axes, [inner_value], [], "")
             inner: list[k.Statement] = []
             lowered = self.lower_value(inner_value, inner)
-            inner.append(k.Store(register, 0, _combine(reduce.op, s.load(register, 0), lowered)))
+            inner.append(k.Store(register, 0, combined(reduce.op, s.load(register, 0), lowered)))
             vector_here = self.vector is None and bool(axes) and unit_stride(inner_value, axes[-1].name) > 0
             for position, axis in enumerate(reversed(axes)):
                 kind = "vector" if position == 0 and vector_here else "serial"
@@ -458,7 +458,8 @@ def _inside(reduce: s.Reduce) -> set[bytes]:
     return {node.digest for node in s.walk(reduce.body) if isinstance(node, s.Reduce)}
 
 
-def _combine(op: str, accumulator: Scalar, value: Scalar) -> Scalar:
+def combined(op: str, accumulator: Scalar, value: Scalar) -> Scalar:
+    """An accumulator with one more value; a product is added by one multiply-add."""
     if op == "add" and isinstance(value, s.Binary) and value.op == "mul" and value.dtype.is_float:
         return s.fma(value.left, value.right, accumulator)
     return s.Binary(value.dtype, 1, op, accumulator, value)

@@ -95,15 +95,32 @@ class BindSymbol:
 
 
 @dataclass(frozen=True)
+class Repeated:
+    """Calls made in turn for index = 0, 1, ... while index < trips; their sizes may name the index."""
+
+    index: str
+    trips: Dim
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True)
 class Lowered:
     """The kernels of a region in order, the scratch memory between them, and constants in the form they want.
 
     `packed` maps a new buffer's name to a function that makes its array (run once, at compile time).
     """
 
-    calls: tuple[Call | BindSymbol, ...]
+    calls: tuple[Call | BindSymbol | Repeated, ...]
     workspaces: tuple[Buffer, ...] = ()
     packed: Mapping[str, Callable[[], np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def kernel_calls(self) -> tuple[Call, ...]:
+        """All calls of kernels, repeated ones once."""
+        found: list[Call] = []
+        for item in self.calls:
+            found += item.calls if isinstance(item, Repeated) else [item] if isinstance(item, Call) else []
+        return tuple(found)
 
 
 Schedule: TypeAlias = Callable[[Region, Target], Lowered | None]

@@ -20,7 +20,8 @@ from ..ir.intrinsics import WARP
 from ..ir.loops import Alloc, Barrier, Block, Define, For, If, Kernel, Let, Statement, Store, While, free_sizes
 from ..ir.scalars import Buffer
 from ..ir.tensors import unflatten
-from .vectorize import NotVectorizable, carried
+from .vector_step import NotVectorizable
+from .vectorize import carried
 
 THREADS = 256
 """Threads of a block: few blocks hide the latency of memory, and a thread can have 128 registers."""
@@ -309,9 +310,7 @@ def _onto(body: Block, names: dict[tuple[str, Dim], Buffer]) -> Block:
 def block_reduction(registers: Sequence[tuple[Buffer, str]], threads: int, name: str) -> list[Statement]:
     """Combines registers (each with its operation) over all threads of a block, a multiple of a warp of at most 1024:
     within warps by shuffles, then the warps' values, which lie in shared memory called `name`, in every warp alike."""
-    statements: list[Statement] = []
-    for register, op in registers:
-        statements += warp_reduction(register, op)
+    statements = warp_reduction(registers)
     warps = threads // WARP
     if warps == 1:
         return statements
@@ -322,26 +321,36 @@ def block_reduction(registers: Sequence[tuple[Buffer, str]], threads: int, name:
     statements += [Alloc(part) for part in parts]
     stores = tuple(Store(part, warp, s.load(r, 0)) for part, (r, _) in zip(parts, registers, strict=True))
     statements += [If(first, stores), Barrier()]
+    width = 1 << (warps - 1).bit_length()
     for part, (register, op) in zip(parts, registers, strict=True):
-        identity = s.const(s.IDENTITY[op](register.dtype), register.dtype)
-        held = s.binary("lt", s.index(lane), s.index(warps))
-        statements.append(Store(register, 0, s.select(held, s.load(part, lane), identity)))
-        statements += warp_reduction(register, op)
-    return [*statements, Barrier()]
+        value = s.load(part, lane % width)
+        if width != warps:
+            identity = s.const(s.IDENTITY[op](register.dtype), register.dtype)
+            value = s.select(s.binary("lt", s.index(lane % width), s.index(warps)), value, identity)
+        statements.append(Store(register, 0, value))
+    return [*statements, *warp_reduction(registers, width), Barrier()]
 
 
-def warp_reduction(register: Buffer, op: str) -> list[Statement]:
-    """Combines a register over the threads of a warp; all get the result, by the same order of operations."""
-    statements: list[Statement] = []
-    distance = WARP // 2
-    while distance:
-        value = s.load(register, 0)
+def warp_reduction(registers: Sequence[tuple[Buffer, str]], width: int = WARP, stride: int = 1) -> list[Statement]:
+    """Combines registers, each with its operation, over every `width` (a power of two) threads of a warp that are
+    `stride` apart; all get the result, by the same order of operations. Buffers of several registers are combined one
+    by one."""
+    if width == 1:
+        return []
+    level = k.index_symbol("level", width.bit_length() - 1)
+    mask = s.binary("shr", s.const(width // 2 * stride, I32), s.cast(s.index(level), I32))
+    updates: list[Statement] = []
+    for register, op in registers:
+        size = register.size
+        assert isinstance(size, int)
+        at = k.index_symbol("part", size) if size > 1 else 0
+        value = s.load(register, at)
         # Types that no shuffle moves travel as wider ones.
         carrier = value if register.dtype in SHUFFLED else s.cast(value, F32 if register.dtype.is_float else I32)
-        other: s.Scalar = s.Call(carrier.dtype, 1, "shuffle_xor", (carrier, s.const(distance, I32)))
-        statements.append(Store(register, 0, s.binary(op, value, s.cast(other, register.dtype))))
-        distance //= 2
-    return statements
+        other: s.Scalar = s.Call(carrier.dtype, 1, "shuffle_xor", (carrier, mask))
+        update: Statement = Store(register, at, s.binary(op, value, s.cast(other, register.dtype)))
+        updates.append(For("part", size, (update,), "unrolled") if size > 1 else update)
+    return [For("level", width.bit_length() - 1, tuple(updates), "unrolled")]
 
 
 class _Renamed(s.Rewriter):

@@ -16,7 +16,7 @@ from onnxc.ir.loops import Kernel
 from onnxc.ir.program import Assign, Bind, Choose, Place, Program, Run, Steps
 from onnxc.ir.target import Target
 from onnxc.passes.lower import lower
-from onnxc.passes.regions import Call, Lowered, Region
+from onnxc.passes.regions import BindSymbol, Call, Lowered, Region, Repeated
 
 Array = np.ndarray[Any, Any]
 ALIGNED = 256
@@ -30,8 +30,9 @@ def aligned(region: Region, count: int = ALIGNED) -> Region:
 
 def numbered(lowered: Lowered) -> list[Kernel]:
     """The kernels of a lowered region, each of a name of its own."""
-    calls = [call for call in lowered.calls if isinstance(call, Call)]
-    return [replace(call.kernel, name=f"{call.kernel.name}_{number}") for number, call in enumerate(calls)]
+    return [
+        replace(call.kernel, name=f"{call.kernel.name}_{number}") for number, call in enumerate(lowered.kernel_calls)
+    ]
 
 
 def text(lowered: Lowered) -> str:
@@ -55,7 +56,7 @@ def run(
     memory |= {name: np.ascontiguousarray(make()) for name, make in lowered.packed.items()}
     kernels = numbered(lowered)
     library = harness.compile_source(render_kernels(tuple(kernels)), checked) if kernels else None
-    waiting = list(kernels)
+    named = dict(zip(map(id, lowered.kernel_calls), kernels, strict=True))
 
     def array(name: str) -> Array:
         """A buffer, made when it is first used: its size may be bound by a kernel before."""
@@ -66,13 +67,20 @@ def run(
             memory[name] = np.full([evaluate(d, known) for d in shape], 77, scratch[name].dtype.numpy)
         return memory[name]
 
-    for call in lowered.calls:
-        if not isinstance(call, Call):
-            known[call.symbol] = int(array(call.buffer).reshape(-1)[call.element])
-            continue
+    def made(call: Call) -> None:
         assert library is not None
-        arguments = [array(name) for name in call.arguments]
-        launch(library, waiting.pop(0), arguments, [evaluate(dim, known) for dim in call.sizes], seed)
+        sizes = [evaluate(dim, known) for dim in call.sizes]
+        launch(library, named[id(call)], [array(name) for name in call.arguments], sizes, seed)
+
+    for item in lowered.calls:
+        if isinstance(item, BindSymbol):
+            known[item.symbol] = int(array(item.buffer).reshape(-1)[item.element])
+        elif isinstance(item, Repeated):
+            for known[item.index] in range(evaluate(item.trips, known)):
+                for call in item.calls:
+                    made(call)
+        else:
+            made(item)
     return [array(buffer.name) for buffer, _ in region.outputs]
 
 

@@ -8,12 +8,12 @@ that are used more than once are named.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...ir import scalars as s
-from ...ir.dims import Dim, Extremum, Opaque, Quotient, Sum, Symbol, atoms, bounds
-from ...ir.dtypes import BOOL, F16, F32, F64, I64, DType
+from ...ir.dims import Dim, Extremum, Opaque, Quotient, Sum, Symbol, atoms, bounds, remainder_in
+from ...ir.dtypes import BOOL, F16, F32, F64, I32, I64, DType
 from ...ir.intrinsics import CONVERSIONS, WARP_VALUES
 from ...ir.scalars import Buffer, Scalar
 from ...passes.guards import guard_loads
@@ -91,6 +91,10 @@ class ExpressionRenderer:
             wanted = f"{name}_{number}"
         self._taken.add(wanted)
         return wanted
+
+    def release(self, name: str) -> None:
+        """Makes the name of a loop's index free again: the loop has ended."""
+        self._taken.discard(name)
 
     def define(self, kind: str, text: str, stem: str = "v") -> str:
         """A new constant of the function with this value."""
@@ -174,14 +178,35 @@ class ExpressionRenderer:
         """An index in the kernel's index type."""
         if isinstance(dim, int):
             return str(dim)
+        found = remainder_in(dim)
+        if found is not None:
+            rest, factor, numerator, denominator = found
+            text, sign = self._remainder(numerator, denominator), "+"
+            if isinstance(factor, int) and factor < 0 and rest != 0:
+                factor, sign = -factor, "-"
+            text = joined(text) if factor == 1 else f"{joined(self.dim(factor))} * {joined(text)}"
+            return bare(text) if rest == 0 else f"{self.dim(rest)} {sign} {text}"
         parts: list[str] = []
-        for monomial, coefficient in sorted(dim.terms, key=lambda term: (not term[0], term[1] < 0)):
+        positive = any(monomial and coefficient > 0 for monomial, coefficient in dim.terms)
+        for monomial, coefficient in sorted(dim.terms, key=lambda term: (not term[0] and positive, term[1] < 0)):
             factors = [joined(self._atom(atom)) for atom in monomial]
             if abs(coefficient) != 1 or not factors:
                 factors.append(str(abs(coefficient)))
             sign = "-" if coefficient < 0 else "+" if parts else ""
             parts.append((f" {sign} " if parts else sign) + " * ".join(factors))
         return "".join(parts)
+
+    def _remainder(self, numerator: Dim, denominator: Dim) -> str:
+        a, b = self.dim(numerator), self._divisor(denominator)
+        if (bounds(numerator)[0] or -1) >= 0 or bounds(numerator)[0] == 0:
+            return f"{joined(a)} % {joined(b)}"
+        return f"floor_mod({self.index_type}({a}), {self.index_type}({b}))"
+
+    def _divisor(self, denominator: Dim) -> str:
+        text = self.dim(denominator)
+        if isinstance(denominator, int) or (bounds(denominator)[0] or 0) >= 1:
+            return text
+        return f"maximum({text}, ({self.index_type})1)"  # a zero only occurs in empty tensors, but must not trap
 
     def _atom(self, atom: Symbol | Quotient | Extremum | Opaque) -> str:
         if isinstance(atom, Symbol):
@@ -191,9 +216,7 @@ class ExpressionRenderer:
             narrow = self.narrow(atom.value)
             return narrow if narrow is not None else f"({self.index_type}){joined(self.value(atom.value))}"
         if isinstance(atom, Quotient):
-            a, b = self.dim(atom.numerator), self.dim(atom.denominator)
-            if not isinstance(atom.denominator, int) and (bounds(atom.denominator)[0] or 0) < 1:
-                b = f"maximum({b}, ({self.index_type})1)"  # a zero only occurs in empty tensors, but must not trap
+            a, b = self.dim(atom.numerator), self._divisor(atom.denominator)
             if (bounds(atom.numerator)[0] or -1) >= 0 or bounds(atom.numerator)[0] == 0:
                 return f"({joined(a)} / {joined(b)})"
             return f"floor_div({self.index_type}({a}), {self.index_type}({b}))"
@@ -309,7 +332,10 @@ class ExpressionRenderer:
                 return (f"({joined(a)} {_INFIX[op]} {joined(b)})",)
         if dtype.is_integer and op in ("div", "rem", "shl", "shr"):
             known = scalar.right.operand if isinstance(scalar.right, s.Broadcast) else scalar.right
-            if isinstance(known, s.Const) and _is_safe(op, dtype, int(known.value)):
+            while isinstance(known, s.Cast) and known.operand.dtype == I64:
+                known = known.operand
+            low, high = _bounds(known)
+            if low is not None and high is not None and _is_safe(op, dtype, low, high):
                 sign = {"div": "/", "rem": "%", "shl": "<<", "shr": ">>"}[op]
                 kind = memory_type(dtype)
                 left = f"(u{dtype.bits})" if op == "shl" else ""
@@ -317,6 +343,17 @@ class ExpressionRenderer:
         return self._each(scalar, lambda a, b: self._combined(op, dtype, a, b), scalar.left, scalar.right)
 
     def _select(self, scalar: s.Select) -> tuple[str, ...]:
+        yes = scalar.yes
+        if (
+            isinstance(yes, s.Load)
+            and yes.lanes == 1
+            and yes.predicate == scalar.condition
+            and self._uses[yes.digest] == 1
+        ):
+            # C reads only what is chosen: the load's own guard would say the same again.
+            (condition,), (otherwise,) = self.named(scalar.condition), self.lanes(scalar.no)
+            (text,) = self._load(replace(yes, predicate=None))
+            return (f"({condition} ? {joined(text)} : {joined(otherwise)})",)
         return self._each(scalar, lambda c, a, b: f"({c} ? {a} : {b})", scalar.condition, scalar.yes, scalar.no)
 
     def _fma(self, scalar: s.Fma) -> tuple[str, ...]:
@@ -339,6 +376,8 @@ class ExpressionRenderer:
 
     def _cast(self, scalar: s.Cast) -> tuple[str, ...]:
         source, wanted = scalar.operand.dtype, scalar.dtype
+        if isinstance(scalar.operand, s.Index) and wanted == I32 and self.index_type == "int":
+            return (joined(self.dim(scalar.operand.dim)),)
         return self._each(scalar, lambda x: converted(x, source, wanted), scalar.operand)
 
     def _bitcast(self, scalar: s.Bitcast) -> tuple[str, ...]:
@@ -374,12 +413,13 @@ class ExpressionRenderer:
         if buffer.space == "register":
             return tuple(self.element(buffer, scalar.offset, lane) for lane in range(lanes))
         if scalar.predicate is None:
-            size = self.pieces(dtype, lanes, scalar.stride, scalar.aligned, buffer)
-            if size > 1:
-                return self._packed(buffer, scalar.offset, lanes, size)
+            if self.pieces(dtype, lanes, scalar.stride, scalar.aligned, buffer) > 1:
+                return tuple(from_memory(text, dtype) for text in self.packed(scalar))
             texts = [self.element(buffer, scalar.offset, lane, scalar.stride) for lane in range(lanes)]
             return tuple(from_memory(text, dtype) for text in texts)
         uniform = isinstance(scalar.predicate, s.Broadcast)
+        if uniform and self.pieces(dtype, lanes, scalar.stride, scalar.aligned, buffer) > 1:
+            return tuple(from_memory(text, dtype) for text in self.packed(scalar))
         conditions = self.named(scalar.predicate.operand) * lanes if uniform else self.lanes(scalar.predicate)  # type: ignore[attr-defined]
         zero = literal(dtype, 0)
         found = []
@@ -388,16 +428,21 @@ class ExpressionRenderer:
             found.append(f"({joined(condition)} ? {text} : {zero})")
         return tuple(found)
 
-    def _packed(self, buffer: Buffer, offset: Dim, lanes: int, size: int) -> tuple[str, ...]:
-        kind = memory_type(buffer.dtype)
+    def packed(self, load: s.Load) -> list[str]:
+        """The elements of an aligned load as memory holds them, moved in pieces; zeros where its condition is false."""
+        kind = memory_type(load.buffer.dtype)
+        size = self.pieces(load.buffer.dtype, load.lanes, 1, True, load.buffer)
+        pointer, pack = self.find_buffer(load.buffer.name).name, f"Pack<{kind}, {size}>"
+        condition = ""
+        if isinstance(load.predicate, s.Broadcast):
+            condition = self.named(load.predicate.operand)[0]
         texts: list[str] = []
-        for start in range(0, lanes, size):
-            at = self.dim(offset + start)
-            pointer = self.find_buffer(buffer.name).name
-            pack = f"Pack<{kind}, {size}>"
-            name = self.define(pack, f"*(const {pack}*)({pointer} + {at})", "p")
-            texts += [from_memory(f"{name}.lane[{lane}]", buffer.dtype) for lane in range(size)]
-        return tuple(texts)
+        for start in range(0, load.lanes, size):
+            text = f"*(const {pack}*)({pointer} + {self.dim(load.offset + start)})"
+            text = f"{condition} ? {text} : {pack}{{}}" if condition else text
+            name = self.define(pack, text, "p")
+            texts += [f"{name}.lane[{lane}]" for lane in range(size)]
+        return texts
 
 
 def _is_short(text: str) -> bool:
@@ -405,11 +450,18 @@ def _is_short(text: str) -> bool:
     return text.replace("_", "").replace(".", "").isalnum()
 
 
-def _is_safe(op: str, dtype: DType, value: int) -> bool:
-    """Whether C's operator means the same for this right operand."""
+def _bounds(scalar: Scalar) -> tuple[int | None, int | None]:
+    """What is known of an integer."""
+    if isinstance(scalar, s.Const):
+        return int(scalar.value), int(scalar.value)
+    return bounds(scalar.dim) if isinstance(scalar, s.Index) else (None, None)
+
+
+def _is_safe(op: str, dtype: DType, low: int, high: int) -> bool:
+    """Whether C's operator means the same for a right operand within bounds."""
     if op in ("shl", "shr"):
-        return 0 <= value < dtype.bits
-    return value != 0 and value != -1
+        return low >= 0 and high < dtype.bits
+    return low > 0 or (high < -1)
 
 
 def from_memory(text: str, dtype: DType) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ...ir.target import Target
-from ...passes.regions import BindSymbol, Call, Lowered, Region, Schedule
+from ...passes.regions import BindSymbol, Call, Lowered, Region, Repeated, Schedule
 from ...passes.threads import distribute
 from ..kernels import detection, determinant, fourier, scan, scatter, selection
-from .kernels import pointwise
+from .kernels import depthwise, pointwise, recurrent
 from .launch import is_launchable
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
+    **dict.fromkeys(
+        ("LSTM", "GRU", "RNN", "com.microsoft.DynamicQuantizeLSTM"),
+        (lambda region, target: recurrent.schedule(region, target, schedule),),
+    ),
     **dict.fromkeys(("CumSum", "CumProd"), (scan.schedule,)),
+    "Conv": (depthwise.schedule,),
     "ScatterElements": (scatter.scatter_elements,),
     "ScatterND": (scatter.scatter_nd,),
     "MaxUnpool": (scatter.max_unpool,),
@@ -37,15 +42,20 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     for candidate in (*own, *GENERAL):
         lowered = candidate(region, target)
         if lowered is not None:
-            calls = tuple(
-                part for call in lowered.calls for part in (_launches(call) if isinstance(call, Call) else [call])
-            )
-            return replace(lowered, calls=calls)
+            return replace(lowered, calls=tuple(part for item in lowered.calls for part in _launchable(item)))
     return None
 
 
-def _launches(call: Call) -> list[Call | BindSymbol]:
-    """A kernel that names no threads as launches of kernels that do."""
+def _launchable(item: Call | BindSymbol | Repeated) -> Sequence[Call | BindSymbol | Repeated]:
+    """Kernels that name no threads as launches of kernels that do."""
+    if isinstance(item, BindSymbol):
+        return [item]
+    if isinstance(item, Repeated):
+        return [replace(item, calls=tuple(part for call in item.calls for part in _launches(call)))]
+    return _launches(item)
+
+
+def _launches(call: Call) -> list[Call]:
     kernel = call.kernel
     if is_launchable(kernel):
         return [call]

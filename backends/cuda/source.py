@@ -68,6 +68,10 @@ def render_kernel(kernel: Kernel) -> str:
 def _grid(renderer: StatementRenderer, loops: tuple[k.For, ...]) -> None:
     """The indices of the grid loops by the number of the block, the last one fastest."""
     kind = renderer.index_type
+    if len(loops) == 1 and loops[0].step == 1:
+        name = renderer.frames[0].symbols[loops[0].index] = renderer.unique(loops[0].index)
+        renderer.write(f"const {kind} {name} = blockIdx.x;")
+        return
     rest = renderer.unique("block_index")
     renderer.write(f"const {kind} {rest} = blockIdx.x;")
     for position, loop in enumerate(reversed(loops)):

@@ -8,9 +8,12 @@ from typing import Any
 from ...ir import loops as k
 from ...ir.dims import Dim
 from ...ir.intrinsics import INTRINSICS
-from ...ir.scalars import Buffer, Scalar
-from .expressions import ExpressionRenderer, Frame, Variable, to_memory
+from ...ir.scalars import Broadcast, Buffer, Load, Scalar
+from .expressions import ExpressionRenderer, Frame, Variable, from_memory, to_memory
 from .names import bare, joined, memory_type, register_type
+
+MANY = 4
+"""Lanes from which on a loop moves them between a vector and registers."""
 
 
 class StatementRenderer(ExpressionRenderer):
@@ -48,6 +51,7 @@ class StatementRenderer(ExpressionRenderer):
         self.write(f"for ({self.index_type} {name} = 0; {name} < {limit}; {step}) {{")
         self._inside(loop.body, {loop.index: name})
         self.write("}")
+        self.release(name)
 
     def _inside(self, body: k.Block, symbols: Mapping[str, str]) -> None:
         self.frames.append(Frame(dict(symbols)))
@@ -117,6 +121,8 @@ class StatementRenderer(ExpressionRenderer):
         self.frames[-1].buffers[alias.buffer.name] = Variable(name)
 
     def _store(self, store: k.Store) -> None:
+        if self._moves_lanes(store):
+            return
         predicate, offset, value, stride = self.begin(store.predicate, store.offset, store.value, store.stride)
         buffer, lanes = store.buffer, store.value.lanes
         if predicate is not None and predicate.lanes == 1:
@@ -133,6 +139,40 @@ class StatementRenderer(ExpressionRenderer):
                 target = self.element(buffer, offset, lane, stride)
                 self.write(f"if ({bare(condition)}) {target} = {self._stored(buffer, texts[lane])};")
         assert lanes == value.lanes
+
+    def _moves_lanes(self, store: k.Store) -> bool:
+        """Writes an aligned load of many lanes into registers, or their store, as a loop over them, if it is one."""
+        load, lanes = store.value, store.value.lanes
+        if not isinstance(load, Load) or lanes < MANY or store.predicate is not None or store.stride != 1:
+            return False
+        offset, load = self.begin(store.offset, load)
+        assert isinstance(load, Load)
+        inward = store.buffer.space == "register"
+        memory, private = (load.buffer, store.buffer) if inward else (store.buffer, load.buffer)
+        plain = load.stride == 1 and (load.predicate is None or (inward and isinstance(load.predicate, Broadcast)))
+        aligned = load.aligned if inward else store.aligned
+        if private.space != "register" or private.lanes > 1 or memory.space == "register" or not (plain and aligned):
+            return False
+        size = self.pieces(memory.dtype, lanes, 1, True, memory)
+        kind, name = memory_type(memory.dtype), self.find_buffer(private.name).name
+        start = offset if inward else load.offset
+        if inward:
+            packs = [text.removesuffix(".lane[0]") for text in self.packed(load)[::size]]
+        for piece in range(lanes // size):
+            if not inward:
+                packs = [*([] if piece == 0 else packs), self.unique("q")]
+                self.write(f"Pack<{kind}, {size}> {packs[-1]};")
+            first = self.dim(start + piece * size)
+            own = f"{name}[{'l' if first == '0' else f'{first} + l'}]"
+            there = f"{packs[piece]}.lane[l]"
+            to, source = (own, from_memory(there, memory.dtype)) if inward else (there, self._stored(memory, own))
+            self.write("#pragma unroll")
+            self.write(f"for (int l = 0; l < {size}; ++l) {to} = {source};")
+            if not inward:
+                pointer = self.find_buffer(memory.name).name
+                where = self.dim(offset + piece * size)
+                self.write(f"*(Pack<{kind}, {size}>*)({pointer} + {where}) = {packs[-1]};")
+        return True
 
     @staticmethod
     def _stored(buffer: Buffer, text: str) -> str:
