@@ -1,0 +1,151 @@
+"""Convolutions on a GPU: every kind of kernel on the emulator against ONNX's reference, and what NVRTC makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cuda_lowered import aligned, run, text
+from emulator import harness
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+from onnxc.backends.cuda import nvrtc, report
+from onnxc.backends.cuda.schedules import schedule
+from onnxc.backends.cuda.source import prelude
+from onnxc.ir.dims import symbol
+from onnxc.ir.functions import maximum
+from onnxc.ir.target import Target
+from onnxc.passes.regions import Lowered, Region
+from onnxc.tools.bench_kernels import make_region
+
+RANDOM = np.random.default_rng(0)
+needs_compiler = pytest.mark.skipif(harness.compiler() is None, reason="the emulator needs g++")
+needs_nvrtc = pytest.mark.skipif(not nvrtc.is_available(), reason="NVRTC is not installed")
+DTYPES = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16, "f64": np.float64}
+Array = np.ndarray[Any, Any]
+
+
+def numbers(shape: Sequence[int], dtype: str) -> Array:
+    """Whole numbers so small that sums and roundings of them are exact."""
+    return RANDOM.integers(-2, 3, shape).astype(DTYPES[dtype])
+
+
+def reference(op: str, x: Array, w: Array, bias: Array, attributes: Mapping[str, Any]) -> Array:
+    """The operator of a channels-last image, in f32."""
+    plain = {name: value for name, value in attributes.items() if name != "layout"}
+    names = ["x", "w", "b"]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in [*names, "y"]]
+    graph = helper.make_graph([helper.make_node(op, names, ["y"], **plain)], "g", values[:3], values[3:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    feed = {"x": np.moveaxis(x, -1, 1), "w": w, "b": bias}
+    (y,) = ReferenceEvaluator(model).run(None, {name: np.float32(array) for name, array in feed.items()})
+    return np.moveaxis(np.asarray(y), 1, -1)
+
+
+def region_of(
+    op: str, shape: Sequence[Any], w: Array, bias: Array, attributes: Mapping[str, Any], constant: bool = True
+) -> Region:
+    """max(op(x) + residual, 0), all addresses aligned."""
+    operands = [(tuple(shape), w.dtype), w if constant else (w.shape, w.dtype), bias]
+    output = make_region(op, operands, attributes).outputs[0][1].shape
+    extras = [(output, w.dtype)]
+    return aligned(make_region(op, operands, attributes, extras, lambda y, other: maximum(y + other, 0.0)))
+
+
+def check(
+    shape: Sequence[int],
+    filters: int,
+    kernel: Sequence[int],
+    *,
+    op: str = "Conv",
+    dtype: str = "f32",
+    symbolic: Sequence[int] = (),
+    constant: bool = True,
+    checked: bool = False,
+    target: str = "cuda:sm_90",
+    **given: Any,
+) -> str:
+    """Convolution, bias, residual and ReLU on the emulator; axes in `symbolic` have sizes known at run time only.
+
+    Returns the kernels' text.
+    """
+    attributes = {"group": 1, **given, "layout": "channels_last"}
+    group = attributes["group"]
+    own = (filters, shape[-1] // group) if op == "Conv" else (shape[-1], filters // group)
+    x, w, bias = numbers(shape, dtype), numbers((*own, *kernel), dtype), numbers((filters,), dtype)
+    expected = reference(op, x, w, bias, attributes)
+    residual = numbers(expected.shape, dtype)
+    known: list[Any] = [symbol(f"d{axis}") if axis in symbolic else extent for axis, extent in enumerate(shape)]
+    region = region_of(op, known, w, bias, attributes, constant)
+    chosen = Target.parse(target)
+    lowered = schedule(region, chosen)
+    assert lowered is not None
+    sizes = {f"d{axis}": shape[axis] for axis in symbolic}
+    (result,) = run(region, lowered, chosen, [x, w, bias, residual], sizes, checked)
+    np.testing.assert_array_equal(np.float32(result), np.maximum(expected + np.float32(residual), 0))
+    return text(lowered)
+
+
+def resources(lowered: Lowered, architecture: str) -> tuple[int, str]:
+    """Bytes that all kernels spill, and their SASS."""
+    found = nvrtc.compile_source(prelude() + text(lowered), architecture)
+    spilled = sum(each.spill_store_bytes + each.stack_bytes for each in found.resources.values())
+    return spilled, report.sass(found.image) if report.has_disassembler() else ""
+
+
+# Depthwise
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernel", "given"),
+    [
+        ((2, 9, 11, 24), 24, (3, 3), {"pads": [1, 1, 1, 1], "dtype": "f16"}),
+        ((1, 8, 9, 6), 6, (3, 3), {"pads": [1, 0, 2, 1], "strides": [2, 2], "symbolic": (0, 1, 2)}),
+        ((1, 17, 24), 24, (4,), {"pads": [3, 0], "dtype": "bf16", "symbolic": (1,)}),
+        ((1, 3, 7, 6, 4), 8, (2, 3, 2), {"pads": [1, 0, 1, 0, 2, 1]}),
+        ((1, 9, 9, 5), 15, (3, 2), {"dilations": [2, 3], "dtype": "f16"}),
+        ((1, 12, 7, 16), 32, (5, 5), {"pads": [2] * 4, "constant": False, "dtype": "f16"}),
+        ((1, 6, 7, 2), 4, (3, 3), {"dtype": "f64"}),
+    ],
+)
+def test_depthwise(shape: Sequence[int], filters: int, kernel: Sequence[int], given: Any) -> None:
+    assert "depthwise" in check(shape, filters, kernel, group=shape[-1], **given)
+
+
+@needs_compiler
+@settings(max_examples=4, deadline=None)
+@given(data=st.data())
+def test_depthwise_geometry(data: st.DataObject) -> None:
+    channels, multiplier = data.draw(st.integers(2, 20), "channels"), data.draw(st.integers(1, 3), "multiplier")
+    kernel, strides, dilations = ([data.draw(st.integers(1, 3)) for _ in range(2)] for _ in range(3))
+    pads = [data.draw(st.integers(0, 2), "pad") for _ in range(4)]
+    spatial = [data.draw(st.integers((kernel[a] - 1) * dilations[a] + 1, 14), "extent") for a in range(2)]
+    given = {"strides": strides, "dilations": dilations, "pads": pads, "group": channels}
+    symbolic = data.draw(st.sampled_from([(), (0, 1, 2)]), "symbolic")
+    shape = (data.draw(st.integers(1, 2), "images"), *spatial, channels)
+    check(shape, channels * multiplier, kernel, symbolic=symbolic, **given)
+
+
+@needs_compiler
+def test_depthwise_checked() -> None:
+    check((1, 5, 6, 16), 16, (3, 3), group=16, pads=[1] * 4, dtype="f16", checked=True)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(("kernel", "dtype"), [(3, "f16"), (5, "f32"), (7, "f16")])
+def test_depthwise_keeps_registers(architecture: str, kernel: int, dtype: str) -> None:
+    w, bias = numbers((96, 1, kernel, kernel), dtype), numbers((96,), dtype)
+    attributes = {"group": 96, "pads": [kernel // 2] * 4, "layout": "channels_last"}
+    target = Target.parse(f"cuda:{architecture}")
+    for images in (1, 32):
+        lowered = schedule(region_of("Conv", (images, 56, 56, 96), w, bias, attributes), target)
+        assert lowered is not None
+        spilled, _ = resources(lowered, architecture)
+        assert spilled == 0
