@@ -11,14 +11,17 @@ from onnx.backend.base import Backend, BackendRep
 
 from ..ir.errors import UnsupportedError
 from .api import compile
-from .executable import Executable
+from .interface import Interface
 from .specialize import SpecializingExecutable
+
+TARGETS = {"CPU": "host", "CUDA": "cuda"}
+"""ONNX's names of devices, and what is compiled for each."""
 
 
 class CompiledModel(BackendRep):
     """A compiled model behind ONNX's interface."""
 
-    def __init__(self, executable: Executable | SpecializingExecutable) -> None:
+    def __init__(self, executable: Interface | SpecializingExecutable) -> None:
         self.executable = executable
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -28,11 +31,11 @@ class CompiledModel(BackendRep):
 
 
 class OnnxcBackend(Backend):
-    """Compiles for this machine's CPU; nothing is interpreted."""
+    """Compiles for this machine's CPU, or for its GPU as the device "CUDA"; nothing is interpreted."""
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        return device.split(":")[0] == "CPU"
+        return device.split(":")[0] in TARGETS
 
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
@@ -44,7 +47,7 @@ class OnnxcBackend(Backend):
 
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> CompiledModel:
-        return CompiledModel(compile(model, **kwargs))
+        return CompiledModel(compile(model, target=TARGETS[device.split(":")[0]], **kwargs))
 
     @classmethod
     def run_model(cls, model: onnx.ModelProto, inputs: Sequence[np.ndarray], device: str = "CPU", **kwargs: Any) -> Any:
