@@ -47,6 +47,8 @@ def write_native(compiled: Compiled, path: str | os.PathLike[str], threaded: boo
     path = Path(path)
     if path.suffix not in (".o", ".so"):
         raise UnsupportedError(f"{path}: native code is written as .o or .so, an artifact as .onnxc")
+    if compiled.target.kind != "cpu":
+        raise UnsupportedError(f"{path}: code for {compiled.target} is written as an artifact, .onnxc")
     header, name = path.with_suffix(".h"), c_identifier(path.stem)
     pieces = object_file(compiled, name, threaded)
     if path.suffix == ".o":

@@ -189,9 +189,11 @@ def _complete_dim(ctx: click.Context, param: click.Parameter, incomplete: str) -
 
 
 def _complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from ...ir.cuda_devices import DEVICES
     from ...ir.target import ARM_CPUS, X86_CPUS
 
-    return [name for name in ("host", *X86_CPUS, *ARM_CPUS) if name.startswith(incomplete)]
+    gpus = ("cuda", *(f"cuda:{name}" for name in DEVICES))
+    return [name for name in ("host", *gpus, *X86_CPUS, *ARM_CPUS) if name.startswith(incomplete)]
 
 
 _OPTIONS = (
@@ -200,8 +202,9 @@ _OPTIONS = (
                  help="Compile for this size of a symbolic dimension: --dim batch=1. Repeatable."),
     click.option("--shape", "shapes", type=Shape(), multiple=True, metavar="INPUT=SHAPE",
                  help="Compile for this shape of an input: --shape x=1x3x224x224. Repeatable."),
-    click.option("--target", default="host", show_default=True, shell_complete=_complete_target, metavar="CPU",
-                 help="What to compile for: host, x86-64-v3, znver4, neoverse-n1, ... each with +feature."),
+    click.option("--target", default="host", show_default=True, shell_complete=_complete_target, metavar="TARGET",
+                 help="What to compile for: host, x86-64-v3, znver4, neoverse-n1, ... each with +feature; cuda, "
+                 "cuda:sm_90, cuda:sm_80,sm_90,compute_90, ..."),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="At most N threads [default: all CPUs]."),
     click.option("--pipeline", metavar="PASSES", help='Passes to run, such as "canonicalize,fold,fuse{max_inputs=8}".'),
     click.option("--weights", type=click.Path(exists=True, dir_okay=False), metavar="MODEL.onnx",
