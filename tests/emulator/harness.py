@@ -176,7 +176,7 @@ def _launch_function(kernel: Prototype, checked: bool) -> str:
     """What makes a kernel callable by CUDA's parameter buffer, whose layout is that of a struct."""
     members = " ".join(f"{p.declaration} p{i};" for i, p in enumerate(kernel.parameters))
     arguments = ", ".join(f"p.p{i}" for i in range(len(kernel.parameters)))
-    call = f"const Parameters& p = *(const Parameters*)buffer; (void)p; {kernel.name}({arguments});"
+    call = f"const Parameters& p = *(const Parameters*)buffer; (void)p; ::{kernel.name}({arguments});"
     # The index is volatile: a report may be made, by a signal, from the middle of an inlined kernel.
     loop = "volatile unsigned& thread = emulator_place->thread->index.x; for (thread = 0; thread < count; ++thread)"
     flags = f"{kernel.largest_block}, {str(kernel.needs_fibers).lower()}, {str(checked).lower()}"
