@@ -15,6 +15,7 @@ from .errors import UnsupportedError
 from .export_sizes import Sizes
 from .graph import Attribute, Constant, Graph, Node, OptionalType, SequenceType, TensorType, Type, Value
 from .ops import REGISTRY
+from .ops.attention import ZERO
 from .ops.declare import CHANNELS_LAST
 
 IR_VERSION = 10
@@ -135,6 +136,8 @@ def node_to_onnx(node: Node, sizes: Sizes | None = None) -> list[NodeProto]:
     body = node.regions.get("body")
     if node.op == "Dims":
         return _dims_to_onnx(node, sizes)
+    if node.op == "onnxc.Attention":
+        return _attention_to_onnx(node, sizes)
     if schema_of(node.op) is None and (not domain or domain == "onnxc"):
         if body is None:
             raise UnsupportedError(f"{node.where}: the operator has neither a meaning in ONNX nor a body")
@@ -181,6 +184,25 @@ def _channels_last_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:
         for result, value in zip(results, node.outputs, strict=True)
     ]
     return [before, *node_to_onnx(inner, sizes), *after]
+
+
+def _attention_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:
+    """Two products with a softmax between them, and what the region does to the scores."""
+    names = iter(f"{node.output.name}~weights{number}" for number in range(4))
+    query, key, value = node.operands[:3]
+    region = node.regions["scores"]
+    (products,), (scores,) = region.inputs, region.outputs
+    make, weights = onnx.helper.make_node, next(names)
+    protos = [make("MatMul", [query.name, key.name], [products.name]), *nodes_to_onnx(region.nodes, sizes)]
+    protos.append(make("Softmax", [scores.name], [weights], axis=-1))
+    if scores.dtype != value.dtype:
+        protos.append(make("Cast", [weights], [weights := next(names)], to=value.dtype.onnx))
+    if node.attributes.get("empty_rows") == ZERO:
+        empty, zero = f"{node.output.name}~empty", f"{node.output.name}~zero"
+        sizes.constant(np.zeros((), value.dtype.numpy), zero)
+        protos += [*sizes.take(), make("IsNaN", [weights], [empty])]
+        protos.append(make("Where", [empty, zero, weights], [weights := next(names)]))
+    return [*protos, make("MatMul", [weights, value.name], [node.output.name])]
 
 
 def static_array(value: Value, elements: tuple[Attribute, ...]) -> np.ndarray:

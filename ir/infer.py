@@ -98,11 +98,16 @@ class Inference:
                 arguments.append(value.type)
         types = tuple(None if value is None else value.type for value in inputs)
         known = tuple(None if value is None else self.values.get(value.name) for value in inputs)
+        bodies = regions or {}
+
+        def compose(name: str, *given: Tensor) -> tuple[Tensor, ...]:
+            outside = {v.name: a for v, a in zip(inputs, arguments, strict=True) if v and isinstance(a, Tensor)}
+            return self.compose(bodies[name], given, outside)
+
         try:
             with collecting_assumptions() as assumed:
-                result = operator(
-                    arguments, attributes, Context(tuple(output_names), regions or {}, types, known, self.mark)
-                )
+                context = Context(tuple(output_names), bodies, types, known, self.mark, compose)
+                result = operator(arguments, attributes, context)
         except ValueNeeded as error:
             raise ValueNeeded(f"{where}: {error}") from error
         except OnnxcError as error:
@@ -125,6 +130,15 @@ class Inference:
             ) from error
         self._assume(assumed)
         return result
+
+    def compose(self, region: Graph, inputs: Sequence[Tensor], outside: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """A region's outputs as tensors over its inputs and over what it reads from outside, by name."""
+        found = {**outside, **{value.name: tensor for value, tensor in zip(region.inputs, inputs, strict=True)}}
+        for node in region.nodes:
+            names = [value.name for value in node.outputs]
+            made = self.definition(node.op, node.inputs, node.attributes, node.regions, names, node.origin, found)
+            found.update({n: tensor for n, tensor in zip(names, made, strict=False) if isinstance(tensor, Tensor)})
+        return tuple(found[value.name] for value in region.outputs)
 
     def _operand(self, value: Value, given: Tensor | None) -> Tensor:
         """An input as a buffer or as given, with the range of its elements as far as that is known."""

@@ -1,6 +1,6 @@
 """Passes over graphs, and lowering. Importing this package makes every pass known by its name."""
 
-from . import algebra, canonicalize, cleanup, fold, fuse, layout, loops, pads, reorder, scale, transposes
+from . import algebra, attention, canonicalize, cleanup, fold, fuse, layout, loops, pads, reorder, scale, transposes
 
 DEFAULT_PIPELINE = (
     "canonicalize,fold,loops,canonicalize,fold,cleanup,"  # shapes become known, and what they decide constant
@@ -8,11 +8,16 @@ DEFAULT_PIPELINE = (
     "layout,canonicalize,fold,cleanup,"
     "fuse,reorder"
 )
-"""What `compile` runs: a text that `parse_pipeline` reads. Running it once more changes nothing."""
+"""What `compile` runs for a CPU: a text that `parse_pipeline` reads. Running it once more changes nothing."""
+
+PIPELINES = {"cpu": DEFAULT_PIPELINE, "cuda": DEFAULT_PIPELINE.replace(",fuse", ",attention,fuse")}
+"""The same by the kind of target: what there are schedules for is recognised."""
 
 __all__ = [
     "DEFAULT_PIPELINE",
+    "PIPELINES",
     "algebra",
+    "attention",
     "canonicalize",
     "cleanup",
     "fold",

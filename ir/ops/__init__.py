@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from . import (
+    attention,
     contraction,
     control,
     elementwise,
@@ -30,6 +31,7 @@ _FAMILIES = (
     generators,
     reduction,
     contraction,
+    attention,
     normalisation,
     pooling,
     resize,

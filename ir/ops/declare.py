@@ -35,7 +35,8 @@ class Context:
 
     `outputs` holds the names of the outputs, "" for one that nobody wants; `regions` the graphs of control flow;
     `types` the types of all inputs, None for absent ones; `values` the elements of those whose content is known.
-    `mark` begins the names of new symbols.
+    `mark` begins the names of new symbols. `compose(region, *tensors)` are the outputs of a region, by definition, for
+    these as its inputs.
     """
 
     outputs: tuple[str, ...] = ("out",)
@@ -43,6 +44,7 @@ class Context:
     types: tuple[Type | None, ...] = ()
     values: tuple[tuple[Any, ...] | None, ...] = ()
     mark: str = ""
+    compose: Callable[..., tuple[Tensor, ...]] = field(default=lambda region, *tensors: ())
 
     def wanted(self, position: int) -> bool:
         """Whether output number `position` is used."""
