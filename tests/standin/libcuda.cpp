@@ -7,6 +7,7 @@
 #include <dlfcn.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <chrono>
 #include <climits>
 #include <cstdint>
@@ -65,6 +66,7 @@ struct Node { std::string kind; Work run; };
 struct Graph { std::vector<Node> nodes; };
 struct Stream {
     bool blocking = true;  // towards the legacy stream
+    long number = 0;
     std::deque<Operation> queue;
     uint64_t submitted = 0, done = 0;
     std::unique_ptr<Graph> capture;
@@ -125,13 +127,15 @@ void drain(Stream& stream, uint64_t position) {
     }
 }
 
+// Whether there was anything to do. The newest streams come first: nothing orders them but what they wait for.
 bool drain_all() {
-    bool pending = legacy->done < legacy->submitted;
-    drain(*legacy, legacy->submitted);
-    for (auto& [handle, stream] : streams) {
-        pending |= stream->done < stream->submitted;
-        drain(*stream, stream->submitted);
-    }
+    std::vector<std::shared_ptr<Stream>> waiting;
+    for (auto& [handle, stream] : streams) waiting.push_back(stream);
+    std::sort(waiting.begin(), waiting.end(), [](auto& a, auto& b) { return a->number > b->number; });
+    waiting.push_back(legacy);
+    bool pending = false;
+    for (auto& stream : waiting) pending |= stream->done < stream->submitted;
+    for (auto& stream : waiting) drain(*stream, stream->submitted);
     return pending;
 }
 
@@ -391,7 +395,7 @@ DRIVER(cuMemFree_v2, Address address) {
     if (!initialized || contexts.empty()) return INVALID_CONTEXT;
     const auto found = allocations.find(address);
     if (found == allocations.end()) return INVALID_VALUE;
-    if (drain_all()) ++counters["frees_of_pending_work"];
+    if (drain_all() && !broken) ++counters["frees_of_pending_work"];
     const size_t bytes = found->second.bytes, room = rounded(bytes, ALIGNMENT), mapped = found->second.mapped;
     for (size_t i = bytes; i < room; ++i)
         if (((unsigned char*)address)[i] != 0xff) {
@@ -432,7 +436,7 @@ DRIVER(cuMemHostAlloc, void** address, size_t bytes, unsigned) {
 DRIVER(cuMemFreeHost, void* address) {
     LOCKED;
     if (!pinned.count((char*)address)) return INVALID_VALUE;
-    if (drain_all()) ++counters["frees_of_pending_work"];
+    if (drain_all() && !broken) ++counters["frees_of_pending_work"];
     pinned.erase((char*)address);
     free(address);
     --counters["pinned"];
@@ -489,7 +493,7 @@ DRIVER(cuModuleLoadDataEx, Module** module, const void* image, unsigned count, i
 DRIVER(cuModuleLoadData, Module** module, const void* image) { return cuModuleLoadDataEx(module, image, 0, nullptr, nullptr); }
 DRIVER(cuModuleUnload, Module* module) {
     LOCKED;
-    if (drain_all()) ++counters["frees_of_pending_work"];
+    if (drain_all() && !broken) ++counters["frees_of_pending_work"];
     dlclose(module->library);
     delete module;
     --counters["modules"];
@@ -552,6 +556,7 @@ DRIVER(cuStreamCreate, void** handle, unsigned flags) {
     TRY(ready());
     const auto stream = std::make_shared<Stream>();
     stream->blocking = !(flags & 1);
+    stream->number = ++counters["streams_made"];
     streams[stream.get()] = stream;
     *handle = stream.get();
     ++counters["streams"];

@@ -157,7 +157,10 @@ class Device:
 
     def allocate_pinned(self, size: int, purpose: str) -> Any:
         """Page-locked memory of the host as a numpy array of bytes."""
-        return self._tried(lambda: self.driver.pagelocked_empty(size, "u1"), size, f"{purpose} (memory of the host)")
+        where = f"{purpose} (page-locked memory of the host)"
+        array = self._tried(lambda: self.driver.pagelocked_empty(size, "u1"), size, where)
+        self.owned(array, array.base.free)
+        return array
 
     def _tried(self, allocate: Callable[[], Any], size: int, purpose: str) -> Any:
         for attempt in range(SPARE_ROUNDS):

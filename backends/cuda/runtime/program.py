@@ -127,12 +127,13 @@ class DeviceProgram:
         self, setting: Setting, arguments: Sequence[np.ndarray | View], on_device: bool
     ) -> list[np.ndarray] | list[GpuArray]:
         """The outputs, in the GPU's memory where `on_device` says so. The shapes are those of the setting."""
+        fixed = self._is_fixed(setting)
         with self._device, self._errors():
             try:
                 workspace = self._free.pop()
             except IndexError:
                 workspace = self._new_workspace()
-            result = self._run(workspace, setting, arguments, on_device)
+            result = self._run(workspace, setting, arguments, on_device, fixed)
             self._free.append(workspace)  # not so after an error: what it has queued is unknown
             return result
 
@@ -152,7 +153,12 @@ class DeviceProgram:
             raise DeviceError(f"{failed}{error}{state}") from error
 
     def _run(
-        self, workspace: Workspace, setting: Setting, arguments: Sequence[np.ndarray | View], on_device: bool
+        self,
+        workspace: Workspace,
+        setting: Setting,
+        arguments: Sequence[np.ndarray | View],
+        on_device: bool,
+        fixed: bool,
     ) -> list[np.ndarray] | list[GpuArray]:
         stream = workspace.stream
         views = [argument if isinstance(argument, View) else None for argument in arguments]
@@ -182,7 +188,7 @@ class DeviceProgram:
                     blocks[position] = self._output_block(workspace, position, shape, setting.bound, True)
                     addresses.append(blocks[position].address)
         late: dict[int, tuple[Block, tuple[int, ...]]] = {}
-        if self._is_fixed(setting):
+        if fixed:
             self._launch_all(workspace, setting, ports, (sources, on_device, *addresses))
         else:
             self._copy_in(ports, stream)
