@@ -15,7 +15,7 @@ import click
 
 if TYPE_CHECKING:
     from ...compiler.compiled import Compiled, MemoryPlan
-    from ...compiler.executable import Executable
+    from ...compiler.interface import Interface
     from ...compiler.options import Model, Options
     from ...compiler.specialize import SpecializingExecutable
     from ...ir.graph import Graph
@@ -92,7 +92,7 @@ class Request:
 
         return Options(self.target, self.dims, self.shapes, self.threads, pipeline=self.pipeline or "")
 
-    def executable(self) -> Executable | SpecializingExecutable:
+    def executable(self) -> Interface | SpecializingExecutable:
         """The model compiled for this process, with progress shown; an artifact is loaded."""
         if self.artifact:
             from ...compiler.api import load
