@@ -9,7 +9,7 @@ from ...ir.target import Target
 from ...passes.regions import BindSymbol, Call, Lowered, Region, Repeated, Schedule
 from ...passes.threads import distribute
 from ..kernels import detection, determinant, fourier, scan, scatter, selection
-from .kernels import depthwise, pointwise, recurrent
+from .kernels import depthwise, gemm, pointwise, recurrent
 from .launch import is_launchable
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
@@ -17,6 +17,7 @@ SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
         ("LSTM", "GRU", "RNN", "com.microsoft.DynamicQuantizeLSTM"),
         (lambda region, target: recurrent.schedule(region, target, schedule),),
     ),
+    **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),
     **dict.fromkeys(("CumSum", "CumProd"), (scan.schedule,)),
     "Conv": (depthwise.schedule,),
     "ScatterElements": (scatter.scatter_elements,),
