@@ -42,7 +42,7 @@ types: $(VENV)/installed-test ## mypy --strict
 	@MYPYPATH=build/types $(RUN) -m mypy --strict -p onnxc
 
 conformance: $(VENV)/installed-test ## ONNX's own test suite alone
-	@$(RUN) -m pytest tests/conformance -n auto -q
+	@ONNXC_CUDA_CASES=all $(RUN) -m pytest tests/conformance -n auto -q
 
 readme: $(VENV)/installed-test ## write the operator table of README.md anew
 	@$(RUN) -m onnxc.tools.operator_table README.md

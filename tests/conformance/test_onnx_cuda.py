@@ -1,0 +1,33 @@
+"""ONNX's own suite, compiled for a GPU: every case that passes on the CPU passes there too.
+
+The kernels are those that ship; they are run by an emulator (see `gpu.py`). A fixed tenth of the cases is run, all of
+them where $ONNXC_CUDA_CASES is "all", as in `make conformance`.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+import pytest
+from onnxc.compiler.onnx_backend import OnnxcBackend
+
+from .suite import assert_agrees, cases, data_sets, failing, model_of
+
+SHARE = 1 if os.environ.get("ONNXC_CUDA_CASES") == "all" else 10
+CHOSEN = [name for name in sorted(cases()) if name not in failing() and zlib.crc32(name.encode()) % SHARE == 0]
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_case(name: str, gpu: None) -> None:
+    case = cases()[name]
+    prepared = OnnxcBackend.prepare(model_of(case), "CUDA")
+    for inputs, outputs in data_sets(case):
+        results = prepared.run(inputs)
+        assert len(results) == len(outputs)
+        for actual, expected in zip(results, outputs, strict=True):
+            assert_agrees(actual, expected, case)
+
+
+def test_a_tenth_is_chosen() -> None:
+    assert 100 < len(CHOSEN) * SHARE / 10 < 200
