@@ -49,8 +49,8 @@ class Group:
 
 def axis_names(count: int) -> list[str]:
     """Names of so many axes."""
-    if count == 1:
-        return ["element"]
+    if count <= 1:
+        return ["element"][:count]
     return [*(f"axis{i}" for i in range(count - len(NAMES))), *NAMES[-count:]]
 
 
