@@ -136,6 +136,8 @@ def node_to_onnx(node: Node, sizes: Sizes | None = None) -> list[NodeProto]:
     body = node.regions.get("body")
     if node.op == "Dims":
         return _dims_to_onnx(node, sizes)
+    if "result" in node.attributes:
+        return _widened_to_onnx(node, sizes)
     if node.op == "onnxc.Attention":
         return _attention_to_onnx(node, sizes)
     if schema_of(node.op) is None and (not domain or domain == "onnxc"):
@@ -203,6 +205,21 @@ def _attention_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:
         protos += [*sizes.take(), make("IsNaN", [weights], [empty])]
         protos.append(make("Where", [empty, zero, weights], [weights := next(names)]))
     return [*protos, make("MatMul", [weights, value.name], [node.output.name])]
+
+
+def _widened_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:
+    """An operator whose result is wider than the operands that it multiplies: on these operands converted."""
+    plain = dict(node.attributes)
+    dtype = plain.pop("result")
+    assert isinstance(dtype, DType)
+    inputs, casts = list(node.inputs), []
+    for position in REGISTRY[node.op].positions(REGISTRY[node.op].products, len(inputs)):
+        value = inputs[position]
+        if value is not None and value.dtype != dtype:
+            wide = Value(f"{node.outputs[0].name}~operand{position}", TensorType(dtype, value.shape))
+            casts.append(onnx.helper.make_node("Cast", [value.name], [wide.name], to=dtype.onnx))
+            inputs[position] = wide
+    return [*casts, *node_to_onnx(replace(node, inputs=tuple(inputs), attributes=plain), sizes)]
 
 
 def static_array(value: Value, elements: tuple[Attribute, ...]) -> np.ndarray:

@@ -1,6 +1,20 @@
 """Passes over graphs, and lowering. Importing this package makes every pass known by its name."""
 
-from . import algebra, attention, canonicalize, cleanup, fold, fuse, layout, loops, pads, reorder, scale, transposes
+from . import (
+    algebra,
+    attention,
+    canonicalize,
+    cleanup,
+    fold,
+    fuse,
+    layout,
+    loops,
+    pads,
+    precision,
+    reorder,
+    scale,
+    transposes,
+)
 
 DEFAULT_PIPELINE = (
     "canonicalize,fold,loops,canonicalize,fold,cleanup,"  # shapes become known, and what they decide constant
@@ -25,6 +39,7 @@ __all__ = [
     "layout",
     "loops",
     "pads",
+    "precision",
     "reorder",
     "scale",
     "transposes",

@@ -66,9 +66,9 @@ def widened_product(dtype: DType) -> Callable[[Scalar, Scalar], Scalar]:
     return lambda a, b: binary("mul", cast_scalar(a, dtype), cast_scalar(b, dtype))
 
 
-@declare.op("MatMul", heavy=True)
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    return cast(matrix_product(a, b), a.dtype)
+@declare.op("MatMul", heavy=True, products=("a", "b"))
+def matmul(a: Tensor, b: Tensor, *, result: DType | None = None) -> Tensor:
+    return cast(matrix_product(a, b), result or a.dtype)
 
 
 def transposed(x: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def transposed(x: Tensor) -> Tensor:
     return view(x, (*x.shape[:-2], x.shape[-1], x.shape[-2]), lambda *i: (*i[:-2], i[-1], i[-2]))
 
 
-@declare.op("Gemm", heavy=True)
+@declare.op("Gemm", heavy=True, products=("a", "b"))
 def gemm(
     a: Tensor,
     b: Tensor,
@@ -86,6 +86,7 @@ def gemm(
     beta: float = 1.0,
     transA: int = 0,
     transB: int = 0,
+    result: DType | None = None,
 ) -> Tensor:
     """alpha * a @ b + beta * c."""
     if a.rank != 2 or b.rank != 2:
@@ -96,10 +97,10 @@ def gemm(
         if shape != total.shape:
             raise ShapeError(f"the addend {c.shape} does not broadcast to the product's {total.shape}")
         total = total + cast(c, total.dtype) * beta
-    return cast(total, a.dtype)
+    return cast(total, result or a.dtype)
 
 
-@declare.op("com.microsoft.FusedMatMul", heavy=True)
+@declare.op("com.microsoft.FusedMatMul", heavy=True, products=("a", "b"))
 def fused_matmul(
     a: Tensor,
     b: Tensor,
@@ -109,6 +110,7 @@ def fused_matmul(
     transB: int = 0,
     transBatchA: int = 0,
     transBatchB: int = 0,
+    result: DType | None = None,
 ) -> Tensor:
     """alpha * a @ b with transposed operands; a transposed batch has its first axis right before the last one."""
 
@@ -118,7 +120,7 @@ def fused_matmul(
         return transposed(x) if trans and x.rank > 1 else x
 
     total = matrix_product(arranged(a, transA, transBatchA), arranged(b, transB, transBatchB))
-    return cast(total * alpha, a.dtype)
+    return cast(total * alpha, result or a.dtype)
 
 
 def convolution(
@@ -161,7 +163,7 @@ def per_channel(values: Tensor, rank: int) -> Tensor:
     return view(values, (*values.shape, *(1,) * (rank - 2)), lambda c, *_: (c,))
 
 
-@declare.op("Conv", heavy=True, spatial=True)
+@declare.op("Conv", heavy=True, spatial=True, products=("x", "w"))
 def conv(
     x: Tensor,
     w: Tensor,
@@ -173,6 +175,7 @@ def conv(
     kernel_shape: Sequence[int] | None = None,
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
+    result: DType | None = None,
 ) -> Tensor:
     """x [N, C, *spatial] with w [M, C/group, *kernel] plus b [M]."""
     kernel = kernel_extents(x, w, kernel_shape)
@@ -181,10 +184,10 @@ def conv(
     if b is not None:
         assume_equal(b.shape[0], w.shape[0], "lengths of the bias and of the filters")
         total = total + per_channel(cast(b, total.dtype), x.rank)
-    return cast(total, x.dtype)
+    return cast(total, result or x.dtype)
 
 
-@declare.op("ConvTranspose", heavy=True, spatial=True)
+@declare.op("ConvTranspose", heavy=True, spatial=True, products=("x", "w"))
 def conv_transpose(
     x: Tensor,
     w: Tensor,
@@ -198,6 +201,7 @@ def conv_transpose(
     output_shape: Sequence[int] | None = None,
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
+    result: DType | None = None,
 ) -> Tensor:
     """The transpose of a convolution: x [N, C, *spatial] with w [C, M/group, *kernel] plus b [M].
 
@@ -231,7 +235,7 @@ def conv_transpose(
     total = reduce_tensor("add", (x.shape[0], filters * group, *output), dtype, (channels, *kernel), body, x, w)
     if b is not None:
         total = total + per_channel(cast(b, dtype), x.rank)
-    return cast(total, x.dtype)
+    return cast(total, result or x.dtype)
 
 
 def transposed_sizes(
@@ -261,20 +265,20 @@ def transposed_sizes(
     return tuple(before), tuple(output)
 
 
-@declare.op("Einsum", heavy=True)
-def einsum(*operands: Tensor, equation: str) -> Tensor:
+@declare.op("Einsum", heavy=True, products=("operands",))
+def einsum(*operands: Tensor, equation: str, result: DType | None = None) -> Tensor:
     """Products of elements summed over the letters that the result lacks; "..." stands for broadcast axes."""
-    terms, result = einsum_terms(equation, [x.rank for x in operands])
+    terms, kept = einsum_terms(equation, [x.rank for x in operands])
     extents: dict[str, Dim] = {}
     for term, x in zip(terms, operands, strict=True):
         for letter, extent in zip(term, x.shape, strict=True):
             known = extents.get(letter, 1)
             extents[letter] = extent if known == 1 else known if extent == 1 else assume_equal(known, extent, letter)
-    summed = [letter for letter in extents if letter not in result]
+    summed = [letter for letter in extents if letter not in kept]
     dtype = accumulator(operands[0].dtype)
 
     def body(i: Indices, r: Indices) -> Scalar:
-        where_is = dict(zip(result, i, strict=True)) | dict(zip(summed, r, strict=True))
+        where_is = dict(zip(kept, i, strict=True)) | dict(zip(summed, r, strict=True))
         value: Scalar | None = None
         for term, x in zip(terms, operands, strict=True):
             indices = [0 if d == 1 else where_is[letter] for letter, d in zip(term, x.shape, strict=True)]
@@ -283,9 +287,9 @@ def einsum(*operands: Tensor, equation: str) -> Tensor:
         assert value is not None
         return value
 
-    shape = tuple(extents[letter] for letter in result)
+    shape = tuple(extents[letter] for letter in kept)
     total = reduce_tensor("add", shape, dtype, tuple(extents[letter] for letter in summed), body, *operands)
-    return cast(total, operands[0].dtype)
+    return cast(total, result or operands[0].dtype)
 
 
 def einsum_terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:

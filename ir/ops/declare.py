@@ -70,6 +70,11 @@ class Operator:
     `spatial` that operand 0 and the outputs are images [N, C, *spatial], which the attribute `layout` = "channels_last"
     says to be stored as [N, *spatial, C]; all else that the operator means stays the same. `alone` that it is not to be
     fused: a schedule of its own does less work than its definition asks for.
+
+    In narrow precision (`passes.precision`) tensors lie in memory in 16 bits and are widened to f32 when they are read.
+    `products` names the operands that are multiplied and summed, which stay narrow: there are instructions for that;
+    such an operator has an attribute `result`, the type of what it gives. `precise` names the operands that would lose
+    what matters (angles, coordinates, what is rounded or counted), and "result" where a result would: those stay f32.
     """
 
     name: str
@@ -80,6 +85,8 @@ class Operator:
     pointwise: bool = False
     spatial: bool = False
     alone: bool = False
+    products: tuple[str, ...] = ()
+    precise: tuple[str, ...] = ()
 
     @cached_property
     def parameters(self) -> list[inspect.Parameter]:
@@ -97,6 +104,12 @@ class Operator:
         """Which of `count` inputs are static, by position."""
         names = [p.name for p in self.parameters]
         return {i: n for i, n in enumerate(names[:count]) if n in self.static}
+
+    def positions(self, names: Sequence[str], count: int) -> tuple[int, ...]:
+        """The positions of the operands with these names among `count` inputs; the last name may stand for several."""
+        parameters = self.parameters
+        last = len(parameters) - 1
+        return tuple(i for i in range(count) if parameters and parameters[min(i, last)].name in names)
 
     def __call__(
         self, operands: Sequence[Any], attributes: Mapping[str, Any], context: Context | None = None
@@ -181,19 +194,29 @@ class Registry:
         movement: bool = False,
         spatial: bool = False,
         alone: bool = False,
+        products: Sequence[str] = (),
+        precise: Sequence[str] = (),
     ) -> Callable[[Definition], Definition]:
         """Declares operators by a function of tensors: positional parameters are operands, keyword-only attributes."""
 
         def register(function: Definition) -> Definition:
             for name in names:
                 self._operators[name] = Operator(
-                    name, function, tuple(static), heavy, movement, spatial=spatial, alone=alone
+                    name,
+                    function,
+                    tuple(static),
+                    heavy,
+                    movement,
+                    spatial=spatial,
+                    alone=alone,
+                    products=tuple(products),
+                    precise=tuple(precise),
                 )
             return function
 
         return register
 
-    def pointwise(self, *names: str) -> Callable[[ScalarDefinition], ScalarDefinition]:
+    def pointwise(self, *names: str, precise: Sequence[str] = ()) -> Callable[[ScalarDefinition], ScalarDefinition]:
         """Declares operators by a function of scalars, applied to broadcast operands."""
 
         def register(function: ScalarDefinition) -> ScalarDefinition:
@@ -213,7 +236,9 @@ class Registry:
                 define.__doc__ = function.__doc__
                 # Operands arrive by name (see Operator.__call__): put them back in order.
                 names_in_order = [p.name for p in signature.parameters.values() if p.kind == p.POSITIONAL_OR_KEYWORD]
-                self._operators[name] = Operator(name, _positional(define, names_in_order, signature), pointwise=True)
+                self._operators[name] = Operator(
+                    name, _positional(define, names_in_order, signature), pointwise=True, precise=tuple(precise)
+                )
             return function
 
         return register

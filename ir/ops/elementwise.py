@@ -48,6 +48,13 @@ from .declare import Registry
 
 declare = Registry()
 
+RESULT = ("result",)
+_PRECISE = {
+    **dict.fromkeys(("Sin", "Cos", "Tan", "Floor", "Ceil", "Round"), ("x",)),
+    **dict.fromkeys(("Exp", "Sinh", "Cosh"), RESULT),
+}
+"""What must not be rounded to 16 bits: angles, what is rounded to whole numbers, and results that soon overflow."""
+
 E8M0 = BY_NAME["f8e8m0"]
 
 for _name, _function in {
@@ -61,7 +68,7 @@ for _name, _function in {
         result: Scalar = _function(x)
         return result
 
-    declare.pointwise(_name)(_apply)
+    declare.pointwise(_name, precise=_PRECISE.get(_name, ()))(_apply)
 
 
 @declare.pointwise("Identity")
@@ -74,7 +81,7 @@ def neg(x: Scalar) -> Scalar:
     return -x
 
 
-@declare.pointwise("Reciprocal")
+@declare.pointwise("Reciprocal", precise=RESULT)
 def reciprocal(x: Scalar) -> Scalar:
     return 1 / x
 
@@ -108,7 +115,7 @@ def div(a: Scalar, b: Scalar) -> Scalar:
     return a / b
 
 
-@declare.pointwise("Mod")
+@declare.pointwise("Mod", precise=("a", "b"))
 def mod(a: Scalar, b: Scalar, *, fmod: int = 0) -> Scalar:
     """The remainder with the divisor's sign, or with the dividend's (`fmod`)."""
     rest: Scalar = remainder(a, b)
@@ -119,7 +126,7 @@ def mod(a: Scalar, b: Scalar, *, fmod: int = 0) -> Scalar:
     return where(wrong_sign & ~rest.equal(zero), rest + b, rest)
 
 
-@declare.pointwise("Pow")
+@declare.pointwise("Pow", precise=RESULT)
 def pow_(a: Scalar, b: Scalar) -> Scalar:
     """a to the power b, in a's type; b may have another."""
     if a.dtype == b.dtype:

@@ -29,7 +29,7 @@ def constant_of_shape(input: Static, *, value: Constant | None = None) -> Tensor
     return result
 
 
-@declare.op("Range", static=("start", "limit", "delta"))
+@declare.op("Range", static=("start", "limit", "delta"), precise=("result",))
 def range_(
     start: Static,
     limit: Static,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from ..dtypes import DType
 from ..errors import UnsupportedError
-from ..functions import erf, logistic, tanh
+from ..functions import cast, erf, logistic, tanh
 from ..scalars import Scalar
 from ..tensors import Tensor, elementwise
 from . import elementwise as pointwise
@@ -47,7 +48,7 @@ _ACTIVATIONS: dict[str, Callable[..., Scalar]] = {
 }
 
 
-@declare.op("com.microsoft.FusedConv", heavy=True)
+@declare.op("com.microsoft.FusedConv", heavy=True, products=("x", "w"))
 def fused_conv(
     x: Tensor,
     w: Tensor,
@@ -62,13 +63,14 @@ def fused_conv(
     kernel_shape: Sequence[int] | None = None,
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
+    result: DType | None = None,
 ) -> Tensor:
     """activation(Conv(x, w, b) + z)."""
     total = conv(
         x, w, b, auto_pad=auto_pad, dilations=dilations, group=group, kernel_shape=kernel_shape, pads=pads,
-        strides=strides,
+        strides=strides, result=result,
     )  # fmt: skip
-    total = total if z is None else total + z
+    total = total if z is None else total + cast(z, total.dtype)
     if not activation:
         return total
     if activation not in _ACTIVATIONS:

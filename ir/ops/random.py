@@ -73,7 +73,7 @@ def _uniform(shape: Sequence[Dim], dtype: DType, key: int, low: float, high: flo
     return _computed(shape, dtype, lambda at, _, wide: uniform(key, at, wide) * (high - low) + low)
 
 
-@declare.op("RandomNormal")
+@declare.op("RandomNormal", precise=("result",))
 def random_normal(
     *,
     shape: Sequence[int],
@@ -86,7 +86,7 @@ def random_normal(
     return _normal(shape, dtype, _key(seed, context), mean, scale)
 
 
-@declare.op("RandomNormalLike")
+@declare.op("RandomNormalLike", precise=("result",))
 def random_normal_like(
     x: Tensor,
     *,
@@ -99,7 +99,7 @@ def random_normal_like(
     return _normal(x.shape, dtype or x.dtype, _key(seed, context), mean, scale)
 
 
-@declare.op("RandomUniform")
+@declare.op("RandomUniform", precise=("result",))
 def random_uniform(
     *,
     shape: Sequence[int],
@@ -112,7 +112,7 @@ def random_uniform(
     return _uniform(shape, dtype, _key(seed, context), low, high)
 
 
-@declare.op("RandomUniformLike")
+@declare.op("RandomUniformLike", precise=("result",))
 def random_uniform_like(
     x: Tensor,
     *,
@@ -125,7 +125,7 @@ def random_uniform_like(
     return _uniform(x.shape, dtype or x.dtype, _key(seed, context), low, high)
 
 
-@declare.op("Bernoulli")
+@declare.op("Bernoulli", precise=("x",))
 def bernoulli(x: Tensor, *, dtype: DType | None = None, seed: float | None = None, context: Context) -> Tensor:
     """1 with the probability x, else 0."""
     key, wanted = _key(seed, context), dtype or x.dtype

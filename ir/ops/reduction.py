@@ -74,7 +74,7 @@ def dropped(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def _reducer(name: str, function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> None:
-    @declare.op(name, static=("axes",))
+    @declare.op(name, static=("axes",), precise=("result",))
     def define(x: Tensor, axes: Static | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> Tensor:
         """Over the given axes; over all where none are given, unless `noop_with_empty_axes`."""
         chosen = normalize_axes(axes, x.rank) if axes or (noop_with_empty_axes and axes is not None) else None

@@ -76,7 +76,7 @@ def reflected(place: Scalar, extent: Dim, align_corners: bool) -> Scalar:
     return where(even, rest, span - rest) + low
 
 
-@declare.op("GridSample")
+@declare.op("GridSample", precise=("grid",))
 def grid_sample(
     x: Tensor, grid: Tensor, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros"
 ) -> Tensor:
@@ -136,7 +136,7 @@ def grid_sample(
     return compute((*x.shape[:2], *grid.shape[1:-1]), x.dtype, element, x, grid)
 
 
-@declare.op("AffineGrid", static=("size",))
+@declare.op("AffineGrid", static=("size",), precise=("theta", "result"))
 def affine_grid(theta: Tensor, size: Static, *, align_corners: int = 0) -> Tensor:
     """The grid [N, *output, rank] that theta [N, rank, rank + 1] maps an output of `size` [N, C, *output] to."""
     output = tuple(size[2:])
@@ -156,7 +156,7 @@ def affine_grid(theta: Tensor, size: Static, *, align_corners: int = 0) -> Tenso
     return compute((theta.shape[0], *output, rank), theta.dtype, element, theta)
 
 
-@declare.op("RoiAlign")
+@declare.op("RoiAlign", precise=("rois",))
 def roi_align(
     x: Tensor,
     rois: Tensor,
@@ -216,7 +216,7 @@ def _or_zero(value: Scalar, counts: Sequence[Dim]) -> Scalar:
     return where(all_of([as_scalar(0, I64) < index(count) for count in counts]), value, 0)
 
 
-@declare.op("MaxRoiPool")
+@declare.op("MaxRoiPool", precise=("rois",))
 def max_roi_pool(x: Tensor, rois: Tensor, *, pooled_shape: Sequence[int], spatial_scale: float = 1.0) -> Tensor:
     """[R, C, *pooled_shape]: maxima of the bins that each of rois [R, 5] = batch, x1, y1, x2, y2 is cut into."""
 
@@ -242,7 +242,7 @@ def max_roi_pool(x: Tensor, rois: Tensor, *, pooled_shape: Sequence[int], spatia
     return compute((rois.shape[0], x.shape[1], *pooled_shape), x.dtype, element, x, rois)
 
 
-@declare.op("DeformConv")
+@declare.op("DeformConv", precise=("offset",))
 def deform_conv(
     x: Tensor,
     w: Tensor,

@@ -140,7 +140,7 @@ def _recurrent(name: str, outputs: int) -> None:
     `layout` 1 the batch comes first.
     """
 
-    @declare.op(name)
+    @declare.op(name, products=("x", "w", "r"))
     def define(
         x: Tensor,
         w: Tensor,
