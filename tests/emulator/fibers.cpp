@@ -153,16 +153,16 @@ static void wait(Worker& worker, Fiber* me) {
     emulator_switch(&me->stack_pointer, next->stack_pointer);
 }
 
-void arrive(Worker& worker, EmulatorCollective kind, int bytes, int line) {
+void arrive(Worker& worker, EmulatorCollective kind, int width, int line) {
     Fiber* me = worker.current;
     if (me == nullptr) worker.fail("a collective in a kernel that was taken for one without any");
     Warp& warp = *me->warp;
     if (warp.arrived == 0) {
         if (warp.size != WARP) worker.fail(text("%s in a warp of %u threads, line %d", name_of(kind), warp.size, line));
         warp.kind = kind;
-        warp.bytes = bytes;
+        warp.width = width;
         warp.line = line;
-    } else if (warp.kind != kind || warp.bytes != bytes || warp.line != line) {
+    } else if (warp.kind != kind || warp.width != width || warp.line != line) {
         worker.fail(text("divergent warp: this lane is at %s, line %d, others at %s, line %d", name_of(kind), line,
                          name_of(warp.kind), warp.line));
     }

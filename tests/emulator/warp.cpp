@@ -1,4 +1,5 @@
-// Collectives of a warp: the last lane that comes performs them for all, on the operands that each left in its fiber.
+// Collectives of a warp: each lane leaves its operands with the warp, the last that comes computes for all, and each
+// takes its result when it goes on.
 //
 // Layouts of registers are those of the PTX ISA; backends/cuda/prelude.cuh states them in words.
 
@@ -20,199 +21,112 @@ const char* name_of(EmulatorCollective kind) {
     return names[kind];
 }
 
-// ---- Shuffles, votes, ldmatrix ----
-
-static void exchange(Warp& warp) {
-    unsigned char values[WARP][8];
-    for (unsigned lane = 0; lane < WARP; ++lane) memcpy(values[lane], warp.lanes[lane]->input, warp.bytes);
-    for (unsigned lane = 0; lane < WARP; ++lane) {
-        const Fiber& fiber = *warp.lanes[lane];
-        unsigned source = fiber.number;
-        if (warp.kind == EMULATOR_SHUFFLE_XOR) source = lane ^ source;
-        if (warp.kind == EMULATOR_SHUFFLE_DOWN) source = lane + source < WARP ? lane + source : lane;
-        if (warp.kind == EMULATOR_SHUFFLE_UP) source = source <= lane ? lane - source : lane;
-        memcpy(fiber.output, values[source % WARP], warp.bytes);
-    }
-}
-
-static void vote(Warp& warp) {
-    unsigned votes = 0;
-    for (unsigned lane = 0; lane < WARP; ++lane) votes |= unsigned(warp.lanes[lane]->number != 0) << lane;
-    for (Fiber* fiber : warp.lanes) memcpy(fiber->output, &votes, sizeof votes);
-}
-
-static void load_matrices(Warp& warp) {
-    const unsigned matrices = warp.bytes;
-    for (unsigned matrix = 0; matrix < matrices; ++matrix) {
-        uint16_t elements[8][8];
-        for (unsigned row = 0; row < 8; ++row) memcpy(elements[row], warp.lanes[8 * matrix + row]->input, 16);
-        for (unsigned lane = 0; lane < WARP; ++lane) {
-            const unsigned major = lane / 4, minor = lane % 4 * 2;
-            const bool transposed = warp.kind == EMULATOR_LOAD_MATRIX_TRANSPOSED;
-            const uint16_t low = transposed ? elements[minor][major] : elements[major][minor];
-            const uint16_t high = transposed ? elements[minor + 1][major] : elements[major][minor + 1];
-            static_cast<uint32_t*>(warp.lanes[lane]->output)[matrix] = low | uint32_t(high) << 16;
-        }
-    }
-}
-
 // ---- Matrix multiplication: c[16, 8] += a[16, K] * b[K, 8] ----
 
 typedef float Floats __attribute__((vector_size(32)));
 typedef int32_t Integers __attribute__((vector_size(32)));
+typedef uint32_t Words __attribute__((vector_size(32)));
 
-// The 32-bit registers of a warp as matrices: rows of a, and columns of b, each of 8 registers along K.
-struct Operands {
-    alignas(64) uint32_t a[16][8];
-    alignas(64) uint32_t b[8][8];
-};
-
-static void gather(const Warp& warp, Operands& operands) {
-    for (unsigned lane = 0; lane < WARP; ++lane) {
-        const unsigned group = lane / 4, within = lane % 4;
-        const uint32_t* a = static_cast<const uint32_t*>(warp.lanes[lane]->input);
-        const uint32_t* b = static_cast<const uint32_t*>(warp.lanes[lane]->second);
-        operands.a[group][within] = a[0];
-        operands.a[group + 8][within] = a[1];
-        operands.a[group][within + 4] = a[2];
-        operands.a[group + 8][within + 4] = a[3];
-        operands.b[group][within] = b[0];
-        operands.b[group][within + 4] = b[1];
-    }
-}
-
-// b[column, K] as [K, column].
-template <int K> static void transpose(const uint32_t (&columns)[8][K], uint32_t (&rows)[K][8]) {
-    for (int k = 0; k < K; ++k)
-        for (int column = 0; column < 8; ++column) rows[k][column] = columns[column][k];
-}
-
-// Rows of the accumulator from the lanes, or back to them.
-template <class Vector> static void move_sums(const Warp& warp, Vector (&sums)[16], bool store) {
-    for (unsigned lane = 0; lane < WARP; ++lane) {
-        const unsigned row = lane / 4, column = lane % 4 * 2;
-        unsigned char* c = static_cast<unsigned char*>(warp.lanes[lane]->output);
-        unsigned char* upper = reinterpret_cast<unsigned char*>(&sums[row]) + 4 * column;
-        unsigned char* lower = reinterpret_cast<unsigned char*>(&sums[row + 8]) + 4 * column;
-        memcpy(store ? c : upper, store ? upper : c, 8);
-        memcpy(store ? c + 8 : lower, store ? lower : c + 8, 8);
-    }
-}
-
-template <int K> static void multiply_floats(const Warp& warp, const float (&a)[16][K], const uint32_t (&b)[8][K]) {
-    alignas(64) uint32_t rows[K][8];
-    Floats sums[16], row[K];
-    transpose(b, rows);
-    memcpy(row, rows, sizeof rows);
-    move_sums(warp, sums, false);
+// Row `m` of the product is a sum of rows of b.
+template <class Vector, class Scalar, int K>
+static void multiply(uint32_t (&c)[16][8], const Scalar (&a)[16][K], const Vector (&b)[K]) {
     for (int m = 0; m < 16; ++m) {
-        Floats even = sums[m], odd = Floats{};  // two sums: half as long a chain of additions
+        Vector even, odd = Vector{};  // two sums: half as long a chain of additions
+        memcpy(&even, c[m], sizeof even);
         for (int k = 0; k < K; k += 2) {
-            even += a[m][k] * row[k];
-            odd += a[m][k + 1] * row[k + 1];
+            even += a[m][k] * b[k];
+            odd += a[m][k + 1] * b[k + 1];
         }
-        sums[m] = even + odd;
+        even += odd;
+        memcpy(c[m], &even, sizeof even);
     }
-    move_sums(warp, sums, true);
 }
 
-// The operands of 16 bits as floats.
-static void widen(const uint32_t* words, float* result, int count, bool is_bf16) {
-    for (int i = 0; i < count; ++i) {
-        const uint32_t low = words[i] << 16, high = words[i] & 0xffff0000u;
-        if (is_bf16) {
-            memcpy(&result[2 * i], &low, 4);
-            memcpy(&result[2 * i + 1], &high, 4);
-        }
-    }
-    if (is_bf16) return;
+static Floats as_floats(Words bits) { return Floats(bits); }
+
+// Each word's f16 in its lower half.
+static Floats floats_of_halves(Words words) {
 #ifdef __F16C__
-    for (int i = 0; i < count; i += 4)
-        _mm256_storeu_ps(result + 2 * i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(words + i))));
+    typedef uint16_t Halves __attribute__((vector_size(16)));
+    return Floats(_mm256_cvtph_ps(__m128i(__builtin_convertvector(words, Halves))));
 #else
-    for (int i = 0; i < 2 * count; ++i) {
-        const uint32_t half = words[i / 2] >> (i % 2 * 16) & 0xffff, magnitude = half & 0x7fff;
-        uint32_t bits = magnitude << 13;
-        float scaled;
-        memcpy(&scaled, &bits, 4);
-        scaled *= 0x1p112f;
-        memcpy(&bits, &scaled, 4);
-        if (magnitude >= 0x7c00) bits = 0x7f800000u | magnitude << 13;
-        bits |= (half & 0x8000) << 16;
-        memcpy(&result[i], &bits, 4);
-    }
+    const Words magnitude = words & 0x7fff;
+    // Exponents of f16 are 112 less biased; the product also makes subnormal numbers normal.
+    const Words scaled = Words(Floats(magnitude << 13) * 0x1p112f);
+    const Words special = Words(magnitude >= 0x7c00) & 0x7f800000u;
+    return Floats(scaled | special | (words & 0x8000) << 16);
 #endif
 }
 
-static void multiply_halves(const Warp& warp, bool is_bf16) {
-    Operands operands;
-    alignas(64) float a[16][16], b[8][16];
-    gather(warp, operands);
-    widen(&operands.a[0][0], &a[0][0], 16 * 8, is_bf16);
-    widen(&operands.b[0][0], &b[0][0], 8 * 8, is_bf16);
-    uint32_t bits[8][16];
-    memcpy(bits, b, sizeof b);
-    multiply_floats<16>(warp, a, bits);
-}
-
-// tf32: the lower 13 bits of each register do not count.
-static void multiply_tf32(const Warp& warp) {
-    Operands operands;
-    alignas(64) float a[16][8];
-    gather(warp, operands);
-    for (auto& row : operands.a)
-        for (uint32_t& word : row) word &= 0xffffe000u;
-    for (auto& column : operands.b)
-        for (uint32_t& word : column) word &= 0xffffe000u;
-    memcpy(a, operands.a, sizeof a);
-    multiply_floats<8>(warp, a, operands.b);
-}
-
-// 8-bit integers, widened to pairs of 16 bits: one word holds two neighbours along K.
-static void multiply_bytes(const Warp& warp, bool a_is_signed) {
-    Operands operands;
-    gather(warp, operands);
-    alignas(64) int16_t a[16][32], b[8][32];
-    const uint8_t* bytes = reinterpret_cast<const uint8_t*>(operands.a);
-    for (int i = 0; i < 16 * 32; ++i) (&a[0][0])[i] = a_is_signed ? int16_t(int8_t(bytes[i])) : int16_t(bytes[i]);
-    bytes = reinterpret_cast<const uint8_t*>(operands.b);
-    for (int i = 0; i < 8 * 32; ++i) (&b[0][0])[i] = int8_t(bytes[i]);
-    uint32_t columns[8][16];
-    alignas(64) uint32_t rows[16][8];
-    memcpy(columns, b, sizeof b);
-    transpose(columns, rows);
-    Integers sums[16];
-    move_sums(warp, sums, false);
-    for (int m = 0; m < 16; ++m)
-        for (int pair = 0; pair < 16; ++pair) {
-#ifdef __AVX2__
-            uint32_t both;
-            memcpy(&both, &a[m][2 * pair], 4);
-            const __m256i right = _mm256_load_si256(reinterpret_cast<const __m256i*>(rows[pair]));
-            sums[m] += Integers(_mm256_madd_epi16(_mm256_set1_epi32(both), right));
-#else
-            for (int n = 0; n < 8; ++n)
-                sums[m][n] += a[m][2 * pair] * b[n][2 * pair] + a[m][2 * pair + 1] * b[n][2 * pair + 1];
-#endif
+// 16-bit floats: a word has those of k in its lower, of k + 1 in its upper half.
+template <class Low, class High> static void multiply_halves(Fragments& fragments, Low low, High high) {
+    float a[16][16];
+    Floats b[16];
+    for (int m = 0; m < 16; ++m) {
+        Words words;
+        memcpy(&words, fragments.a[m], sizeof words);
+        const Floats even = low(words), odd = high(words);
+        for (int i = 0; i < 8; ++i) {
+            a[m][2 * i] = even[i];
+            a[m][2 * i + 1] = odd[i];
         }
-    move_sums(warp, sums, true);
+    }
+    for (int i = 0; i < 8; ++i) {
+        Words words;
+        memcpy(&words, fragments.b[i], sizeof words);
+        b[2 * i] = low(words);
+        b[2 * i + 1] = high(words);
+    }
+    multiply(fragments.c, a, b);
+}
+
+// The lower 13 bits of each register do not count.
+static void multiply_tf32(Fragments& fragments) {
+    float a[16][8];
+    Floats b[8];
+    for (auto& row : fragments.a)
+        for (uint32_t& word : row) word &= 0xffffe000u;
+    for (auto& row : fragments.b)
+        for (uint32_t& word : row) word &= 0xffffe000u;
+    memcpy(a, fragments.a, sizeof a);
+    memcpy(b, fragments.b, sizeof b);
+    multiply(fragments.c, a, b);
+}
+
+static void multiply_bytes(Fragments& fragments, bool a_is_signed) {
+    int32_t a[16][32];
+    Integers b[32];
+    const uint8_t* bytes = reinterpret_cast<const uint8_t*>(fragments.a);
+    for (int i = 0; i < 16 * 32; ++i) (&a[0][0])[i] = a_is_signed ? int8_t(bytes[i]) : bytes[i];
+    for (int k = 0; k < 32; ++k) {
+        Integers words;
+        memcpy(&words, fragments.b[k / 4], sizeof words);
+        b[k] = (words << (24 - k % 4 * 8)) >> 24;
+    }
+    multiply(fragments.c, a, b);
+}
+
+static void copy_matrices(Warp& warp) {
+    for (int row = 0; row < 8 * warp.width; ++row) memcpy(warp.row_elements[row], warp.rows[row], 16);
 }
 
 void complete(Warp& warp) {
+    Fragments& fragments = warp.fragments;
     switch (warp.kind) {
         case EMULATOR_WARP_BARRIER: ++warp.barriers; break;
-        case EMULATOR_SHUFFLE_XOR:
-        case EMULATOR_SHUFFLE_DOWN:
-        case EMULATOR_SHUFFLE_UP:
-        case EMULATOR_SHUFFLE: exchange(warp); break;
-        case EMULATOR_BALLOT: vote(warp); break;
         case EMULATOR_LOAD_MATRIX:
-        case EMULATOR_LOAD_MATRIX_TRANSPOSED: load_matrices(warp); break;
-        case EMULATOR_MULTIPLY_F16: multiply_halves(warp, false); break;
-        case EMULATOR_MULTIPLY_BF16: multiply_halves(warp, true); break;
-        case EMULATOR_MULTIPLY_TF32: multiply_tf32(warp); break;
-        case EMULATOR_MULTIPLY_S8: multiply_bytes(warp, true); break;
-        case EMULATOR_MULTIPLY_U8S8: multiply_bytes(warp, false); break;
+        case EMULATOR_LOAD_MATRIX_TRANSPOSED: copy_matrices(warp); break;
+        case EMULATOR_MULTIPLY_F16:
+            multiply_halves(fragments, floats_of_halves, [](Words words) { return floats_of_halves(words >> 16); });
+            break;
+        case EMULATOR_MULTIPLY_BF16:
+            multiply_halves(fragments, [](Words words) { return as_floats(words << 16); },
+                            [](Words words) { return as_floats(words & 0xffff0000u); });
+            break;
+        case EMULATOR_MULTIPLY_TF32: multiply_tf32(fragments); break;
+        case EMULATOR_MULTIPLY_S8: multiply_bytes(fragments, true); break;
+        case EMULATOR_MULTIPLY_U8S8: multiply_bytes(fragments, false); break;
+        default: break;  // lanes read what the others brought
     }
 }
 
@@ -242,20 +156,29 @@ void emulator_warp_barrier(int line) {
 }
 
 void emulator_shuffle(EmulatorCollective kind, const void* value, void* result, int bytes, int argument, int line) {
-    Fiber& me = running(*worker());
-    me.input = value;
-    me.output = result;
-    me.number = argument;
-    arrive(*worker(), kind, bytes, line);
+    Worker& here = *worker();
+    Fiber& me = running(here);
+    Exchange& exchange = me.warp->exchanges[me.warp->generation % 2];
+    const unsigned number = argument;
+    unsigned source = number % WARP;
+    if (kind == EMULATOR_SHUFFLE_XOR) source = (me.lane ^ number) % WARP;
+    if (kind == EMULATOR_SHUFFLE_DOWN) source = me.lane + number < WARP ? me.lane + number : me.lane;
+    if (kind == EMULATOR_SHUFFLE_UP) source = number <= me.lane ? me.lane - number : me.lane;
+    uint64_t* own = &exchange.values[me.lane];
+    bytes == 4 ? memcpy(own, value, 4) : memcpy(own, value, 8);
+    arrive(here, kind, bytes, line);
+    const uint64_t* other = &exchange.values[source];
+    bytes == 4 ? memcpy(result, other, 4) : memcpy(result, other, 8);
 }
 
 unsigned emulator_ballot(bool holds, int line) {
-    Fiber& me = running(*worker());
-    unsigned result;
-    me.output = &result;
-    me.number = holds;
-    arrive(*worker(), EMULATOR_BALLOT, 0, line);
-    return result;
+    Worker& here = *worker();
+    Fiber& me = running(here);
+    Exchange& exchange = me.warp->exchanges[me.warp->generation % 2];
+    if (me.warp->arrived == 0) exchange.votes = 0;
+    exchange.votes |= uint32_t(holds) << me.lane;
+    arrive(here, EMULATOR_BALLOT, 0, line);
+    return exchange.votes;
 }
 
 void emulator_load_matrix(EmulatorCollective kind, unsigned* registers, const void* row, int matrices, int line) {
@@ -265,17 +188,35 @@ void emulator_load_matrix(EmulatorCollective kind, unsigned* registers, const vo
         require_shared(here, row, 16, name_of(kind), line);
         if (here.checker) check(here, row, 16, Access::READ, {line, nullptr});
     }
-    me.input = row;
-    me.output = registers;
+    me.warp->rows[me.lane] = row;
     arrive(here, kind, matrices, line);
+    const unsigned major = me.lane / 4, minor = me.lane % 4 * 2;
+    for (int i = 0; i < matrices; ++i) {
+        const auto& matrix = *reinterpret_cast<const uint16_t(*)[8][8]>(me.warp->row_elements[8 * i]);
+        const bool transposed = kind == EMULATOR_LOAD_MATRIX_TRANSPOSED;
+        const uint32_t low = transposed ? matrix[minor][major] : matrix[major][minor];
+        const uint32_t high = transposed ? matrix[minor + 1][major] : matrix[major][minor + 1];
+        registers[i] = low | high << 16;
+    }
 }
 
 void emulator_multiply(EmulatorCollective kind, void* c, const unsigned* a, const unsigned* b, int line) {
-    Fiber& me = running(*worker());
-    me.input = a;
-    me.second = b;
-    me.output = c;
-    arrive(*worker(), kind, 0, line);
+    Worker& here = *worker();
+    Fiber& me = running(here);
+    Fragments& fragments = me.warp->fragments;
+    const unsigned group = me.lane / 4, within = me.lane % 4;
+    fragments.a[group][within] = a[0];
+    fragments.a[group + 8][within] = a[1];
+    fragments.a[group][within + 4] = a[2];
+    fragments.a[group + 8][within + 4] = a[3];
+    fragments.b[within][group] = b[0];
+    fragments.b[within + 4][group] = b[1];
+    uint32_t *upper = &fragments.c[group][2 * within], *lower = &fragments.c[group + 8][2 * within];
+    memcpy(upper, c, 8);
+    memcpy(lower, static_cast<uint32_t*>(c) + 2, 8);
+    arrive(here, kind, 0, line);
+    memcpy(c, upper, 8);
+    memcpy(static_cast<uint32_t*>(c) + 2, lower, 8);
 }
 
 // ---- Asynchronous copies: performed as late as is legal, at the wait ----

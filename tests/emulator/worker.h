@@ -40,22 +40,35 @@ struct Fiber : EmulatorThread {
     uint32_t until;
     bool exited, at_barrier;
     int line;  // of the barrier or collective that it waits at
-    // Operands of the collective that it waits in.
-    const void* input;
-    const void* second;
-    void* output;
-    int number;
     std::vector<Copy> copies;
     unsigned group;
     uint32_t segment;  // of check.cpp; 0: none yet since the last barrier
     unsigned char *stack_begin, *stack_end;
 };
 
+// Operands of a matrix multiplication as 32-bit registers: rows of a along K, rows of b along its columns.
+struct Fragments {
+    alignas(64) uint32_t a[16][8];
+    alignas(64) uint32_t b[8][8];
+    alignas(64) uint32_t c[16][8];
+};
+
+// What lanes take of each other. One may come to the next collective, not to the one after that, before another has
+// taken its result: a warp has two of these, in turn.
+struct Exchange {
+    uint64_t values[WARP];
+    uint32_t votes;
+};
+
 struct Warp {
+    Fragments fragments;
+    Exchange exchanges[2];
+    const void* rows[WARP];  // of matrices to load: where they are, and then what they are
+    alignas(16) uint16_t row_elements[WARP][8];
     uint32_t generation;  // collectives completed
     unsigned arrived, size;
     EmulatorCollective kind;
-    int bytes, line;
+    int width, line;  // width: bytes of a shuffled value, number of matrices loaded
     uint32_t barriers;  // warp barriers completed
     Warp* next;         // a cycle through the block
     Fiber* first;       // of the order of lanes
