@@ -32,8 +32,9 @@ def compile(
 
     `target` is the CPU of this machine, or "cuda" for its GPU.
     `dims` ({"batch": 1}) and `shapes` ({"x": (1, 3, None, None)}) specialise symbolic dims; without them one compile
-    serves every size. `threads` limits the threads of a call (default: all this process may use). Raises ModelError,
-    UnsupportedError, ShapeError or TargetError.
+    serves every size. `threads` limits the threads of a call (default: all this process may use). `precision` "f16" or
+    "bf16" keeps weights and what lies between kernels in 16 bits, "tf32" forms products on a GPU of rounded operands;
+    sums are f32 in all of them. Raises ModelError, UnsupportedError, ShapeError or TargetError.
     """
     options = Options(here(resolve_target(target)), dims, shapes, threads, precision)
     found = ModelCache.default().find(model, options)

@@ -11,14 +11,16 @@ import numpy as np
 import onnx
 
 from ..ir.dtypes import BOOL
-from ..ir.errors import UnsupportedError, ValueNeeded
+from ..ir.errors import ValueNeeded
 from ..ir.graph import Graph
 from ..ir.program import Program
 from ..ir.target import Target
 from ..ir.text import print_graph
-from ..passes import DEFAULT_PIPELINE
+from ..passes import PIPELINES
+from ..passes.fuse import Fuse
 from ..passes.lower import lower
 from ..passes.pipeline import Pass, parse_pipeline, run_pipeline
+from ..passes.precision import Precision
 from ..passes.regions import Schedule
 from .cache import ModelCache
 from .compiled import Compiled, here
@@ -26,7 +28,7 @@ from .graph_text import specialised
 from .importer import import_model
 from .interface import Interface
 from .loading import executable_of, loaded
-from .options import PRECISIONS, Model, Options, resolve_target
+from .options import Model, Options, resolve_target, target_of
 from .specialize import SpecializingExecutable, load_proto
 
 
@@ -46,7 +48,7 @@ def graph_of(model: Model, options: Options) -> Graph:
 
 def passed(graph: Graph, options: Options) -> Graph:
     """The graph after all passes of the pipeline, each told to the options' callbacks."""
-    passes = parse_pipeline(options.pipeline or DEFAULT_PIPELINE)
+    passes = passes_of(options)
     done = count(1)
 
     def after(item: Pass, result: Graph, seconds: float) -> None:
@@ -56,6 +58,16 @@ def passed(graph: Graph, options: Options) -> Graph:
             options.after(item, result, seconds)
 
     return run_pipeline(graph, passes, after)
+
+
+def passes_of(options: Options) -> tuple[Pass, ...]:
+    """The passes to run: those asked for, else the target's, and what narrow precision needs behind fusion."""
+    target = target_of(options)
+    passes = list(parse_pipeline(options.pipeline or PIPELINES[target.kind]))
+    if options.precision in ("f16", "bf16") and not any(isinstance(item, Precision) for item in passes):
+        fusions = [position for position, item in enumerate(passes) if isinstance(item, Fuse)]
+        passes.insert(fusions[-1] + 1 if fusions else len(passes), Precision(options.precision))
+    return tuple(passes)
 
 
 def program_of(graph: Graph, target: Target, hints: Mapping[str, int] | None = None) -> Program:
@@ -120,9 +132,7 @@ def compiled_model(model: Model, options: Options) -> Compiled:
 
     Raises ValueNeeded for a model in which values of inputs decide axes.
     """
-    if options.precision not in PRECISIONS:
-        raise UnsupportedError(f"precision {options.precision!r} is not known; there are {', '.join(PRECISIONS)}")
-    target = resolve_target(options.target)
+    target = target_of(options)
     graphs = [imported(model, options)]
     texts = {"import": print_graph(graphs[0])}
     graphs.append(passed(graphs.pop(), options))

@@ -8,7 +8,7 @@ from ..ir.program import Program
 from .compiled import Compiled
 from .executable import Executable
 from .interface import Interface
-from .options import Model, Options, resolve_target, usable_threads
+from .options import Model, Options, target_of, usable_threads
 
 
 def loaded(compiled: Compiled, threads: int | None) -> Interface:
@@ -27,7 +27,7 @@ def executable_of(compiled: Compiled, model: Model, options: Options) -> Interfa
         def program() -> Program:
             from .driver import graph_of, program_of
 
-            return program_of(graph_of(model, options), resolve_target(options.target))
+            return program_of(graph_of(model, options), target_of(options))
 
         compiled = replace(compiled, program=program)
     return loaded(compiled, options.threads)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..backends.cpu.runtime import available_threads
-from ..ir.target import Target
+from ..ir.errors import UnsupportedError
+from ..ir.target import PRECISIONS, Target
 
 if TYPE_CHECKING:
     import onnx
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from ..passes.pipeline import Pass
 
 Model: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | Graph"
-PRECISIONS = ("f32",)
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,15 @@ class Options:
 
 def resolve_target(target: str | Target | None) -> Target:
     return target if isinstance(target, Target) else Target.parse(target or "host")
+
+
+def target_of(options: Options) -> Target:
+    """The target, told in which type it may form products. UnsupportedError for a precision that it does not have."""
+    target = resolve_target(options.target)
+    known = [name for name in PRECISIONS if target.kind == "cuda" or name != "tf32"]
+    if options.precision not in known:
+        raise UnsupportedError(f"{target}: there is no precision {options.precision!r}, only {', '.join(known)}")
+    return replace(target, products="tf32") if options.precision == "tf32" else target
 
 
 def usable_threads(wanted: int | None) -> int:

@@ -9,6 +9,10 @@ from pathlib import Path
 from .cuda_devices import DEVICES
 from .errors import TargetError
 
+PRECISIONS = ("f32", "tf32", "f16", "bf16")
+"""What models may be computed in: f32; f32 in memory, whose products are of tf32 (GPUs only); f16 or bf16 in memory, as
+the pass `precision` decides. Sums are f32 in all of them."""
+
 CUDA_IMAGES = ("sm_80", "sm_86", "sm_89", "sm_90", "compute_80")
 """What "cuda" alone is compiled for ahead of time: the data centre's and the desktop's GPUs, and PTX for all others."""
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...ir.target import PRECISIONS
+
 if TYPE_CHECKING:
     from ...compiler.compiled import Compiled, MemoryPlan
     from ...compiler.interface import Interface
@@ -75,6 +77,7 @@ class Request:
     shapes: Mapping[str, tuple[int, ...]]
     target: str
     threads: int | None
+    precision: str
     pipeline: str | None
     time_passes: bool
     times: list[tuple[str, float, int]] = field(default_factory=list)
@@ -90,7 +93,7 @@ class Request:
     def options(self) -> Options:
         from ...compiler.options import Options
 
-        return Options(self.target, self.dims, self.shapes, self.threads, pipeline=self.pipeline or "")
+        return Options(self.target, self.dims, self.shapes, self.threads, self.precision, self.pipeline or "")
 
     def executable(self) -> Interface | SpecializingExecutable:
         """The model compiled for this process, with progress shown; an artifact is loaded."""
@@ -117,10 +120,10 @@ class Request:
     def program(self) -> Program:
         """The model lowered, without machine code."""
         from ...compiler.driver import graph_of, program_of
-        from ...compiler.options import resolve_target
+        from ...compiler.options import target_of
 
         with self.watched() as options:
-            return program_of(graph_of(self.model(), options), resolve_target(self.target))
+            return program_of(graph_of(self.model(), options), target_of(options))
 
     def plan(self) -> tuple[MemoryPlan, Program | None]:
         """The memory plan, with the program that it is for where the model is no artifact."""
@@ -136,7 +139,8 @@ class Request:
         """Whether the model is compiled already. click.UsageError where an option asks to compile it in another way."""
         if not self.path.endswith(".onnxc"):
             return False
-        if self.dims or self.shapes or self.pipeline is not None or self.target != "host" or self.weights:
+        plain = self.target == "host" and self.precision == "f32"
+        if self.dims or self.shapes or self.pipeline is not None or not plain or self.weights:
             raise click.UsageError(f"{self.path} is compiled: give the model to compile it in another way")
         return True
 
@@ -206,6 +210,8 @@ _OPTIONS = (
                  help="What to compile for: host, x86-64-v3, znver4, neoverse-n1, ... each with +feature; cuda, "
                  "cuda:sm_90, cuda:sm_80,sm_90,compute_90, ..."),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="At most N threads [default: all CPUs]."),
+    click.option("--precision", type=click.Choice(PRECISIONS), default="f32", show_default=True,
+                 help="Weights and what lies between kernels in 16 bits, or products of tf32 (GPUs); sums are f32."),
     click.option("--pipeline", metavar="PASSES", help='Passes to run, such as "canonicalize,fold,fuse{max_inputs=8}".'),
     click.option("--weights", type=click.Path(exists=True, dir_okay=False), metavar="MODEL.onnx",
                  help="Where MODEL is a graph as text (.txt): the ONNX model that holds its constants."),
@@ -223,12 +229,13 @@ def compiling(function: Callable[..., Any]) -> Callable[..., Any]:
         shapes: tuple[tuple[str, tuple[int, ...]], ...],
         target: str,
         threads: int | None,
+        precision: str,
         pipeline: str | None,
         weights: str | None,
         time_passes: bool,
         **others: Any,
     ) -> Any:
-        request = Request(path, weights, dict(dims), dict(shapes), target, threads, pipeline, time_passes)
+        request = Request(path, weights, dict(dims), dict(shapes), target, threads, precision, pipeline, time_passes)
         return function(request, **others)
 
     for option in reversed(_OPTIONS):
