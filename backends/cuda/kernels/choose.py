@@ -14,7 +14,6 @@ from ....ir.dims import Dim, evaluate, symbols
 from ....ir.dtypes import F32, F64, I8, DType
 from ....ir.intrinsics import MATRIX_OPERANDS
 from ....ir.target import Target
-from .loaders import ValueLoader
 from .tiles import Loader, Tile
 
 USUAL_SIZE = 512
@@ -55,13 +54,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a product, symbols taken for what they usually are; bytes of an element of the outputs, together."""
+    """The sizes of a product, symbols taken for what they usually are; bytes of an element of the outputs, together;
+    how often each element of the left operand occurs in its rows."""
 
     batches: int
     rows: int
     columns: int
     depth: int
     output_bytes: int = 4
+    repeated: int = 1
 
 
 def ceildiv(count: int, size: int) -> int:
@@ -118,8 +119,7 @@ def registers(tile: Tile, loaders: tuple[Loader, Loader], tensor: bool, sums: DT
     held = tile.warp_rows * tile.warp_columns // 32 * wide
     held += (tile.warp_rows + tile.warp_columns) // 2 if tensor else tile.warp_rows + tile.warp_columns // 2
     for loader, positions in zip(loaders, (tile.rows, tile.columns), strict=True):
-        if isinstance(loader, ValueLoader):
-            held += -(-positions * tile.depth // tile.threads) * max(1, loader.dtype.bytes // 4)
+        held += ceildiv(positions * tile.depth, tile.threads * loader.elements) * loader.held
     return held + 40
 
 
@@ -173,7 +173,8 @@ def clocks(plan: Plan, shape: Shape, loaders: tuple[Loader, Loader], sums: DType
     whole, rest = divmod(blocks, device.multiprocessors * together)
     total = whole * wave(together) + (wave(ceildiv(rest, device.multiprocessors)) if rest else 0)
     results = shape.batches * shape.rows * shape.columns
-    traffic = size * shape.batches * shape.depth * (shape.rows + shape.columns) + results * shape.output_bytes
+    traffic = size * shape.batches * shape.depth * (shape.rows / shape.repeated + shape.columns)
+    traffic += results * shape.output_bytes
     total = max(total, traffic / _MEMORY_RATE)
     if plan.splits > 1:
         total += _LAUNCH + results * (4 * plan.splits + shape.output_bytes) / _MEMORY_RATE

@@ -27,7 +27,7 @@ from ...kernels.operands import Affine, affine, copied, joined
 from .choose import usual
 from .filters import alignment, packed
 from .finish import finish_of, with_alignment
-from .multiply import counter, unrolled
+from .tiles import counter, unrolled
 
 THREADS = 256
 LINE = 128

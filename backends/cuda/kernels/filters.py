@@ -26,8 +26,8 @@ def packed(
     element: Callable[[Sequence[Dim]], Scalar],
     array: Callable[[], np.ndarray] | None,
 ) -> tuple[Buffer, Lowered]:
-    """A buffer of the shape whose element at some indices is `element(indices)`, of the type of `tensor`, and what makes
-    it: `array`, where that is given, at compile time."""
+    """A buffer of the shape whose element at some indices is `element(indices)`, of the type of `tensor`, and what
+    makes it: `array`, where that is given, at compile time."""
     buffer = Buffer(name, tensor.dtype, product(shape))
     if array is not None:
         return buffer, Lowered((), packed={name: lambda: np.ascontiguousarray(array()).reshape(-1)})

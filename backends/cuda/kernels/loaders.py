@@ -131,6 +131,7 @@ class ValueLoader(Loader):
 
     def __init__(self, matrix: Matrix, along_depth: bool) -> None:
         self.matrix, self.along_depth, self.dtype = matrix, along_depth, matrix.dtype
+        self.held = max(1, self.dtype.bytes // 4)
 
     def piece(self, pieces: Pieces, number: Dim, tile: Dim) -> Piece:
         raise NotImplementedError

@@ -6,7 +6,7 @@ stage is multiplied the copies of the next ones are under way (after CUTLASS's m
 - `Loader`: where the elements of one operand come from. An operand is a matrix [positions, depth], the positions being
   rows (left) or columns (right) of the result. What a new kind of contraction (an implicit GEMM) brings is a loader:
     `dtype`, `elements`, `along_depth`: a piece is so many neighbours in depth, or in position, of this type;
-    `rounded`: elements of f32 are tf32 already;
+    `rounded`: elements of f32 are tf32 already; `held`: registers that a thread keeps for each of its pieces;
     `asynchronous`: pieces of 16, 8 or 4 bytes that lie in memory as they are, or else single elements by expression;
     `begin(pieces)`: statements of a thread before the loop, e.g. registers with what its positions cost to find;
     `turn(pieces, tile)`: statements of a thread before it copies its pieces of stage number `tile` of the depth;
@@ -195,6 +195,7 @@ class Loader(ABC):
     along_depth: bool
     asynchronous: ClassVar[bool] = True
     rounded = False
+    held = 0
 
     def begin(self, pieces: Pieces) -> list[Statement]:
         return []

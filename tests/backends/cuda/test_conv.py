@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -37,6 +38,9 @@ def numbers(shape: Sequence[int], dtype: str) -> Array:
 
 def reference(op: str, x: Array, w: Array, bias: Array, attributes: Mapping[str, Any]) -> Array:
     """The operator of a channels-last image, in f32."""
+    if op == "ConvTranspose" and attributes["group"] > 1:  # The reference fails on groups.
+        parts = zip(*(np.split(a, attributes["group"], axis) for a, axis in ((x, -1), (w, 0), (bias, 0))), strict=True)
+        return np.concatenate([reference(op, *part, {**attributes, "group": 1}) for part in parts], -1)
     plain = {name: value for name, value in attributes.items() if name != "layout"}
     names = ["x", "w", "b"]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in [*names, "y"]]
@@ -67,7 +71,7 @@ def check(
     symbolic: Sequence[int] = (),
     constant: bool = True,
     checked: bool = False,
-    target: str = "cuda:sm_90",
+    products: str = "f32",
     **given: Any,
 ) -> str:
     """Convolution, bias, residual and ReLU on the emulator; axes in `symbolic` have sizes known at run time only.
@@ -82,7 +86,7 @@ def check(
     residual = numbers(expected.shape, dtype)
     known: list[Any] = [symbol(f"d{axis}") if axis in symbolic else extent for axis, extent in enumerate(shape)]
     region = region_of(op, known, w, bias, attributes, constant)
-    chosen = Target.parse(target)
+    chosen = replace(Target.parse("cuda:sm_90"), products=products)
     lowered = schedule(region, chosen)
     assert lowered is not None
     sizes = {f"d{axis}": shape[axis] for axis in symbolic}
@@ -149,3 +153,51 @@ def test_depthwise_keeps_registers(architecture: str, kernel: int, dtype: str) -
         assert lowered is not None
         spilled, _ = resources(lowered, architecture)
         assert spilled == 0
+
+
+# Dense
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernel", "given"),
+    [
+        ((1, 9, 10, 16), 24, (3, 3), {"pads": [1] * 4, "dtype": "f16"}),
+        ((2, 7, 6, 8), 40, (3, 3), {"pads": [1, 0, 2, 1], "strides": [2, 1], "dtype": "bf16", "symbolic": (0, 1, 2)}),
+        ((1, 8, 9, 24), 17, (1, 1), {"dtype": "f16", "symbolic": (0,)}),
+        ((1, 8, 9, 20), 16, (1, 1), {"strides": [2, 2], "products": "tf32"}),
+        ((1, 8, 9, 6), 16, (1, 1), {"pads": [1, 1, 1, 1], "symbolic": (1, 2)}),
+        ((1, 10, 12, 3), 20, (5, 5), {"pads": [2] * 4, "strides": [2, 2], "dtype": "f16"}),
+        ((1, 10, 12, 3), 20, (3, 3), {"pads": [1] * 4, "products": "tf32", "symbolic": (0, 1, 2)}),
+        ((2, 9, 9, 1), 8, (3, 3), {}),
+        ((1, 30, 12), 16, (3,), {"pads": [2, 2], "dilations": [2], "dtype": "f16", "symbolic": (1,)}),
+        ((1, 4, 5, 6, 8), 8, (3, 2, 2), {"pads": [1, 0, 0, 1, 1, 0], "dtype": "f16"}),
+        ((1, 40, 4), 6, (35,), {"pads": [17, 17]}),
+        ((8, 25, 25, 3), 8, (7, 7), {"pads": [3] * 4, "dtype": "f16"}),
+        ((8, 25, 25, 2), 8, (7, 7), {"pads": [3] * 4, "symbolic": (0, 1, 2)}),
+        ((1, 6, 7, 32), 64, (3, 3), {"group": 2, "pads": [1] * 4, "dtype": "f16"}),
+        ((1, 6, 7, 32), 32, (3, 3), {"group": 8, "pads": [1] * 4, "products": "tf32"}),
+        ((1, 6, 7, 12), 8, (3, 3), {"group": 4, "constant": False}),
+        ((1, 6, 7, 16), 8, (3, 3), {"constant": False, "dtype": "f16"}),
+        ((1, 5, 6, 4), 3, (2, 2), {"dtype": "f64"}),
+        ((1, 4, 4, 512), 64, (3, 3), {"pads": [1] * 4, "dtype": "f16"}),
+    ],
+)
+def test_dense(shape: Sequence[int], filters: int, kernel: Sequence[int], given: Any) -> None:
+    made = check(shape, filters, kernel, **given)
+    uses_tensor_cores = given.get("dtype") in ("f16", "bf16") or "products" in given
+    assert ("mma_m16n8" if uses_tensor_cores else "fma") in made
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernel", "given"),
+    [
+        ((1, 5, 6, 16), 8, (3, 3), {"strides": [2, 2], "pads": [1] * 4, "output_padding": [1, 1], "dtype": "f16"}),
+        ((2, 4, 5, 6), 4, (2, 2), {"strides": [2, 2], "group": 2, "symbolic": (0, 1, 2)}),
+        ((1, 9, 4), 4, (3,), {"strides": [4]}),
+        ((1, 4, 5, 8), 8, (3, 4), {"dilations": [2, 1], "strides": [1, 3], "products": "tf32", "constant": False}),
+    ],
+)
+def test_transposed(shape: Sequence[int], filters: int, kernel: Sequence[int], given: Any) -> None:
+    check(shape, filters, kernel, op="ConvTranspose", **given)
