@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("libcuda.cpp")
+HERE = Path(__file__).parent
 SONAME = "libcuda.so.1"
 
 
@@ -37,15 +37,16 @@ def build() -> Path:
     assert spec is not None and spec.origin is not None
     listed = subprocess.run(["nm", "-D", "--undefined-only", spec.origin], capture_output=True, text=True, check=True)
     wanted = sorted({line.split()[-1] for line in listed.stdout.splitlines() if line.split()[-1].startswith("cu")})
-    text = SOURCE.read_text()
+    text = (HERE / "libcuda.cpp").read_text()
     missing = [name for name in wanted if f"DRIVER({name}," not in text and f"DRIVER({name})" not in text]
     text += "".join(f"DRIVER({name}) {{ return 801; }}\n" for name in missing)
-    library = cache_folder() / hashlib.blake2b(text.encode(), digest_size=8).hexdigest() / SONAME
+    key = (HERE / "device.h").read_bytes() + text.encode()
+    library = cache_folder() / hashlib.blake2b(key, digest_size=8).hexdigest() / SONAME
     if not library.exists():
         library.parent.mkdir(exist_ok=True)
         temporary = library.with_name(f"{os.getpid()}.so")
         command = ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", f"-Wl,-soname,{SONAME}"]
-        command += ["-x", "c++", "-", "-o", str(temporary), "-ldl", "-lpthread"]
+        command += [f"-I{HERE}", "-x", "c++", "-", "-o", str(temporary), "-ldl", "-lpthread"]
         subprocess.run(command, input=text, text=True, check=True)
         os.replace(temporary, library)
     return library

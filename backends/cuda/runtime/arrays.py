@@ -8,8 +8,7 @@ import functools
 import math
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -191,8 +190,7 @@ def _give_back(pool: weakref.ref[Pool], block: Block, shared: Sequence[bool]) ->
         living.give_back(block, shared[0])
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """Memory of a GPU that belongs to another: its address, shape and strides in bytes (None: contiguous).
 
     `stream` is where its content is being computed (0: what uses the default stream is in order with that). `owner`
@@ -204,7 +202,7 @@ class View:
     dtype: np.dtype[Any]
     strides: tuple[int, ...] | None = None
     stream: int = 0
-    owner: Any = field(default=None, compare=False)
+    owner: Any = None
 
     @property
     def nbytes(self) -> int:

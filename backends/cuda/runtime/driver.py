@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import threading
 import weakref
 from collections import deque
@@ -90,6 +91,7 @@ class Device:
         except driver.Error as error:
             raise TargetError(f"target cuda: the GPU cannot be used: {error}") from error
         self._pop = driver.Context.pop
+        self._process = os.getpid()
         self._exclusive = threading.Lock()
         self._waste: deque[Callable[[], Any]] = deque()
         self._spare: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -97,7 +99,15 @@ class Device:
         weakref.finalize(self, self._context.detach)
 
     def __enter__(self) -> Device:
-        self._context.push()
+        if os.getpid() != self._process:
+            raise DeviceError(
+                "CUDA cannot be used in a process that was forked from one that uses it: start processes by "
+                "multiprocessing.get_context('spawn')"
+            )
+        try:
+            self._context.push()
+        except self.driver.Error as error:
+            raise DeviceError(f"{self.facts.name} cannot be used any more: {error}") from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -119,7 +129,7 @@ class Device:
         self._clean()
 
     def _clean(self) -> None:
-        while self._waste and self._exclusive.acquire(blocking=False):
+        while self._waste and os.getpid() == self._process and self._exclusive.acquire(blocking=False):
             try:
                 with self:
                     # A kernel that failed is reported where its results are waited for.
