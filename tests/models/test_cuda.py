@@ -1,0 +1,28 @@
+"""Real models and topologies on a GPU, from the ONNX file through PyCUDA to the results: see `gpu.py`."""
+
+from __future__ import annotations
+
+import onnxc
+import pytest
+
+from .engines import onnx_runtime
+from .test_models import TOLERANCE, assert_closer_to_the_truth
+from .zoo import MODELS, ZooModel, relative_difference
+
+# Of ONNX's topologies those with random weights: with constant ones every result is the same number.
+COMPILED = [model for model in MODELS.values() if not model.quantized and model.package != "onnx"]
+HALF_TOLERANCE = 2e-2
+"""Of the largest value, where tensors are f16 or bf16 and sums are f32."""
+
+
+@pytest.mark.parametrize("model", COMPILED, ids=lambda model: model.name)
+def test_agrees_with_onnx_runtime(model: ZooModel, gpu: None) -> None:
+    source = model.source()
+    compiled, runtime = onnxc.compile(source, target="cuda"), onnx_runtime(source)
+    # The kernels are emulated: of the sizes the smallest.
+    inputs = min(model.cases().values(), key=lambda case: sum(array.size for array in case.values()))
+    actual, expected = compiled.run(inputs), runtime(inputs)
+    assert list(actual) == list(expected)
+    worst = max(relative_difference(actual[name], expected[name]) for name in expected)
+    if worst > TOLERANCE:
+        assert_closer_to_the_truth(source, inputs, actual, expected, f"differs by {worst:.1e}")
