@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 ALIGNMENT = 256
 """Bytes that addresses are a multiple of: what a GPU's allocator gives."""
 _FILL = 0xFF
+_NOTHING = 0  # the system's PROT_NONE
 
 
 class Fenced:
@@ -28,13 +30,14 @@ class Fenced:
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._map)) + page
         offset = 0 if at_start else self._room - -(-self.size // ALIGNMENT) * ALIGNMENT
         self.address = self._base + offset
-        self._bytes = np.frombuffer(self._map, np.uint8, self._room, page)
-        self._bytes[:] = _FILL
-        self._inside = slice(offset, offset + self.size)
-        self.array = self._bytes[self._inside].view(content.dtype)
+        everything = np.frombuffer(self._map, np.uint8, self._room, page)
+        self._outside = everything[:offset], everything[offset + self.size :]
+        for part in self._outside:
+            part[:] = _FILL
+        self.array = everything[offset : offset + self.size].view(content.dtype)
         self.array[:] = content.reshape(-1)
-        _protect(self._base - page, page, mmap.PROT_NONE if hasattr(mmap, "PROT_NONE") else 0)
-        _protect(self._base + self._room, page, 0)
+        for fence in (self._base - page, self._base + self._room):
+            _protect(fence, page, _NOTHING)
 
     def protect(self, writable: bool) -> None:
         """Makes the memory read-only, or not."""
@@ -42,11 +45,14 @@ class Fenced:
 
     def is_overrun(self) -> bool:
         """Whether something was written between the array and the pages around it."""
-        outside = np.ones(self._room, np.bool_)
-        outside[self._inside] = False
-        return bool((self._bytes[outside] != _FILL).any())
+        return any(bool((part != _FILL).any()) for part in self._outside)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def _protect(address: int, size: int, protection: int) -> None:
-    if ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), protection) != 0:
+    if _library().mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), protection) != 0:
         raise OSError(f"mprotect of {size} bytes failed")

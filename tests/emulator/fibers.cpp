@@ -39,63 +39,6 @@ void Worker::fail(const std::string& what) {
     leave();
 }
 
-// ---- Changing from one stack to another ----
-
-#if defined(__x86_64__)
-asm(R"(
-.text
-.globl emulator_switch
-.hidden emulator_switch
-.type emulator_switch,@function
-emulator_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    ret
-.size emulator_switch, .-emulator_switch
-)");
-extern "C" void emulator_switch(void** save, void* load);
-
-// A stack on which emulator_switch finds zeroed registers and returns to `entry`.
-static void* new_stack(unsigned char* end, void (*entry)()) {
-    void** top = reinterpret_cast<void**>(end);
-    *--top = nullptr;  // where a caller's return address would be: the ABI's alignment
-    *--top = reinterpret_cast<void*>(entry);
-    for (int i = 0; i < 6; ++i) *--top = nullptr;
-    return top;
-}
-#else
-#include <ucontext.h>
-// The context lies at the end of the stack that it describes.
-static void emulator_switch(void** save, void* load) {
-    ucontext_t own;
-    *save = &own;
-    swapcontext(&own, static_cast<ucontext_t*>(load));
-}
-static void* new_stack(unsigned char* end, void (*entry)()) {
-    ucontext_t* context = reinterpret_cast<ucontext_t*>(end - (sizeof(ucontext_t) + 63) / 64 * 64);
-    getcontext(context);
-    context->uc_stack.ss_sp = end - STACK / 2;
-    context->uc_stack.ss_size = reinterpret_cast<unsigned char*>(context) - (end - STACK / 2);
-    context->uc_link = nullptr;
-    makecontext(context, entry, 0);
-    return context;
-}
-#endif
-
-static bool runnable(const Fiber& fiber) { return *fiber.awaited != fiber.until; }
-
 // All threads that a condition holds for, as text: "0-31, 40".
 template <class Condition> static std::string list_threads(const Worker& worker, Condition holds) {
     std::string found;
@@ -127,7 +70,7 @@ static std::string describe_deadlock(const Worker& worker) {
     return report;
 }
 
-static Fiber* find_runnable(Fiber* me) {
+Fiber* find_runnable(Worker& worker, Fiber* me) {
     Warp* warp = me->warp;
     for (Fiber* fiber = me->next; fiber != me; fiber = fiber->next)
         if (runnable(*fiber)) return fiber;
@@ -138,44 +81,17 @@ static Fiber* find_runnable(Fiber* me) {
             fiber = fiber->next;
         } while (fiber != other->first);
     }
-    return nullptr;
+    worker.fail(describe_deadlock(worker));
 }
 
-// Lets another thread run; returns when this one may go on.
-static void wait(Worker& worker, Fiber* me) {
-    Fiber* next = me->next;
-    if (!runnable(*next)) {
-        next = find_runnable(me);
-        if (next == nullptr) worker.fail(describe_deadlock(worker));
-    }
-    worker.current = next;
-    worker.thread = next;
-    emulator_switch(&me->stack_pointer, next->stack_pointer);
-}
-
-void arrive(Worker& worker, EmulatorCollective kind, int width, int line) {
-    Fiber* me = worker.current;
-    if (me == nullptr) worker.fail("a collective in a kernel that was taken for one without any");
-    Warp& warp = *me->warp;
-    if (warp.arrived == 0) {
-        if (warp.size != WARP) worker.fail(text("%s in a warp of %u threads, line %d", name_of(kind), warp.size, line));
-        warp.kind = kind;
-        warp.width = width;
-        warp.line = line;
-    } else if (warp.kind != kind || warp.width != width || warp.line != line) {
+void begin_collective(Worker& worker, Warp& warp, EmulatorCollective kind, int width, int line) {
+    if (warp.size != WARP) worker.fail(text("%s in a warp of %u threads, line %d", name_of(kind), warp.size, line));
+    if (warp.arrived != 0)
         worker.fail(text("divergent warp: this lane is at %s, line %d, others at %s, line %d", name_of(kind), line,
                          name_of(warp.kind), warp.line));
-    }
-    if (++warp.arrived == WARP) {
-        warp.arrived = 0;
-        complete(warp);
-        ++warp.generation;
-        return;
-    }
-    me->awaited = &warp.generation;
-    me->until = warp.generation;
-    me->line = line;
-    wait(worker, me);
+    warp.kind = kind;
+    warp.width = width;
+    warp.line = line;
 }
 
 // The first function on every fiber's stack.
@@ -188,7 +104,7 @@ static void enter() {
     me->until = NEVER;
     if (++here.exited == here.threads) {
         here.current = nullptr;
-        emulator_switch(&me->stack_pointer, here.main_stack_pointer);
+        change_stack(&me->stack_pointer, here.main_stack_pointer);
     }
     wait(here, me);
     __builtin_trap();
@@ -249,6 +165,7 @@ void run_fibers(Worker& worker, unsigned seed) {
             fiber.exited = fiber.at_barrier = false;
             fiber.group = 0;
             fiber.copies.clear();
+            fiber.performed = 0;
             fiber.segment = 0;
             fiber.stack_pointer = new_stack(fiber.stack_end, enter);
         }
@@ -259,17 +176,20 @@ void run_fibers(Worker& worker, unsigned seed) {
     Fiber* first = worker.warps[warp_order[0]].first;
     worker.current = first;
     worker.thread = first;
-    emulator_switch(&worker.main_stack_pointer, first->stack_pointer);
+    change_stack(&worker.main_stack_pointer, first->stack_pointer);
 }
 
-static void pass_barrier(int line) {
+[[noreturn]] static void fail_at_barrier(Worker& here, int line) {
+    here.fail(text("divergent barrier: this thread is at the one of line %d, others at that of line %d", line,
+                   here.barrier_line));
+}
+
+INLINED void pass_barrier(int line) {
     Worker& here = *worker();
-    Fiber* me = here.current;
-    if (me == nullptr) here.fail("a barrier in a kernel that was taken for one without any");
+    Fiber* me = &running(here);
     if (here.at_barrier == 0) here.barrier_line = line;
     if (here.barrier_line != line)
-        here.fail(text("divergent barrier: this thread is at the one of line %d, others at that of line %d", line,
-                       here.barrier_line));
+        fail_at_barrier(here, line);
     me->segment = 0;
     if (++here.at_barrier == here.threads) {
         here.at_barrier = 0;

@@ -169,7 +169,7 @@ def _built(stem: str, key: Sequence[str], arguments: Sequence[str], source: str 
 def runtime() -> Path:
     """The library that all compiled kernels share: scheduler, collectives, checks."""
     key = [(HERE / name).read_text() for name in (*HEADERS, *RUNTIME)]
-    return _built("runtime", key, [*(str(HERE / name) for name in RUNTIME), *_COMMON, "-O2", "-pthread"])
+    return _built("runtime", key, [*(str(HERE / name) for name in RUNTIME), *_COMMON, "-O2", "-mno-red-zone", "-pthread"])
 
 
 def _launch_function(kernel: Prototype, checked: bool) -> str:

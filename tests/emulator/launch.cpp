@@ -24,8 +24,12 @@ static unsigned number_of_environment(const char* name, unsigned otherwise) {
 static thread_local std::unique_ptr<Options> options;
 static thread_local std::string last_error;
 
-static Options current_options() {
-    if (options) return *options;
+static Options take_options() {
+    if (options) {
+        const Options chosen = *options;
+        options.reset();
+        return chosen;
+    }
     return {number_of_environment("ONNXC_EMULATOR_SEED", 0), number_of_environment("ONNXC_EMULATOR_THREADS", 1)};
 }
 
@@ -134,7 +138,7 @@ using namespace emulator;
 
 int emulator_launch(const EmulatorKernel* kernel, const void* parameters, const unsigned* grid, const unsigned* block,
                     unsigned long shared_bytes) {
-    const Options chosen = current_options();
+    const Options chosen = take_options();
     Launch launch{kernel, parameters, grid[0], block[0], shared_bytes, chosen.seed};
     last_error = refusal(launch, grid, block);
     if (!last_error.empty()) {

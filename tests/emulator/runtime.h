@@ -73,10 +73,11 @@ int emulator_launch(const EmulatorKernel* kernel, const void* parameters, const 
                     unsigned long shared_bytes);
 // The last launch's report on this OS thread.
 const char* emulator_error();
-// For the next launches of this OS thread: the order of warps, lanes and blocks, and how many OS threads share the
+// For the next launch of this OS thread: the order of warps, lanes and blocks, and how many OS threads share the
 // blocks. Not called: ONNXC_EMULATOR_SEED and ONNXC_EMULATOR_THREADS of the environment, or 0 and 1.
 void emulator_configure(unsigned seed, unsigned os_threads);
-// Memory that kernels may read, and write where `writable`. Checked kernels may touch no other.
+// Memory that kernels may read, and write where `writable`. Checked kernels may touch no other; where none is registered,
+// only their accesses to shared memory are checked.
 void emulator_register_range(const void* begin, unsigned long bytes, const char* name, int writable);
 void emulator_forget_range(const void* begin);
 }

@@ -130,19 +130,17 @@ void complete(Warp& warp) {
     }
 }
 
-static Fiber& running(Worker& here) {
-    if (here.current == nullptr) here.fail("a collective in a kernel that was taken for one without any");
-    return *here.current;
+[[noreturn]] static void fail_in_shared(Worker& here, const void* address, int bytes, const char* what, int line) {
+    const long offset = static_cast<const unsigned char*>(address) - here.shared;
+    const bool inside = offset >= 0 && offset + bytes <= long(here.shared_bytes);
+    here.fail(text("%s%s of %d bytes at shared memory %+ld (of %zu bytes), line %d", inside ? "misaligned " : "", what, bytes,
+                   offset, here.shared_bytes, line));
 }
 
-// Fails where `bytes` at an address are not aligned to that many, or not in the block's shared memory.
-static void require_shared(Worker& here, const void* address, int bytes, const char* what, int line) {
-    const uintptr_t at = reinterpret_cast<uintptr_t>(address), begin = reinterpret_cast<uintptr_t>(here.shared);
-    if (at < begin || at + bytes > begin + here.shared_bytes)
-        here.fail(text("%s of %d bytes at shared memory %+ld (of %zu bytes), line %d", what, bytes, long(at - begin),
-                       here.shared_bytes, line));
-    if (at % bytes != 0)
-        here.fail(text("misaligned %s of %d bytes at shared memory %+ld, line %d", what, bytes, long(at - begin), line));
+// Whether so many bytes at an address are the block's shared memory, and aligned to their number.
+static bool is_in_shared(const Worker& here, const void* address, size_t bytes) {
+    const size_t offset = static_cast<const unsigned char*>(address) - here.shared;
+    return offset < here.shared_bytes && offset + bytes <= here.shared_bytes && offset % bytes == 0;
 }
 
 }  // namespace emulator
@@ -150,9 +148,10 @@ static void require_shared(Worker& here, const void* address, int bytes, const c
 using namespace emulator;
 
 void emulator_warp_barrier(int line) {
-    Fiber& me = running(*worker());
+    Worker& here = *worker();
+    Fiber& me = running(here);
     me.segment = 0;
-    arrive(*worker(), EMULATOR_WARP_BARRIER, 0, line);
+    arrive(here, &me, EMULATOR_WARP_BARRIER, 0, line);
 }
 
 void emulator_shuffle(EmulatorCollective kind, const void* value, void* result, int bytes, int argument, int line) {
@@ -166,7 +165,7 @@ void emulator_shuffle(EmulatorCollective kind, const void* value, void* result, 
     if (kind == EMULATOR_SHUFFLE_UP) source = number <= me.lane ? me.lane - number : me.lane;
     uint64_t* own = &exchange.values[me.lane];
     bytes == 4 ? memcpy(own, value, 4) : memcpy(own, value, 8);
-    arrive(here, kind, bytes, line);
+    arrive(here, &me, kind, bytes, line);
     const uint64_t* other = &exchange.values[source];
     bytes == 4 ? memcpy(result, other, 4) : memcpy(result, other, 8);
 }
@@ -177,7 +176,7 @@ unsigned emulator_ballot(bool holds, int line) {
     Exchange& exchange = me.warp->exchanges[me.warp->generation % 2];
     if (me.warp->arrived == 0) exchange.votes = 0;
     exchange.votes |= uint32_t(holds) << me.lane;
-    arrive(here, EMULATOR_BALLOT, 0, line);
+    arrive(here, &me, EMULATOR_BALLOT, 0, line);
     return exchange.votes;
 }
 
@@ -185,11 +184,11 @@ void emulator_load_matrix(EmulatorCollective kind, unsigned* registers, const vo
     Worker& here = *worker();
     Fiber& me = running(here);
     if (me.lane < 8u * matrices) {
-        require_shared(here, row, 16, name_of(kind), line);
+        if (!is_in_shared(here, row, 16)) fail_in_shared(here, row, 16, name_of(kind), line);
         if (here.checker) check(here, row, 16, Access::READ, {line, nullptr});
     }
     me.warp->rows[me.lane] = row;
-    arrive(here, kind, matrices, line);
+    arrive(here, &me, kind, matrices, line);
     const unsigned major = me.lane / 4, minor = me.lane % 4 * 2;
     for (int i = 0; i < matrices; ++i) {
         const auto& matrix = *reinterpret_cast<const uint16_t(*)[8][8]>(me.warp->row_elements[8 * i]);
@@ -214,7 +213,7 @@ void emulator_multiply(EmulatorCollective kind, void* c, const unsigned* a, cons
     uint32_t *upper = &fragments.c[group][2 * within], *lower = &fragments.c[group + 8][2 * within];
     memcpy(upper, c, 8);
     memcpy(lower, static_cast<uint32_t*>(c) + 2, 8);
-    arrive(here, kind, 0, line);
+    arrive(here, &me, kind, 0, line);
     memcpy(c, upper, 8);
     memcpy(static_cast<uint32_t*>(c) + 2, lower, 8);
 }
@@ -224,7 +223,7 @@ void emulator_multiply(EmulatorCollective kind, void* c, const unsigned* a, cons
 void emulator_copy_async(void* shared, const void* global, int bytes, bool valid, int line) {
     Worker& here = *worker();
     Fiber& me = running(here);
-    require_shared(here, shared, bytes, "asynchronous copy", line);
+    if (!is_in_shared(here, shared, bytes)) fail_in_shared(here, shared, bytes, "asynchronous copy", line);
     if (valid && reinterpret_cast<uintptr_t>(global) % bytes != 0)
         here.fail(text("misaligned source of an asynchronous copy of %d bytes: ", bytes) +
                   name_of_place(here, reinterpret_cast<uintptr_t>(global)) + Origin{line, nullptr}.describe());
@@ -238,20 +237,29 @@ void emulator_copy_async(void* shared, const void* global, int bytes, bool valid
 
 void emulator_copy_async_commit() { ++running(*worker()).group; }
 
+static void perform(const Copy& copy) {
+    static const unsigned char zeros[16] = {};
+    const unsigned char* source = copy.valid ? copy.source : zeros;
+    if (copy.bytes == 16) memcpy(copy.target, source, 16);
+    else if (copy.bytes == 8) memcpy(copy.target, source, 8);
+    else memcpy(copy.target, source, 4);
+}
+
 void emulator_copy_async_wait(int pending) {
     Worker& here = *worker();
     Fiber& me = running(here);
-    size_t done = 0;
-    for (; done < me.copies.size() && me.copies[done].group + pending < me.group; ++done) {
-        const Copy& copy = me.copies[done];
+    for (; me.performed < me.copies.size() && me.copies[me.performed].group + pending < me.group; ++me.performed) {
+        const Copy& copy = me.copies[me.performed];
         if (here.checker) {
             if (copy.valid) check(here, copy.source, copy.bytes, Access::READ, {copy.line, nullptr});
             check(here, copy.target, copy.bytes, Access::COPY_END, {copy.line, nullptr});
         }
         here.copy_line = copy.line;
-        if (copy.valid) memcpy(copy.target, copy.source, copy.bytes);
-        else memset(copy.target, 0, copy.bytes);
+        perform(copy);
     }
     here.copy_line = 0;
-    me.copies.erase(me.copies.begin(), me.copies.begin() + done);
+    if (me.performed > 64 || me.performed == me.copies.size()) {
+        me.copies.erase(me.copies.begin(), me.copies.begin() + me.performed);
+        me.performed = 0;
+    }
 }

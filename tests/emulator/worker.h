@@ -41,6 +41,7 @@ struct Fiber : EmulatorThread {
     bool exited, at_barrier;
     int line;  // of the barrier or collective that it waits at
     std::vector<Copy> copies;
+    size_t performed;  // of the copies
     unsigned group;
     uint32_t segment;  // of check.cpp; 0: none yet since the last barrier
     unsigned char *stack_begin, *stack_end;
