@@ -28,11 +28,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir.dims import Dim, parse_dim, substitute, symbol, symbols
+from ..ir.dims import Dim, parse_dim, symbol, symbols
 from ..ir.dtypes import BY_NAME
 from ..ir.errors import ModelError, UnsupportedError
 from ..ir.graph import TensorType, Value
-from ..ir.program import ALIGNMENT, MARK, ArenaPlan, ArenaSlot
+from ..ir.program import ALIGNMENT, MARK, ArenaPlan, ArenaSlot, dim_text
 from ..ir.target import Target
 from .compiled import Compiled
 
@@ -172,11 +172,11 @@ def _write(compiled: Compiled, file: IO[bytes]) -> None:
         "inputs": [_encode_port(value) for value in compiled.inputs],
         "outputs": [_encode_port(value) for value in compiled.outputs],
         "symbols": [name.removeprefix(MARK) for name in compiled.symbols],
-        "assumptions": [[_dim_text(a), _dim_text(b)] for a, b in compiled.assumptions],
+        "assumptions": [[dim_text(a), dim_text(b)] for a, b in compiled.assumptions],
         "segments": compiled.segments,
         "ready": compiled.ready,
         "arena": {
-            "slots": [[[s.memory, _dim_text(s.bytes), s.below] for s in slots] for slots in compiled.arena.slots],
+            "slots": [[[s.memory, dim_text(s.bytes), s.below] for s in slots] for slots in compiled.arena.slots],
             "size": compiled.arena.size,
             "lower_bound": compiled.arena.lower_bound,
             "hints": {name.removeprefix(MARK): size for name, size in compiled.arena.hints.items()},
@@ -225,14 +225,8 @@ def _encode_device(compiled: Compiled, code: _Places) -> dict[str, Any]:
     return {"device": encode(compiled.device), "images": images}
 
 
-def _dim_text(dim: Dim) -> str | int:
-    """A dim over the model's own names of the symbols."""
-    plain = {s.name: symbol(s.name.removeprefix(MARK), None) for s in symbols(dim)}
-    return dim if isinstance(dim, int) else str(substitute(dim, plain))
-
-
 def _encode_port(value: Value) -> dict[str, Any]:
-    return {"name": value.name, "dtype": value.dtype.name, "shape": [_dim_text(dim) for dim in value.shape]}
+    return {"name": value.name, "dtype": value.dtype.name, "shape": [dim_text(dim) for dim in value.shape]}
 
 
 # Reading

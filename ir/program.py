@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .dims import Dim, Sum, symbols
+from .dims import Dim, Sum, substitute, symbol, symbols
 from .dtypes import DType
 from .graph import Value
 from .loops import Kernel
@@ -21,6 +21,12 @@ from .loops import Kernel
 ALIGNMENT = 64
 MARK = "$"
 """Begins the names of all symbols of programs and kernels, so that no loop index can be one of them."""
+
+
+def dim_text(dim: Dim) -> str | int:
+    """A dim over the model's own names of the symbols, as files hold it."""
+    plain = {s.name: symbol(s.name.removeprefix(MARK), None) for s in symbols(dim)}
+    return dim if isinstance(dim, int) else str(substitute(dim, plain))
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ....ir.dims import Dim, parse_dim, substitute, symbol, symbols
+from ....ir.dims import Dim, parse_dim, symbol, symbols
 from ....ir.dtypes import BY_NAME
-from ....ir.program import MARK, Assign, Bind, Choose, Memory, Place, Repeat, Run, Step, Steps
+from ....ir.program import MARK, Assign, Bind, Choose, Memory, Place, Repeat, Run, Step, Steps, dim_text
 from ..launch import Launch
 
 if TYPE_CHECKING:
@@ -50,11 +50,17 @@ def encode(code: DeviceCode) -> dict[str, Any]:
     """All but the images, for JSON. Dims are texts over the program's names of the symbols, without their mark."""
     return {
         "kernels": {
-            name: [_text(launch.grid), launch.threads, launch.shared_bytes, launch.index_bits, _bare(code.sizes[name])]
+            name: [
+                dim_text(launch.grid),
+                launch.threads,
+                launch.shared_bytes,
+                launch.index_bits,
+                _bare(code.sizes[name]),
+            ]
             for name, launch in code.launches.items()
         },
         "segments": [_encode_steps(steps) for steps in code.segments],
-        "memories": [[m.name, m.dtype.name, _text(m.size), m.role, m.segment] for m in code.memories.values()],
+        "memories": [[m.name, m.dtype.name, dim_text(m.size), m.role, m.segment] for m in code.memories.values()],
         "results": list(code.results),
     }
 
@@ -96,11 +102,6 @@ class _AnyName(dict[str, Dim]):
 _SYMBOLS: Mapping[str, Dim] = _AnyName()
 
 
-def _text(dim: Dim) -> str | int:
-    plain = {s.name: symbol(s.name.removeprefix(MARK), None) for s in symbols(dim)}
-    return dim if isinstance(dim, int) else str(substitute(dim, plain))
-
-
 def _dim(text: str | int) -> Dim:
     return text if isinstance(text, int) else parse_dim(text, _SYMBOLS)
 
@@ -122,7 +123,7 @@ def _one_of(name: Any, known: Iterable[str]) -> str:
 
 
 def _encode_place(place: Place | None) -> list[Any] | None:
-    return None if place is None else [place.memory, _text(place.offset)]
+    return None if place is None else [place.memory, dim_text(place.offset)]
 
 
 def _encode_steps(steps: Steps) -> list[list[Any]]:
@@ -132,15 +133,15 @@ def _encode_steps(steps: Steps) -> list[list[Any]]:
 def _encode_step(step: Step) -> list[Any]:
     if isinstance(step, Run):
         places = [_encode_place(place) for place in step.arguments]
-        return ["run", step.kernel, places, [_text(size) for size in step.sizes], list(step.origin)]
+        return ["run", step.kernel, places, [dim_text(size) for size in step.sizes], list(step.origin)]
     if isinstance(step, Bind):
         symbol_name = step.symbol.removeprefix(MARK)
         return ["bind", symbol_name, _encode_place(step.place), step.dtype.name, step.least]
     if isinstance(step, Assign):
-        return ["assign", step.symbol.removeprefix(MARK), _text(step.value)]
+        return ["assign", step.symbol.removeprefix(MARK), dim_text(step.value)]
     if isinstance(step, Choose):
         return ["choose", _encode_place(step.condition), _encode_steps(step.then), _encode_steps(step.otherwise)]
-    trips = None if step.trips is None else _text(step.trips)
+    trips = None if step.trips is None else dim_text(step.trips)
     count = None if step.count is None else step.count.removeprefix(MARK)
     index = step.index.removeprefix(MARK)
     return ["repeat", index, trips, _encode_place(step.condition), _encode_steps(step.body), count]
