@@ -1,7 +1,8 @@
 // Running the threads of a block as fibers.
 #pragma once
 #include "worker.h"
-#ifndef __x86_64__
+#if !defined(__x86_64__) || defined(EMULATOR_UCONTEXT)
+#define EMULATOR_UCONTEXT  // may be asked for, to test it
 #include <ucontext.h>
 #endif
 
@@ -18,7 +19,7 @@ void run_fibers(Worker& worker, unsigned seed);
 
 #define INLINED inline __attribute__((always_inline))
 
-#ifdef __x86_64__
+#ifndef EMULATOR_UCONTEXT
 #ifdef __AVX512F__
 #define VECTORS_512 \
     , "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", "xmm28", \

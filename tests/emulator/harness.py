@@ -14,6 +14,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import re
 import shutil
 import struct
@@ -38,7 +39,9 @@ RUNTIME = ("fibers.cpp", "warp.cpp", "launch.cpp", "memory.cpp", "faults.cpp", "
 HEADERS = ("runtime.h", "worker.h", "fibers.h", "device.h", "prelude.h")
 MAGIC = b"ONNXCEMU"
 """What an image begins with that the stand-in driver loads; the path of a library follows, then a zero byte."""
-_COMMON = ("-std=c++17", "-march=native", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-fcf-protection=none")
+_COMMON = ("-std=c++17", "-march=native", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-pthread")
+# Fibers push to the stack that they leave, and are entered by jumps.
+_X86 = ("-mno-red-zone", "-fcf-protection=none") if platform.machine() == "x86_64" else ()
 _KERNEL = (
     # Kernels reinterpret memory and let integers wrap, as nvcc allows; every operation is rounded by itself.
     *("-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off", "-fno-math-errno"),
@@ -169,7 +172,7 @@ def _built(stem: str, key: Sequence[str], arguments: Sequence[str], source: str 
 def runtime() -> Path:
     """The library that all compiled kernels share: scheduler, collectives, checks."""
     key = [(HERE / name).read_text() for name in (*HEADERS, *RUNTIME)]
-    return _built("runtime", key, [*(str(HERE / name) for name in RUNTIME), *_COMMON, "-O2", "-mno-red-zone", "-pthread"])
+    return _built("runtime", key, [*(str(HERE / name) for name in RUNTIME), *_COMMON, *_X86, "-O2"])
 
 
 def _launch_function(kernel: Prototype, checked: bool) -> str:
