@@ -252,7 +252,10 @@ DRIVER(cuLaunchKernel, Function* function, unsigned gx, unsigned gy, unsigned gz
     }
     if (packed.size() > PARAMETERS_LARGEST || (packed.size() && !start)) return INVALID_VALUE;
     if (packed.size()) memcpy(&packed[0], start, packed.size());
-    if (fails("launch")) return LAUNCH_OUT_OF_RESOURCES;
+    if (fails("launch")) {
+        if (const auto target = stream_of(stream); target && target->capture) target->capture_broken = true;
+        return LAUNCH_OUT_OF_RESOURCES;
+    }
     ++counters["launch_calls"];
     return submit(stream, "kernel " + function->name, [=] {
         if (fails("fault")) return int(ILLEGAL_ADDRESS);
@@ -362,6 +365,7 @@ DRIVER(cuStreamBeginCapture_v2, void* handle, int mode) {
     stream->capture_mode = mode;
     stream->capture_thread = &this_thread;
     stream->capture_broken = false;
+    ++counters["capturing"];
     return SUCCESS;
 }
 DRIVER(cuStreamIsCapturing, void* handle, int* status) {
@@ -377,6 +381,7 @@ DRIVER(cuStreamEndCapture, void* handle, Graph** graph) {
     const auto stream = stream_of(handle);
     if (!stream) return INVALID_HANDLE;
     if (!stream->capture) return ILLEGAL_STATE;
+    --counters["capturing"];
     std::unique_ptr<Graph> captured = std::move(stream->capture);
     if (stream->capture_broken) return CAPTURE_INVALIDATED;
     ++counters["captures"];

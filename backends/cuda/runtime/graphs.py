@@ -15,6 +15,8 @@ _RELAXED = 2
 """CU_STREAM_CAPTURE_MODE_RELAXED: other threads may allocate meanwhile."""
 _NO_TIMING = 2
 """CU_EVENT_DISABLE_TIMING."""
+_INVALIDATED = 901
+"""CUDA_ERROR_STREAM_CAPTURE_INVALIDATED."""
 LEGACY_STREAMS = (0, 1)
 """Handles of the default stream, with which every `Stream` is in order anyway."""
 
@@ -42,12 +44,17 @@ def _library() -> Any:
     return library
 
 
+class CaptureBroken(DeviceError):
+    """Another thread has done what breaks captures, such as waiting for the whole device."""
+
+
 def _call(name: str, *arguments: Any) -> None:
     code = getattr(_library(), name)(*arguments)
     if code:
         text = ctypes.c_char_p()
         _library().cuGetErrorString(code, ctypes.byref(text))
-        raise DeviceError(f"{name} failed: {(text.value or b'unknown error').decode()}")
+        kind = CaptureBroken if code == _INVALIDATED else DeviceError
+        raise kind(f"{name} failed: {(text.value or b'unknown error').decode()}")
 
 
 def _made(name: str, *arguments: Any) -> int:
@@ -70,8 +77,8 @@ def order(first: int, then: int) -> None:
 class Graph:
     """The work that `record` queues at the stream it is given, to be launched as one.
 
-    DeviceError where the driver refuses it. What `record` does must not depend on results; the addresses that it uses
-    are part of the graph.
+    DeviceError where the driver refuses it, CaptureBroken where something has come in between. What `record` does must
+    not depend on results; the addresses that it uses are part of the graph.
     """
 
     __slots__ = ("__weakref__", "_handle")
@@ -82,8 +89,11 @@ class Graph:
             _call("cuStreamBeginCapture_v2", stream.handle, _RELAXED)
             try:
                 record(stream)
-            except BaseException:
-                if not _library().cuStreamEndCapture(stream.handle, ctypes.byref(graph)):
+            except BaseException as error:
+                code = _library().cuStreamEndCapture(stream.handle, ctypes.byref(graph))
+                if code == _INVALIDATED and isinstance(error, Exception):
+                    raise CaptureBroken(str(error)) from error
+                if not code:
                     _library().cuGraphDestroy(graph)
                 raise
             _call("cuStreamEndCapture", stream.handle, ctypes.byref(graph))

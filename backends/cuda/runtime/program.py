@@ -98,7 +98,7 @@ class DeviceProgram:
                 raise DeviceError(f"{device.facts.name}: no memory for the code of kernel {name}") from error
             except device.driver.Error as error:
                 raise TargetError(f"kernel {name} cannot be loaded on {device.facts.name}: {error}") from error
-        return Kernels(functions, code.launches, code.sizes, code.memories)
+        return Kernels(functions, device.driver.Error, code.launches, code.sizes, code.memories)
 
     def _uploaded(self, constants: Mapping[str, np.ndarray]) -> Block | None:
         """All weights in one block, as every call reads them."""

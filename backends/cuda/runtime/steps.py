@@ -31,9 +31,11 @@ class Where(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernels:
-    """The functions of a program's kernels, and what launching them takes. `functions` holds PyCUDA's."""
+    """The functions of a program's kernels, as PyCUDA has them, and what launching them takes. `refusal` is what is
+    raised where a launch is refused."""
 
     functions: Mapping[str, Any]
+    refusal: type[Exception]
     launches: Mapping[str, Launch]
     sizes: Mapping[str, tuple[str, ...]]
     memories: Mapping[str, Memory]
@@ -73,7 +75,7 @@ class Launches:
             run, grid, block, shared_bytes, start, stop = call
             try:
                 functions[run.kernel]._launch_kernel(grid, block, content[start:stop], shared_bytes, queue)
-            except Exception as error:
+            except self._kernels.refusal as error:
                 raise DeviceError(f"{described(call)} cannot be launched: {error}") from error
 
 

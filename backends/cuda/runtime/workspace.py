@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from .driver import Block, Device, Stream
-from .graphs import Graph
+from .graphs import CaptureBroken, Graph
 from .memory import Pool, checked_bytes, rounded
 from .steps import Launches
 
@@ -187,7 +187,11 @@ class Workspace:
                 self._seen.append(key)
                 record(self.stream)
                 return
-            graph = self._graphs[key] = Graph(self.device, self._capturing, record)
+            try:
+                graph = self._graphs[key] = Graph(self.device, self._capturing, record)
+            except CaptureBroken:
+                record(self.stream)
+                return
             if len(self._graphs) > GRAPHS_KEPT:
                 self._graphs.popitem(last=False)
         else:

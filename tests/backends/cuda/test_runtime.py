@@ -19,6 +19,7 @@ from onnxc.backends.cuda.runtime import workspace as workspace_module
 from onnxc.backends.cuda.runtime.arrays import GpuArray
 from onnxc.backends.cuda.runtime.driver import DeviceFacts, open_device
 from onnxc.backends.cuda.runtime.program import chosen_images
+from onnxc.backends.cuda.runtime.steps import Launches
 from onnxc.compiler import cuda_executable as executable_module
 from onnxc.compiler.cuda_executable import CudaExecutable
 from onnxc.ir.errors import DeviceError
@@ -242,15 +243,42 @@ def test_what_pools_keep_is_given_up_when_memory_is_short() -> None:
 
 def test_a_launch_that_is_refused_names_the_kernel() -> None:
     total, x = CudaExecutable(models.total()), floats(100, 10)
-    for calls in range(3):  # launched directly, then into a graph
-        message = (
-            r"kernel twice \(from node_twice\) of 32 blocks of 32 threads with 0 bytes of shared memory cannot be "
-        )
-        if calls < 2:
-            with driver.failing("launch", 1), pytest.raises(DeviceError, match=message + "launched: cuLaunchKernel"):
-                total(x, x)
+    message = (
+        r"\(from node_{0}\) of 32 blocks of 32 threads with 0 bytes of shared memory cannot be launched: cuLaunchKernel"
+    )
+    with driver.failing("launch", 1), pytest.raises(DeviceError, match="kernel twice " + message.format("twice")):
+        total(x, x)
+    np.testing.assert_array_equal(total(x, x), 4 * x)
+    # In a capture, and then without one.
+    with driver.failing("launch", 1, 2), pytest.raises(DeviceError, match="kernel add " + message.format("add")):
+        total(x, x)
+    for _ in range(3):
         np.testing.assert_array_equal(total(x, x), 4 * x)
     assert driver.counter("graphs") == 0
+
+
+def test_a_capture_that_another_thread_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    total, x = CudaExecutable(models.total()), floats(100, 10)
+    total(x, x)
+    device, queue = open_device(), Launches.queue
+
+    def wait() -> None:
+        with device, pytest.raises(device.driver.LogicError, match="not permitted when stream is capturing"):
+            device.driver.Context.synchronize()
+
+    def disturbed(launches: Launches, regions: Any, stream: Any) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            if driver.counter("capturing"):
+                pool.submit(wait).result()
+        queue(launches, regions, stream)
+
+    before = driver.counter("captures")
+    with monkeypatch.context() as patch:
+        patch.setattr(Launches, "queue", disturbed)
+        np.testing.assert_array_equal(total(x, x), 4 * x)
+    assert driver.counter("captures") == before
+    np.testing.assert_array_equal(total(x, x), 4 * x)
+    assert driver.counter("captures") == before + 1
 
 
 @pytest.mark.parametrize("point", ["instantiate", "graph_launch", "copy"])
