@@ -44,8 +44,9 @@ types: $(VENV)/installed-test ## mypy --strict
 conformance: $(VENV)/installed-test ## ONNX's own test suite alone
 	@ONNXC_CUDA_CASES=all $(RUN) -m pytest tests/conformance -n auto -q
 
-readme: $(VENV)/installed-test ## write the operator table of README.md anew
+readme: $(VENV)/installed-test ## write the tables of README.md anew
 	@$(RUN) -m onnxc.tools.operator_table README.md
+	@$(RUN) -m onnxc.tools.gpu.table README.md
 
 clean: ## remove what was built and installed
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/.pytest_cache
