@@ -9,15 +9,20 @@ Importing it does no work and imports nothing but the errors: the compiler comes
 
 from typing import TYPE_CHECKING, Any
 
-from .ir.errors import ModelError, OnnxcError, ShapeError, TargetError, UnsupportedError
+from .ir.errors import DeviceError, ModelError, OnnxcError, ShapeError, TargetError, UnsupportedError
 
 if TYPE_CHECKING:
+    from .backends.cuda.runtime.arrays import GpuArray
     from .compiler.api import Executable, compile, load
+    from .compiler.cuda_executable import CudaExecutable
     from .ir.target import Target
 
 __version__ = "0.1.0"
 __all__ = [
+    "CudaExecutable",
+    "DeviceError",
     "Executable",
+    "GpuArray",
     "ModelError",
     "OnnxcError",
     "ShapeError",
@@ -28,18 +33,19 @@ __all__ = [
     "compile",
     "load",
 ]
+_HOMES = {
+    "CudaExecutable": ".compiler.cuda_executable",
+    "GpuArray": ".backends.cuda.runtime.arrays",
+    "Target": ".ir.target",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "Target":
-        from .ir.target import Target
+    from importlib import import_module
 
-        return Target
-    from .compiler import api
-
-    return getattr(api, name)
+    return getattr(import_module(_HOMES.get(name, ".compiler.api"), __package__), name)
 
 
 def __dir__() -> list[str]:

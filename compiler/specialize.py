@@ -100,7 +100,7 @@ class SpecializingExecutable:
         missing = [name for name in self._small if name not in inputs]
         if missing:
             raise ShapeError(f"inputs do not fit (missing: {', '.join(missing)})")
-        arrays = {value.name: np.asarray(inputs[value.name]) for value in self._values if value.name in inputs}
+        arrays = {value.name: self._seen(value.name, inputs) for value in self._values if value.name in inputs}
         with self._lock:
             found = self._known.get(self._key(arrays))
             if found is None:
@@ -109,6 +109,16 @@ class SpecializingExecutable:
                 while len(self._known) > KEPT:
                     self._known.popitem(last=False)
         return found
+
+    def _seen(self, name: str, inputs: Mapping[str, Any]) -> np.ndarray:
+        """An input as far as the code may depend on it: its values where it is small, of others the shape alone, so
+        that what lies in a GPU's memory stays there."""
+        argument = inputs[name]
+        if name in self._small and hasattr(argument, "cpu"):  # a tensor of PyTorch
+            argument = argument.cpu()
+        if name in self._small or not hasattr(argument, "shape"):
+            return np.asarray(argument)
+        return np.broadcast_to(np.uint8(0), tuple(argument.shape))
 
     def _key(self, arrays: Mapping[str, np.ndarray]) -> tuple[bytes, ...]:
         _, fixed = _LEVELS[self._level]

@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from .. import __version__
-from ..ir.errors import ModelError, OnnxcError, TargetError, UnsupportedError, ValueNeeded, VerifierError
+from ..ir.errors import DeviceError, ModelError, OnnxcError, TargetError, UnsupportedError, ValueNeeded, VerifierError
 
 BAD_USAGE, BAD_MODEL, UNSUPPORTED, BUG, INTERRUPTED = 2, 3, 4, 70, 130
 COMMANDS = ("run", "compile", "dump", "plan", "ops", "demo", "completion")
@@ -55,7 +55,7 @@ def exit_code(error: BaseException) -> int:
     """What a script can tell of an error."""
     if isinstance(error, ModelError | VerifierError):
         return BAD_MODEL
-    if isinstance(error, UnsupportedError | TargetError):
+    if isinstance(error, UnsupportedError | TargetError | DeviceError):
         return UNSUPPORTED
     return BAD_USAGE if isinstance(error, OnnxcError) else BUG
 
