@@ -307,9 +307,12 @@ def _onto(body: Block, names: dict[tuple[str, Dim], Buffer]) -> Block:
     return tuple(map(one, k.rebuild(body, Other())))
 
 
-def block_reduction(registers: Sequence[tuple[Buffer, str]], threads: int, name: str) -> list[Statement]:
+def block_reduction(
+    registers: Sequence[tuple[Buffer, str]], threads: int, name: str, again: bool = True
+) -> list[Statement]:
     """Combines registers (each with its operation) over all threads of a block, a multiple of a warp of at most 1024:
-    within warps by shuffles, then the warps' values, which lie in shared memory called `name`, in every warp alike."""
+    within warps by shuffles, then the warps' values, which lie in shared memory called `name`, in every warp alike.
+    `again` tells that the block may come by here once more."""
     statements = warp_reduction(registers)
     warps = threads // WARP
     if warps == 1:
@@ -328,7 +331,7 @@ def block_reduction(registers: Sequence[tuple[Buffer, str]], threads: int, name:
             identity = s.const(s.IDENTITY[op](register.dtype), register.dtype)
             value = s.select(s.binary("lt", s.index(lane % width), s.index(warps)), value, identity)
         statements.append(Store(register, 0, value))
-    return [*statements, *warp_reduction(registers, width), Barrier()]
+    return [*statements, *warp_reduction(registers, width), *([Barrier()] if again else [])]
 
 
 def warp_reduction(registers: Sequence[tuple[Buffer, str]], width: int = WARP, stride: int = 1) -> list[Statement]:

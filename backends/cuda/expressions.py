@@ -493,6 +493,8 @@ def converted(x: str, source: DType, wanted: DType) -> str:
             return f"{wanted}_to_f32(f64_to_{wanted}({bare(x)}))"
         x = x if source in (F32, *HALF) else f"(float){x}"
         return f"{wanted}_to_f32(f32_to_{wanted}({bare(x)}))"
+    if source in HALF and wanted == F32:
+        return x
     kind = memory_type(wanted)
     if source.is_float and wanted.is_integer and (wanted.bits < 32 or wanted.kind == "uint"):
         if wanted.bits == 64:

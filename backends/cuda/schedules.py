@@ -9,7 +9,7 @@ from ...ir.target import Target
 from ...passes.regions import BindSymbol, Call, Lowered, Region, Repeated, Schedule
 from ...passes.threads import distribute
 from ..kernels import detection, determinant, fourier, scan, scatter, selection
-from .kernels import depthwise, gemm, pointwise, recurrent
+from .kernels import conv, depthwise, gemm, general, recurrent
 from .launch import is_launchable
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
@@ -19,7 +19,8 @@ SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     ),
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),
     **dict.fromkeys(("CumSum", "CumProd"), (scan.schedule,)),
-    "Conv": (depthwise.schedule,),
+    "Conv": (depthwise.schedule, conv.schedule),
+    "ConvTranspose": (conv.transposed,),
     "ScatterElements": (scatter.scatter_elements,),
     "ScatterND": (scatter.scatter_nd,),
     "MaxUnpool": (scatter.max_unpool,),
@@ -33,7 +34,7 @@ SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     "Det": (determinant.schedule,),
 }
 """For an anchor's operator: the schedules to try in order, before those for any region."""
-GENERAL: tuple[Schedule, ...] = (pointwise.schedule,)
+GENERAL: tuple[Schedule, ...] = (general.schedule,)
 """Tried in order for every region that no schedule of its operator takes."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ...ir import loops as k
@@ -121,6 +122,15 @@ class StatementRenderer(ExpressionRenderer):
         self.frames[-1].buffers[alias.buffer.name] = Variable(name)
 
     def _store(self, store: k.Store) -> None:
+        guard = store.predicate
+        if guard is not None and guard.lanes == 1 and store.value.lanes >= MANY:
+            (guard,) = self.begin(guard)
+            self.write(f"if ({bare(self.value(guard))}) {{")
+            before, self.indent = self.indent, self.indent + "    "
+            self._store(replace(store, predicate=None))
+            self.indent = before
+            self.write("}")
+            return
         if self._moves_lanes(store):
             return
         predicate, offset, value, stride = self.begin(store.predicate, store.offset, store.value, store.stride)

@@ -16,13 +16,11 @@ from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, bounds, ceildiv, dim_factor, dim_min, symbol
 from ....ir.loops import Alloc, Block, For, Let, Statement, Store
-from ....ir.scalars import Buffer
-from ....ir.target import Target
-from ....ir.tensors import Tensor, unflatten
-from ....passes.nests import ALWAYS, all_reductions, build_nests
-from ....passes.regions import Call, Lowered, Region
+from ....ir.tensors import unflatten
+from ....passes.nests import all_reductions
+from ....passes.regions import Region
 from ....passes.threads import THREAD
-from .groups import Group, aliases_of, below, block_index, blocks_of, by_shape, call_of, group_of, threads_for, where
+from .groups import Group, below, block_index, blocks_of, threads_for, where
 from .lanes import Lanes, contiguous, lanes_of, multiples
 
 TURNS = 4
@@ -31,52 +29,9 @@ FILLING = 1 << 16
 """Threads below which more of them are worth more than lanes: half of what a large GPU holds."""
 
 
-def schedule(region: Region, target: Target) -> Lowered | None:
-    """A kernel for each shape among the outputs. None where an output has no definition."""
-    outputs = region.full_outputs()
-    if any(tensor.kind == "opaque" for _, tensor in outputs):
-        return None
-    return Lowered(tuple(calls(region, outputs)))
-
-
-def calls(region: Region, outputs: Sequence[tuple[Buffer, Tensor]], scratch: Sequence[Buffer] = ()) -> list[Call]:
-    """A kernel for each shape, on the region's buffers and `scratch`."""
-    return [_call(region, group, scratch) for group in by_shape(outputs)]
-
-
-def _call(region: Region, outputs: Sequence[tuple[Buffer, Tensor]], scratch: Sequence[Buffer]) -> Call:
-    group = group_of(outputs)
-    buffers = [buffer for buffer, _ in outputs]
-    if _hoists(group):
-        return call_of(region, build_nests(outputs, ALWAYS), buffers, scratch)
-    aliases = aliases_of(region, group)
-    return call_of(region, _kernel(region, group, bool(aliases)), buffers, scratch, aliases=aliases)
-
-
-def _hoists(group: Group) -> bool:
-    """Whether elements share reductions, or reductions use others."""
-    names = {axis.name for axis in group.axes}
-    found = [reduce for value in group.values for reduce in all_reductions(value)]
-    return any(not names <= reduce.free or all_reductions(reduce.body) for reduce in found)
-
-
-def lanes_for(group: Group) -> int:
-    """Elements of one thread that memory may move together, as far as types and the last axis tell."""
-    last = group.axes[-1]
-    stores = [output.buffer for output in group.outputs]
-    lanes = lanes_of([*stores, *(load.buffer for value in group.values for load in contiguous(value, last.name))])
-    reduces = any(all_reductions(value) for value in group.values)
-    total = math.prod(axis.extent for axis in group.axes if isinstance(axis.extent, int))
-    while lanes > 1 and reduces and total // lanes < FILLING:
-        lanes //= 2
-    if len(group.axes) > 1 and isinstance(last.extent, int):
-        while last.extent % lanes:
-            lanes //= 2
-    return lanes
-
-
-def _kernel(region: Region, group: Group, in_place: bool) -> Block:
-    """The kernel's body: lanes where everything stored is aligned, perhaps on condition of the sizes."""
+def kernel(region: Region, group: Group, in_place: bool) -> Block:
+    """The body of the kernel of a group: lanes where everything stored is aligned, perhaps on condition of the sizes.
+    `in_place` tells that an input may be an output."""
     if not group.axes:
         stores = _scalar(group, 0)
         return blocks_of(1, 32, where(below(k.index_symbol(THREAD, 32), 1), stores))
@@ -92,6 +47,21 @@ def _kernel(region: Region, group: Group, in_place: bool) -> Block:
     turns = _turns(group)
     threads = _threads(group, turns)
     return blocks_of(ceildiv(group.total, threads * turns), threads, _one_by_one(group, turns, in_place))
+
+
+def lanes_for(group: Group) -> int:
+    """Elements of one thread that memory may move together, as far as types and the last axis tell."""
+    last = group.axes[-1]
+    stores = [output.buffer for output in group.outputs]
+    lanes = lanes_of([*stores, *(load.buffer for value in group.values for load in contiguous(value, last.name))])
+    reduces = any(all_reductions(value) for value in group.values)
+    total = math.prod(axis.extent for axis in group.axes if isinstance(axis.extent, int))
+    while lanes > 1 and reduces and total // lanes < FILLING:
+        lanes //= 2
+    if len(group.axes) > 1 and isinstance(last.extent, int):
+        while last.extent % lanes:
+            lanes //= 2
+    return lanes
 
 
 def _turns(group: Group) -> int:
@@ -190,4 +160,3 @@ def _one_by_one(group: Group, turns: int, in_place: bool) -> list[Statement]:
     ]
     lets = [Let("wanted", number), Let("element", dim_min(symbol("wanted"), group.total - 1))]
     return [For("turn", turns, (*lets, *_named(group, guarded)), "unrolled")]
-
