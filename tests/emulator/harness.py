@@ -6,10 +6,14 @@
 What a kernel writes is written to the arrays. EmulationError tells what it did wrong: a barrier that not all threads
 reach, memory outside of its arguments, a deadlock; checked=True also finds data races and is some ten times slower.
 The same text is compiled for a GPU: nothing in it is changed, it stands between the prelude and the launch functions.
+
+Libraries are kept in ONNXC_CACHE_DIR (default: a folder among the temporary files) by their content. Launches that name
+no seed (those of the stand-in driver) take ONNXC_EMULATOR_SEED and ONNXC_EMULATOR_THREADS of the environment.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -20,6 +24,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,11 +154,20 @@ def _folder() -> Path:
     return folder
 
 
+def _prune() -> None:
+    """Removes what no run has used for a week."""
+    for path in _folder().glob("*.so"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > 7 * 24 * 3600:
+                path.unlink()
+
+
 def _built(stem: str, key: Sequence[str], arguments: Sequence[str], source: str | None = None) -> Path:
     """The library made by g++ with these arguments, from the cache where it was made before from the same."""
     digest = hashlib.blake2b("\0".join([_machine(), *key, *arguments]).encode(), digest_size=12).hexdigest()
     target = _folder() / f"{stem}-{digest}.so"
-    if target.exists():
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(target)  # in use: _prune keeps it
         return target
     with tempfile.TemporaryDirectory(dir=_folder()) as scratch:
         made = Path(scratch) / "made.so"
@@ -171,6 +185,7 @@ def _built(stem: str, key: Sequence[str], arguments: Sequence[str], source: str 
 @functools.cache
 def runtime() -> Path:
     """The library that all compiled kernels share: scheduler, collectives, checks."""
+    _prune()
     key = [(HERE / name).read_text() for name in (*HEADERS, *RUNTIME)]
     return _built("runtime", key, [*(str(HERE / name) for name in RUNTIME), *_COMMON, *_X86, "-O2"])
 

@@ -10,7 +10,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 from emulator import samples
-from emulator.harness import MAGIC, EmulationError, Library, compile_source, compiler, image_of, prototypes
+from emulator.harness import (
+    DEVICE_PRELUDE,
+    MAGIC,
+    EmulationError,
+    Library,
+    compile_source,
+    compiler,
+    image_of,
+    prototypes,
+)
+from onnxc.backends.cuda import nvrtc
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="g++ is not installed: nothing compiles CUDA C for a CPU")
 SEEDS = range(5)
@@ -83,7 +93,7 @@ def test_matrix_multiplication(name: str, checked: bool) -> None:
     a, b, expected = operands(name, m, n, k)
     for seed in SEEDS:
         c = np.zeros((m, n), expected.dtype if expected.dtype == np.int32 else np.float32)
-        library.launch(f"gemm_{name}", 4, 64, samples.GEMM_SHARED_BYTES, [a, b, c, m, n, k], seed)
+        library.launch(f"gemm_{name}", 4, 64, samples.GEMM_SHARED_BYTES, [a, b, c, m, n, k], seed, 1 + seed % 2)
         np.testing.assert_allclose(c, expected, atol=1e-4 if c.dtype == np.float32 else 0)
 
 
@@ -204,6 +214,35 @@ def test_barriers_of_a_warp(checked: bool) -> None:
     x, y = floats(64), np.zeros(64, np.float32)
     compile_source(samples.NEIGHBOURS, checked).launch("neighbours", 1, 64, 256, [x, y])
     np.testing.assert_array_equal(y.reshape(2, 32), np.roll(x.reshape(2, 32), -1, 1))
+
+
+@MODES
+@pytest.mark.parametrize("seed", SEEDS)
+def test_memory_of_the_grid_across_barriers(checked: bool, seed: int) -> None:
+    """What another thread has written before a barrier is read after it, though the pointer is restricted."""
+    text = """extern "C" __global__ void __launch_bounds__(64)
+    swap(float* __restrict__ y0, float* __restrict__ y1)
+    {
+        const int thread = threadIdx.x;
+        y0[thread] = -1.0f;
+        barrier();
+        y0[thread ^ 33] = (float)thread;
+        barrier();
+        y1[thread] = y0[thread];
+    }
+    """
+    y = [np.zeros(64, np.float32), np.zeros(64, np.float32)]
+    compile_source(text, checked).launch("swap", 1, 64, 0, y, seed)
+    np.testing.assert_array_equal(y[1], np.arange(64) ^ 33)
+
+
+@pytest.mark.skipif(not nvrtc.is_available(), reason="nvidia-cuda-nvrtc is not installed")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_the_same_texts_compile_for_a_gpu(architecture: str) -> None:
+    texts = [samples.RELU, samples.WIDE, samples.SOFTMAX, samples.SCATTER, samples.NEIGHBOURS, samples.TRANSPOSED, WARP]
+    texts += [samples.gemm(name) for name in samples.GEMM_TYPES]
+    result = nvrtc.compile_source(DEVICE_PRELUDE.read_text() + "".join(texts), architecture)
+    assert set(result.resources) == {kernel.name for kernel in prototypes("".join(texts))}
 
 
 def test_library_as_a_driver_uses_it() -> None:
@@ -355,6 +394,15 @@ def test_misaligned_copy(checked: bool) -> None:
     a, b, _ = operands("f16", 33, 32, 64)
     report = report_of(compile_source(text, checked), "gemm_f16", 1, 64, 8192, [a, b, floats(32, 32), 32, 32, 64])
     assert "misaligned source of an asynchronous copy of 16 bytes: a + 2 bytes" in report
+
+
+@MODES
+def test_copy_from_outside_of_the_buffer(checked: bool) -> None:
+    a, b, _ = operands("f16", 32, 32, 128)
+    # A row more than there is; the copy is made, and found, at the wait, but named where it was asked for.
+    text = changed(samples.gemm("f16"), "from, row + r < m", "from + k, true")
+    report = report_of(compile_source(text, checked), "gemm_f16", 1, 64, 8192, [a, b, floats(32, 32), 32, 32, 128])
+    assert "read outside of all buffers: a + 8192 bytes (a has 8192)" in report and "copy_async_16(to, a +" in report
 
 
 @MODES
