@@ -135,9 +135,15 @@ class _Conv:
         return result
 
     def _plan(self, sums: Contraction, loaders: tuple[Loader, Loader]) -> Plan:
-        stored = sum(result.buffer.dtype.bytes for result in self.outputs.results)
-        sizes = [usual(dim) for dim in (sums.batches, sums.rows, sums.columns, sums.depth)]
-        return choose(Shape(*sizes, stored, repeated=self.taps), loaders, sums.dtype, self.target)
+        shape = Shape(
+            usual(sums.batches),
+            usual(sums.rows),
+            usual(sums.columns),
+            usual(sums.depth),
+            output_bytes=sum(result.buffer.dtype.bytes for result in self.outputs.results),
+            repeated=self.taps,
+        )
+        return choose(shape, loaders, sums.dtype, self.target)
 
     def _left(self, region: Region) -> Loader:
         """Windows; where they are single pixels that follow one another in memory, rows of a matrix."""

@@ -124,7 +124,7 @@ class _Windows(Loader):
         self.along_depth = elements > 1
         size = image.memory.buffer.size
         self.index_type = I64 if isinstance(size, int) and size > LARGEST_32 else I32
-        self.held = (1 + image.tested if self.along_depth else 0) + (0 if self.asynchronous else 1)
+        self.held = (2 if self.along_depth else 0) + (0 if self.asynchronous else 1)
 
     # Where names stand for what
 

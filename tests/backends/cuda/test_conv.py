@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -201,3 +202,75 @@ def test_dense(shape: Sequence[int], filters: int, kernel: Sequence[int], given:
 )
 def test_transposed(shape: Sequence[int], filters: int, kernel: Sequence[int], given: Any) -> None:
     check(shape, filters, kernel, op="ConvTranspose", **given)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernel", "given"),
+    [
+        ((1, 5, 6, 8), 8, (3, 3), {"pads": [1] * 4, "dtype": "f16"}),
+        ((1, 5, 6, 8), 12, (3, 3), {"pads": [1, 0, 0, 1], "symbolic": (0, 1, 2)}),
+        ((1, 7, 7, 3), 8, (3, 3), {"pads": [1] * 4, "strides": [2, 2], "dtype": "bf16"}),
+        ((1, 7, 7, 3), 8, (3, 3), {"pads": [1] * 4, "products": "tf32"}),
+        ((2, 5, 6, 16), 16, (1, 1), {"strides": [2, 2], "group": 2, "dtype": "f16"}),
+        ((1, 3, 3, 256), 8, (3, 3), {"pads": [1] * 4, "dtype": "f16"}),
+        ((2, 3, 4, 8), 8, (3, 3), {"strides": [2, 2], "op": "ConvTranspose", "dtype": "f16", "constant": False}),
+    ],
+)
+def test_checked(shape: Sequence[int], filters: int, kernel: Sequence[int], given: Any) -> None:
+    check(shape, filters, kernel, checked=True, **given)
+
+
+@needs_compiler
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_geometry(data: st.DataObject) -> None:
+    rank = data.draw(st.sampled_from([1, 2, 2, 3]), "rank")
+    op = data.draw(st.sampled_from(["Conv", "Conv", "ConvTranspose"]), "op")
+    group = data.draw(st.sampled_from([1, 1, 2, 3]), "group")
+    channels, filters = (group * data.draw(st.sampled_from([1, 2, 3, 4, 8, 12, 24])) for _ in range(2))
+    kernel, strides, dilations = ([data.draw(st.integers(1, 3)) for _ in range(rank)] for _ in range(3))
+    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    pads = [data.draw(st.integers(0, min(2, r)), "pad") for r in reach * 2]
+    spatial = [data.draw(st.integers(r + 1, 9 if rank < 3 else 7), "extent") for r in reach]
+    shape = (data.draw(st.integers(1, 2), "images"), *spatial, channels)
+    given = {"strides": strides, "dilations": dilations, "pads": pads, "group": group, "op": op}
+    given["symbolic"] = data.draw(st.sampled_from([(), tuple(range(rank + 1))]), "symbolic")
+    given["dtype"] = data.draw(st.sampled_from(["f32", "f16", "bf16"]), "dtype")
+    given["products"] = data.draw(st.sampled_from(["f32", "tf32"]), "products")
+    check(shape, filters, kernel, **given)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernel", "given"),
+    [
+        ((1, 7, 7, 512), 512, 3, {}),
+        ((32, 28, 28, 128), 128, 3, {}),
+        ((32, 224, 224, 3), 64, 7, {"strides": [2, 2]}),
+        ((1, 224, 224, 3), 32, 3, {"strides": [2, 2]}),
+        ((8, 56, 56, 256), 512, 1, {"strides": [2, 2]}),
+        ((symbol("n"), symbol("h"), symbol("w"), 64), 96, 3, {"group": 2}),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "products"), [("f32", "f32"), ("f32", "tf32"), ("f16", "f32"), ("bf16", "f32")])
+def test_instructions(
+    shape: Sequence[Any], filters: int, kernel: int, given: Any, architecture: str, dtype: str, products: str
+) -> None:
+    if architecture == "sm_80" and dtype == "bf16":
+        pytest.skip("as f16")
+    group = given.get("group", 1)
+    attributes = {"pads": [kernel // 2] * 4, "layout": "channels_last", "group": group, **given}
+    w, bias = numbers((filters, shape[-1] // group, kernel, kernel), dtype), numbers((filters,), dtype)
+    lowered = schedule(
+        region_of("Conv", shape, w, bias, attributes), replace(Target.parse(f"cuda:{architecture}"), products=products)
+    )
+    assert lowered is not None
+    spilled, sass = resources(lowered, architecture)
+    assert spilled == 0
+    if sass:
+        wanted = {"f16": r"HMMA\.16816\.F32", "bf16": r"HMMA\.16816\.F32\.BF16", "f32": r"HMMA\.1688\.F32\.TF32"}
+        matrix = dtype != "f32" or products == "tf32"
+        assert bool(re.search(wanted[dtype], sass)) == matrix
+        assert ("LDGSTS" in sass) or shape[-1] == 3
