@@ -63,5 +63,9 @@ WARP_VALUES: Mapping[str, tuple[DType | None, ...]] = {
 }
 """Expressions (`scalars.Call`) over values of a whole warp, and the types of their arguments."""
 BALLOT_TYPE = U32
-CONVERSIONS: Mapping[str, tuple[DType, DType]] = {"f32_to_tf32": (F32, U32)}
-"""Expressions (`scalars.Call`) that round a value to the bits which an intrinsic takes: argument and result."""
+CONVERSIONS: Mapping[str, tuple[DType, ...]] = {
+    "f32_to_tf32": (F32, U32),
+    "pack_f16": (F32, F32, U32),
+    "pack_bf16": (F32, F32, U32),
+}
+"""Expressions (`scalars.Call`) that round values to the bits which an intrinsic takes: arguments and result."""

@@ -392,6 +392,12 @@ class Lowering:
         if anchor is None and len(body) == 1:
             anchor = body[0]
             reads = tuple(None if v is None else operands.get(v.name) for v in anchor.inputs)
+
+        def compose(name: str, *given: Tensor) -> tuple[Tensor, ...]:
+            assert anchor is not None
+            outside = {v.name: tensor for v, tensor in zip(anchor.inputs, reads, strict=True) if v and tensor}
+            return self.inference.compose(anchor.regions[name], given, outside)
+
         names = [re.sub(r"\W", "", item.op.split(".")[-1]).lower() for item in body if item.op != "Constant"]
         stem = "_".join(names[:4]) + (f"_and_{len(names) - 4}_more" if len(names) > 4 else "")
         return Region(
@@ -406,6 +412,7 @@ class Lowering:
             static=self._static_values(anchor),
             inline=lambda: define(False),
             alignments=self._alignments(node),
+            compose=compose,
         )
 
     def _alignments(self, node: Node) -> dict[str, int]:

@@ -29,7 +29,8 @@ class Region:
     `inputs` are buffer tensors x0, x1, ... and `outputs` pairs of a buffer y0, y1, ... with its definition. `operands`
     define what the anchor reads, over the inputs: a transpose, slice or pad before it is composed in. `constants` holds
     the arrays of inputs that the model fixes; `static` the anchor's shape operands by name.
-    `alignments` are of the buffers' addresses, where more is known than the element type tells.
+    `alignments` are of the buffers' addresses, where more is known than the element type tells. `compose(name, *tensors)`
+    are the outputs of a region of the anchor, by definition, for these as its inputs.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Region:
     inline: Callable[[], Sequence[tuple[Buffer, Tensor]]] | None = None
     static: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     alignments: Mapping[str, int] = field(default_factory=dict)
+    compose: Callable[..., Sequence[Tensor]] = field(default=lambda name, *tensors: ())
 
     def alignment(self, buffer: str) -> int:
         """The bytes, a power of two, of which the address of element 0 of a buffer is surely a multiple."""

@@ -9,7 +9,7 @@ from ...ir.target import Target
 from ...passes.regions import BindSymbol, Call, Lowered, Region, Repeated, Schedule
 from ...passes.threads import distribute
 from ..kernels import detection, determinant, fourier, scan, scatter, selection
-from .kernels import conv, depthwise, gemm, general, recurrent
+from .kernels import attention, conv, depthwise, gemm, general, recurrent
 from .launch import is_launchable
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
@@ -19,6 +19,7 @@ SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     ),
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),
     **dict.fromkeys(("CumSum", "CumProd"), (scan.schedule,)),
+    "onnxc.Attention": (attention.schedule,),
     "Conv": (depthwise.schedule, conv.schedule),
     "ConvTranspose": (conv.transposed,),
     "ScatterElements": (scatter.scatter_elements,),

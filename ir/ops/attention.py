@@ -15,7 +15,7 @@ NAN, ZERO = "nan", "zero"
 """What rows give in which every score is -inf: NaN, as Softmax has it, or 0."""
 
 
-@declare.op("onnxc.Attention", heavy=True)
+@declare.op("onnxc.Attention", heavy=True, products=("query", "key", "value"))
 def attention(
     query: Tensor,
     key: Tensor,
