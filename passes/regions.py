@@ -29,8 +29,8 @@ class Region:
     `inputs` are buffer tensors x0, x1, ... and `outputs` pairs of a buffer y0, y1, ... with its definition. `operands`
     define what the anchor reads, over the inputs: a transpose, slice or pad before it is composed in. `constants` holds
     the arrays of inputs that the model fixes; `static` the anchor's shape operands by name.
-    `alignments` are of the buffers' addresses, where more is known than the element type tells. `compose(name, *tensors)`
-    are the outputs of a region of the anchor, by definition, for these as its inputs.
+    `alignments` are of the buffers' addresses, where more is known than the element type tells. `compose(name, ...)`
+    gives the outputs of a region of the anchor, by definition, for tensors as its inputs.
     """
 
     name: str
