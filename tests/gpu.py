@@ -45,4 +45,7 @@ def emulated_gpu(checked: bool = False) -> Iterator[None]:
         patch.setattr(build, "compile_by_nvrtc", lambda progress=None: images)
         # What is compiled here must not be found by a process that has a GPU.
         patch.setenv("ONNXC_MODEL_CACHE_BYTES", "0")
-        yield
+        try:
+            yield
+        finally:
+            driver.reset()  # a kernel that failed has broken the context, as it does on a GPU

@@ -11,7 +11,7 @@ from ...ir.dims import Dim
 from ...ir.intrinsics import INTRINSICS
 from ...ir.scalars import Broadcast, Buffer, Load, Scalar
 from .expressions import ExpressionRenderer, Frame, Variable, from_memory, to_memory
-from .names import bare, joined, memory_type, register_type
+from .names import HALF, bare, joined, memory_type, register_type
 
 MANY = 4
 """Lanes from which on a loop moves them between a vector and registers."""
@@ -230,9 +230,10 @@ class StatementRenderer(ExpressionRenderer):
             self.write(f"copy_async_wait<{bare(self.dim(_constant_of(values[0])))}>();")
             return
         arguments += [bare(self.value(value)) for value in values]
-        if call.name.startswith("atomic_") and call.places[0].buffer.dtype.name in ("f16", "bf16", "bool"):
-            arguments[-1] = to_memory(arguments[-1], call.places[0].buffer.dtype)
-        self.write(f"{call.name}({', '.join(arguments)});")
+        name = call.name
+        if name.startswith("atomic_") and call.places[0].buffer.dtype in HALF:
+            name = f"{name}_{call.places[0].buffer.dtype}"  # in memory these are numbers of 16 bits: C cannot tell
+        self.write(f"{name}({', '.join(arguments)});")
 
     def _address(self, place: k.Address) -> str:
         found = self.find_buffer(place.buffer.name)

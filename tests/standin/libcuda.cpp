@@ -80,6 +80,19 @@ DRIVER(cuGetErrorName, int code, const char** text) { return cuGetErrorString(co
 
 // Memory
 
+// The emulator of kernels, which checks their accesses where it was asked to: it is told what memory there is.
+static struct {
+    void (*add)(const void*, unsigned long, const char*, int) = nullptr;
+    void (*forget)(const void*) = nullptr;
+} checks;
+static void meet_emulator(const char* path) {
+    if (checks.add) return;
+    void* const kept = dlopen(path, RTLD_NOW | RTLD_LOCAL);  // never closed: these functions stay
+    checks.add = (decltype(checks.add))dlsym(kept, "emulator_register_range");
+    checks.forget = (decltype(checks.forget))dlsym(kept, "emulator_forget_range");
+    for (const auto& [address, allocation] : allocations)
+        if (checks.add) checks.add((const void*)address, allocation.bytes, "the GPU's memory", 1);
+}
 DRIVER(cuMemGetInfo_v2, size_t* free, size_t* total) {
     LOCKED;
     *total = memory_limit;
@@ -100,6 +113,7 @@ DRIVER(cuMemAlloc_v2, Address* address, size_t bytes) {
     addresses_used += mapped + PAGE;
     *address = (Address)(first + mapped - room);  // ends (nearly) where a page begins that must not be touched
     allocations[*address] = {bytes, mapped};
+    if (checks.add) checks.add((const void*)*address, bytes, "the GPU's memory", 1);
     memory_used += room;
     ++counters["allocations"];
     counters["bytes"] += bytes;
@@ -125,6 +139,7 @@ DRIVER(cuMemFree_v2, Address address) {
     --counters["allocations"];
     counters["bytes"] -= bytes;
     allocations.erase(found);
+    if (checks.forget) checks.forget((const void*)address);
     return broken;
 }
 DRIVER(cuMemGetAddressRange_v2, Address* base, size_t* bytes, Address address) {
@@ -192,6 +207,7 @@ DRIVER(cuModuleLoadDataEx, Module** module, const void* image, unsigned count, i
         result = NO_BINARY_FOR_GPU;
     } else if (void* const library = dlopen((const char*)image + sizeof MAGIC - 1, RTLD_NOW | RTLD_LOCAL)) {
         *module = new Module{library, {}};
+        meet_emulator((const char*)image + sizeof MAGIC - 1);
         ++counters["modules"];
     } else {
         message = dlerror();

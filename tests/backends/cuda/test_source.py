@@ -188,8 +188,7 @@ def test_kernels_with_a_grid_and_threads() -> None:
         'extern "C" __global__ void __launch_bounds__(128)\n'
         "twice(float* __restrict__ y, const float* __restrict__ x, int n)\n"
         "{\n"
-        "    const int block_index = blockIdx.x;\n"
-        "    const int tile = block_index;\n"
+        "    const int tile = blockIdx.x;\n"
         "    const int thread = threadIdx.x;\n"
         "    const int at = thread + tile * 128;\n"
         "    if (at < n) {\n"
