@@ -157,6 +157,6 @@ class Lanes:
         statements += inner
         return s.load(total, where)
 
-    def stored(self, buffer: Buffer, offset: Dim, array: Buffer) -> Statement:
+    def stored(self, buffer: Buffer, offset: Dim, array: Buffer) -> Store:
         """The store of all lanes, which lie in registers, at an aligned offset."""
         return Store(buffer, offset, s.load(array, 0, self.count), aligned=True)

@@ -76,7 +76,7 @@ class _Layer(Layer):
     def lowered(self, products: Callable[[Region], Lowered | None]) -> Lowered:
         inputs = self.input_product(products)
         calls = list(inputs.calls)
-        calls += general.calls(self.region, self.initial_states(), self.scratch)
+        calls += general.lowered(self.region, self.initial_states(), self.scratch).calls
         phases = self.phases_of_step()
         step = symbol("step", 0, self.steps - 1)
         if self.walks:
@@ -88,7 +88,7 @@ class _Layer(Layer):
                 self._launch("step", self._some_units(phase, step), ceildiv(self.hidden, warps)) for phase in phases
             ]
             calls.append(Repeated("step", self.steps, tuple(each)))
-        calls += general.calls(self.region, self.final_states(), self.scratch)
+        calls += general.lowered(self.region, self.final_states(), self.scratch).calls
         lowered = Lowered(tuple(calls), inputs.workspaces, {**inputs.packed, **self.packed})
         used = {name for call in lowered.kernel_calls for name in call.arguments}
         scratch = tuple(buffer for buffer in self.scratch if buffer.name in used - lowered.packed.keys())

@@ -112,6 +112,7 @@ class Mapping:
         """Lanes of which all stores are aligned, perhaps on conditions; None where they are not."""
         lanes = Lanes(self.index, self.lanes, self.work.indices, self.region.alignment)
         lanes.conditions.append((self.work.columns if self.along_columns else self.work.rows)[-1].extent)
+        lanes.conditions.append(self.work.divides if self.along_columns else 0)
         stored = self.work.elements if self.along_columns else self.work.outputs
         found = [lanes.is_aligned(output.buffer, output.offset) for output in stored]
         return lanes if all(found) else None
@@ -189,6 +190,7 @@ class Mapping:
             body = [*(Let(axis.name, at) for axis, at in zip(work.columns, indices, strict=True)), *body]
         whole = turns * self.parts * self.together == work.length
         inside = TRUE if whole else s.binary("lt", s.index(symbol(name)), s.index(work.length))
+        inside = inside if work.inside is None else s.binary("and", inside, work.inside)
         statements = [Let(name, first), *where(inside, body)]
         if turns == 1:
             return where(TRUE, statements)
@@ -198,7 +200,7 @@ class Mapping:
         """Stores to registers lane by lane, those to memory after that."""
         before, values = lanes.values([self._with_totals(store.value, results) for store in stores])
         each: list[Statement] = []
-        after: list[Statement] = []
+        after: list[Store] = []
         for store, value in zip(stores, values, strict=True):
             if store.buffer.space == "register":
                 each.append(replace(store, value=value))

@@ -34,13 +34,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Work:
-    """`elements` have one element per row and column, `totals` one per row."""
+    """`elements` have one element per row and column, `totals` one per row.
+
+    Columns for which `inside` (of the first of some lanes) is false are none; `divides` is what lanes must divide then.
+    """
 
     rows: tuple[Axis, ...]
     columns: tuple[Axis, ...]
     stages: tuple[Stage, ...]
     elements: tuple[Output, ...]
     totals: tuple[Output, ...]
+    inside: Scalar | None = None
+    divides: int = 0
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -165,7 +170,8 @@ def _staged(
             stage = stages[reduce.op, body.digest] = Stage(reduce.op, body, result, level[result.name])
         done[reduce.digest] = s.load(stage.result, 0)
     to_column = s.Rewriter(dims=dict(inner))
-    elements, totals = [], []
+    elements: list[Output] = []
+    totals: list[Output] = []
     for buffer, offset, value, by_column in outputs:
         own = Output(buffer, to_column.dim(offset) if by_column else offset, finished(value))
         (elements if by_column else totals).append(replace(own, value=to_column(own.value)) if by_column else own)
