@@ -21,10 +21,13 @@ from onnxc.backends.cuda.schedules import schedule
 from onnxc.backends.cuda.source import prelude
 from onnxc.ir.dims import symbol
 from onnxc.ir.functions import maximum
+from onnxc.ir.ops import REGISTRY
 from onnxc.ir.target import Target
+from onnxc.ir.tensors import Tensor, reduce_axes, view
 from onnxc.passes.regions import Lowered, Region
 from onnxc.tools.bench_kernels import make_region
 
+N = symbol("N")
 RANDOM = np.random.default_rng(0)
 needs_compiler = pytest.mark.skipif(harness.compiler() is None, reason="the emulator needs g++")
 needs_nvrtc = pytest.mark.skipif(not nvrtc.is_available(), reason="NVRTC is not installed")
@@ -274,3 +277,84 @@ def test_instructions(
         matrix = dtype != "f32" or products == "tf32"
         assert bool(re.search(wanted[dtype], sass)) == matrix
         assert ("LDGSTS" in sass) or shape[-1] == 3
+
+
+# Other operands, layouts and epilogues
+
+
+@needs_compiler
+@pytest.mark.parametrize("group", [1, 5])
+@pytest.mark.parametrize("images", [1, 16])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_operand_that_is_a_view(images: int, group: int, transposed: bool) -> None:
+    """A slice of a wider image's channels, or a channels-first image."""
+    x, w = numbers((images, 25, 26, 12), "f16"), numbers((15, 5 // group, 5, 5), "f16")
+    attributes = {"pads": [2] * 4, "layout": "channels_last", "group": group}
+    stored = np.ascontiguousarray(np.moveaxis(x, -1, 1)) if transposed else x
+
+    def image(memory: Tensor) -> Tensor:
+        where = (lambda n, h, w, c: (n, c + 4, h, w)) if transposed else (lambda n, h, w, c: (n, h, w, c + 4))
+        return view(memory, (images, 25, 26, 5), where)
+
+    def define(memory: Tensor, weights: Tensor) -> Tensor:
+        (result,) = REGISTRY["Conv"]([image(memory), weights], attributes)
+        assert isinstance(result, Tensor)
+        return result
+
+    region = aligned(make_region("Conv", [(stored.shape, "f2"), w], attributes, define=define))
+    memory, weights = region.operands
+    assert memory is not None
+    region = replace(region, operands=(image(memory), weights))
+    target = Target.parse("cuda:sm_90")
+    lowered = schedule(region, target)
+    assert lowered is not None
+    (result,) = run(region, lowered, target, [stored, w])
+    np.testing.assert_array_equal(result, reference("Conv", x[..., 4:9], w, np.zeros(15), attributes))
+
+
+@needs_compiler
+@pytest.mark.parametrize(("channels", "dtype"), [(3, "f16"), (16, "f32"), (64, "f16")])
+def test_channels_first(channels: int, dtype: str) -> None:
+    x, w, bias = numbers((2, channels, 9, 10), dtype), numbers((24, channels, 3, 3), dtype), numbers((24,), dtype)
+    attributes = {"pads": [1] * 4, "strides": [2, 1]}
+    region = aligned(make_region("Conv", [((N, *x.shape[1:]), x.dtype), w, bias], attributes))
+    target = Target.parse("cuda:sm_90")
+    lowered = schedule(region, target)
+    assert (lowered is not None and "_mma_" in text(lowered)) or dtype == "f32"
+    (result,) = run(region, lowered, target, [x, w, bias], {"N": 2})
+    expected = reference("Conv", np.moveaxis(x, 1, -1), w, bias, {**attributes, "group": 1})
+    np.testing.assert_array_equal(np.float32(result), np.moveaxis(expected, -1, 1))
+
+
+@needs_compiler
+@pytest.mark.parametrize("group", [1, 12])
+def test_epilogue_that_reads_other_elements(group: int) -> None:
+    x, w, bias = numbers((1, 6, 7, 12), "f32"), numbers((12, 12 // group, 3, 3), "f32"), numbers((12,), "f32")
+    attributes = {"pads": [1] * 4, "layout": "channels_last", "group": group}
+    region = make_region(
+        "Conv", [(x.shape, "f4"), w, bias], attributes, epilogue=lambda y: y - reduce_axes("max", y, (3,))
+    )
+    target = Target.parse("cuda:sm_90")
+    (result,) = run(region, schedule(region, target), target, [x, w, bias])
+    expected = reference("Conv", x, w, bias, attributes)
+    np.testing.assert_array_equal(result, expected - expected.max(3, keepdims=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize("pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+@pytest.mark.parametrize(("channels", "group"), [(5, 1), (6, 6)])
+def test_automatic_padding(pad: str, channels: int, group: int) -> None:
+    given = {"auto_pad": pad, "strides": [2, 1], "group": group}
+    check((1, 13, 10, channels), 6, (3, 4), symbolic=(1, 2), **given)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("channels", "group"), [(3, 1), (6, 6)])
+def test_sizes_of_zero(channels: int, group: int) -> None:
+    w, bias = numbers((6, channels // group, 3, 3), "f32"), numbers((6,), "f32")
+    attributes = {"pads": [1] * 4, "layout": "channels_last", "group": group}
+    region = region_of("Conv", (N, 5, 6, channels), w, bias, attributes)
+    target = Target.parse("cuda:sm_90")
+    x, residual = np.zeros((0, 5, 6, channels), np.float32), np.zeros((0, 5, 6, 6), np.float32)
+    (result,) = run(region, schedule(region, target), target, [x, w, bias, residual], {"N": 0})
+    assert result.shape == (0, 5, 6, 6)
