@@ -473,9 +473,9 @@ def from_memory(text: str, dtype: DType) -> str:
 
 def narrowed(text: str, dtype: DType) -> str:
     """The bits of a float rounded to a half type; what was just widened is only unpacked again."""
-    before = f"{dtype}_to_f32("
-    if text.startswith(before) and text.endswith(")") and text.count("(") == 1:
-        return text[len(before) : -1]
+    widening, _, bits = text.partition("_to_f32")
+    if widening == str(dtype) and bare(bits) != bits:
+        return bare(bits)
     return f"f32_to_{dtype}({bare(text)})"
 
 
