@@ -7,7 +7,8 @@ compares or counts them: it wants them as they are. Three kinds of tensors are f
   - side computations, which depend on sizes, indices and masks alone: positions, tables of angles, attention masks;
   - values beyond the narrow type's range, which a large constant brings in: -1e9 or the least f32 in a mask;
   - squares and other results that soon overflow (declared as `precise` results).
-They stay f32 unless products are all that is formed of them.
+They stay f32 unless products are all that is formed of them. A logarithm shows small magnitudes as well as large ones:
+the spectrum that it is taken of, which the first products of a model make by sums that cancel, is computed in f32.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..ir.dtypes import BOOL, F32, DType
 from ..ir.graph import Constant, Graph, Node, TensorType, Value
 from ..ir.infer import Inference
 from ..ir.ops import REGISTRY
-from ..ir.ops.declare import Operator
+from ..ir.ops.declare import SPECTRUM, Operator
 from ..ir.scalars import Scalar, const
 from ..ir.symbolic import evaluate_scalar
 from ..ir.tensors import Tensor
@@ -34,10 +35,15 @@ from .nests import all_reductions
 PRODUCT, PRECISE, PLAIN = "product", "precise", "plain"
 """How a value is read: as a factor of a sum of products, where it must not be rounded, otherwise."""
 
+STAGES = 2
+"""Stages of products, other operators between them, that a spectrum may take: of frames, then of bands."""
+
 USUAL = (-64.0, 1.0, 64.0)
 """Stand-ins for data, from which the reach of a pointwise operator with a large constant is told."""
 
 Place: TypeAlias = "tuple[Scope, str]"
+Use: TypeAlias = "str | int | Place"
+"""PRECISE, PLAIN, the `id` of a node of which the value is a factor, or a moved form of the value."""
 
 
 @dataclass
@@ -65,11 +71,16 @@ class Facts:
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of a value by what made it; `reach` bounds one that exceeds the narrow type's range."""
+    """What is known of a value by what made it; `reach` bounds one that exceeds the narrow type's range.
+
+    `stage` counts the stages of products behind it; `changed` says that other operators came after the last one.
+    """
 
     side: bool = False
     precise: bool = False
     reach: tuple[float, float] | None = None
+    stage: int = 0
+    changed: bool = False
 
     @property
     def delicate(self) -> bool:
@@ -86,7 +97,10 @@ class Scope:
         self.graph, self.facts, self.parent = graph, facts, parent
         self.children: dict[tuple[str, str], Scope] = {}
         self.constants: dict[str, np.ndarray] = {}
-        self.uses: dict[str, list[str | Place]] = {}
+        self.uses: dict[str, list[Use]] = {}
+        self.sources: dict[str, list[Place]] = {}
+        self.products: dict[str, int] = {}
+        self.kept: set[str] = set()
         self.origins: dict[str, Origin | None] = {}
         self.stored: set[str] = set()
         self.fixed: set[str] = set()
@@ -97,7 +111,7 @@ class Scope:
                 self._node(node)
             return
         for value in graph.inputs:
-            self._store(value, fixed=True)
+            self._store(value, fixed=True, origin=Origin(stage=0 if parent is None else STAGES + 1))
         for node in graph.nodes:
             self._visit(node)
         for value in graph.outputs:
@@ -145,7 +159,7 @@ class Scope:
         self.uses[value.name] = []
         self.origins[value.name] = origin
 
-    def _use(self, value: Value, kind: str | Place) -> None:
+    def _use(self, value: Value, kind: Use) -> None:
         self.owner(value.name).uses.setdefault(value.name, []).append(kind)
 
     def _visit(self, node: Node) -> None:
@@ -159,6 +173,7 @@ class Scope:
             for outer, value in zip(node.outputs, body.graph.outputs, strict=True):
                 if is_f32(outer):
                     self._store(outer, origin=body.origin(value))
+                    self.sources[outer.name] = [(body.owner(value.name), value.name)]
                     body._use(value, (self, outer.name))
         elif is_control(node):
             for value in filter(is_f32, node.operands):
@@ -166,7 +181,7 @@ class Scope:
             for name, region in node.regions.items():
                 self.children[node.outputs[0].name, name] = Scope(region, self.facts, self)
             for value in node.outputs:
-                self._store(value, fixed=True)
+                self._store(value, fixed=True, origin=Origin(stage=STAGES + 1))
         else:
             self._node(node, alone=not moves(node))
             native = self.narrows(node) and not makes_wide(node)
@@ -188,13 +203,16 @@ class Scope:
         exact = alone or any(isinstance(v.type, TensorType) and not v.dtype.is_float for v in node.outputs)
         precise = range(count) if exact else operator.positions(operator.precise, count)
         origin = self._origin(node, operator)
-        for value in filter(is_f32, node.outputs):
-            self._define(value, origin)
+        for output in filter(is_f32, node.outputs):
+            self._define(output, origin)
+            self.sources[output.name] = [(self.owner(v.name), v.name) for v in node.operands if is_f32(v)]
+            if products:
+                self.products[output.name] = id(node)
         for position, value in enumerate(node.inputs):
             if value is None or not is_f32(value):
                 continue
             if position in products:
-                self._use(value, PRODUCT)
+                self._use(value, id(node))
             elif position in precise or position in static:
                 self._use(value, PRECISE)
             elif moves(node):
@@ -202,8 +220,22 @@ class Scope:
                     self._use(value, (self, output.name))
             else:
                 self._use(value, PLAIN)
+            if position in precise and SPECTRUM in operator.precise:
+                self._keep((self.owner(value.name), value.name))
         for region in node.regions.values():
             Scope(region, self.facts, self, computed=True)
+
+    def _keep(self, place: Place) -> None:
+        """Leaves a value in f32 and all that the first stages of products make it of."""
+        waiting = [place]
+        while waiting:
+            scope, name = waiting.pop()
+            scope.kept.add(name)
+            self.facts.narrowing.discard(scope.products.get(name, 0))
+            for source, other in scope.sources.get(name, ()):
+                origin = source.origins[other]
+                if origin is not None and origin.stage <= STAGES and other not in source.kept:
+                    waiting.append((source, other))
 
     def _can_narrow(self, node: Node, operator: Operator) -> bool:
         values = [node.inputs[p] for p in operator.positions(operator.products, len(node.inputs))]
@@ -252,14 +284,18 @@ class Scope:
         floats = [v for v in data if isinstance(v.type, TensorType) and v.dtype.is_float]
         varying = [v for v in floats if not self._is_constant(v)]
         beside = all(self.origin(v).side for v in varying)
+        stage = max((self.origin(v).stage for v in varying), default=0)
+        changed = any(self.origin(v).changed for v in varying)
         declared = "result" in operator.precise or (node.op == "Mul" and node.inputs[0] == node.inputs[1])
         if moves(node):
             reaches = [r for r in (self.origin(v).reach for v in floats) if r is not None]
             reach = (min(r[0] for r in reaches), max(r[1] for r in reaches)) if reaches else None
-            return Origin(bool(varying) and beside, any(self.origin(v).precise for v in varying), reach)
+            precise = any(self.origin(v).precise for v in varying)
+            return Origin(bool(varying) and beside, precise, reach, stage, changed)
         by_elements = operator.pointwise or (bool(operator.products) and not self.narrows(node))
         side = (by_elements and beside and (len(varying) > 0 or len(floats) < len(data))) or not floats
-        return Origin(side and not node.regions, declared, self._result(node, operator))
+        stage, changed = (stage + changed, False) if operator.products else (stage, True)
+        return Origin(side and not node.regions, declared, self._result(node, operator), stage, changed)
 
     def _result(self, node: Node, operator: Operator) -> tuple[float, float] | None:
         """The reach of a pointwise operator with an operand beyond the narrow range, where that is beyond it too."""
@@ -300,7 +336,9 @@ class Scope:
         while waiting:
             scope, here = waiting.pop()
             for use in scope.uses[here]:
-                if isinstance(use, str):
+                if isinstance(use, int):
+                    found.add(PRODUCT if use in self.facts.narrowing else PRECISE)
+                elif isinstance(use, str):
                     found.add(use)
                 elif use not in seen:
                     seen.add(use)
@@ -312,7 +350,7 @@ class Scope:
 
     def _decided(self, root: Place) -> bool:
         members = self.facts.members.get(root, [root])
-        if any(name in scope.fixed for scope, name in members):
+        if any(name in scope.fixed or name in scope.kept for scope, name in members):
             return False
         kinds = set[str]().union(*(scope._kinds(name) for scope, name in members))
         if kinds <= {PRODUCT}:

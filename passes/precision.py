@@ -172,16 +172,16 @@ class _Rewrite:
         ends: list[Value] = []
         outputs: list[Value] = []
         copies: list[tuple[Value, Value]] = []
-        for outer, inner in zip(node.outputs, before.outputs, strict=True):
+        for outer, end in zip(node.outputs, before.outputs, strict=True):
             dtype = self.stored(outer)
-            ends.append(body.read(inner, dtype))
+            ends.append(body.read(end, dtype))
             outputs.append(self.typed(outer, dtype))
             if is_f32(outer):
                 self.forms[outer.name, dtype] = outputs[-1]
                 if self.scope.needs_copy(outer.name):
-                    copies.append((inner, self.fresh(outer, self.narrow)))
+                    copies.append((end, self.fresh(outer, self.narrow)))
                     self.forms[outer.name, self.narrow] = copies[-1][1]
-        ends += [body.read(inner, self.narrow) for inner, _ in copies]
+        ends += [body.read(end, self.narrow) for end, _ in copies]
         outputs += [copy for _, copy in copies]
         nodes = body.finished(ends)
         if nodes == before.nodes and tuple(outputs) == node.outputs:

@@ -25,6 +25,7 @@ ScalarDefinition = TypeVar("ScalarDefinition", bound=Callable[..., Scalar])
 Static: TypeAlias = tuple[Any, ...]
 """The elements of an operand that decides the shape of the result: dims, or numbers of a float operand."""
 
+SPECTRUM = "spectrum"
 CHANNELS_LAST = "channels_last"
 """The attribute `layout` of spatial operators whose images are stored as [N, *spatial, C]."""
 
@@ -74,7 +75,8 @@ class Operator:
     In narrow precision (`passes.precision`) tensors lie in memory in 16 bits and are widened to f32 when they are read.
     `products` names the operands that are multiplied and summed, which stay narrow: there are instructions for that;
     such an operator has an attribute `result`, the type of what it gives. `precise` names the operands that would lose
-    what matters (angles, coordinates, what is rounded or counted), and "result" where a result would: those stay f32.
+    what matters (angles, coordinates, what is rounded or counted), and "result" where a result would: those stay f32,
+    with SPECTRUM all from which the first products of a model make the operand.
     """
 
     name: str

@@ -44,7 +44,7 @@ from ..functions import (
 )  # fmt: skip
 from ..scalars import Scalar, bitcast, const
 from ..tensors import Tensor, elementwise
-from .declare import Registry
+from .declare import SPECTRUM, Registry
 
 declare = Registry()
 
@@ -52,6 +52,7 @@ RESULT = ("result",)
 _PRECISE = {
     **dict.fromkeys(("Sin", "Cos", "Tan", "Floor", "Ceil", "Round"), ("x",)),
     **dict.fromkeys(("Exp", "Sinh", "Cosh"), RESULT),
+    "Log": ("x", SPECTRUM),
 }
 """What must not be rounded to 16 bits: angles, what is rounded to whole numbers, and results that soon overflow."""
 
