@@ -469,7 +469,8 @@ class Lowering:
         for buffer in lowered.workspaces:
             arguments[buffer.name] = self.arena(f"{region.name}.{buffer.name}", buffer.dtype, buffer.size)
         for name, make in lowered.packed.items():
-            buffer = next(p for call in lowered.kernel_calls for p in call.kernel.parameters if p.name == name)
+            pairs = (pair for c in lowered.kernel_calls for pair in zip(c.kernel.parameters, c.arguments, strict=True))
+            buffer = next(parameter for parameter, argument in pairs if argument == name)
             while (unique := f"{region.name}.{name}.{self.count}") in self.memories:
                 self.count += 1
             self.memories[unique] = Memory(unique, buffer.dtype, buffer.size, "constant")
