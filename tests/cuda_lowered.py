@@ -95,7 +95,8 @@ def launch(
 
 def run_program(program: Program, inputs: Sequence[Array], checked: bool = False, seed: int = 0) -> list[Array]:
     """The outputs of a program, every kernel run on the emulator, every memory an array of its own."""
-    library = harness.compile_source(render_kernels(tuple(program.kernels.values())), checked)
+    kernels = tuple(program.kernels.values())
+    library = harness.compile_source(render_kernels(kernels), checked) if kernels else None
     known: dict[str, int] = {}
     memory: dict[str, Array] = {name: np.ascontiguousarray(make()) for name, make in program.constants.items()}
     for value, array in zip(program.inputs, inputs, strict=True):
@@ -116,6 +117,7 @@ def run_program(program: Program, inputs: Sequence[Array], checked: bool = False
     def steps(block: Steps) -> None:
         for step in block:
             if isinstance(step, Run):
+                assert library is not None
                 arguments = [at(place) for place in step.arguments]
                 launch(library, program.kernels[step.kernel], arguments, [evaluate(d, known) for d in step.sizes], seed)
             elif isinstance(step, Bind):

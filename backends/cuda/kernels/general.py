@@ -10,7 +10,7 @@ from ....ir.tensors import Tensor
 from ....passes.nests import ALWAYS, all_reductions, build_nests
 from ....passes.regions import Call, Lowered, Region
 from . import pointwise, rows, transpose
-from .groups import Group, aliases_of, by_shape, call_of, group_of
+from .groups import Group, aliases_of, by_shape, call_of, group_of, moved_as_bits
 from .split import calls as split_calls
 from .stages import is_window, work_of
 
@@ -60,7 +60,7 @@ def _rows(region: Region, outputs: Outputs, scratch: Sequence[Buffer]) -> Lowere
 
 def _elements(region: Region, outputs: Outputs, scratch: Sequence[Buffer]) -> Call:
     """Elements each on its own, or loop nests by definition, mapped to threads."""
-    group = group_of(outputs)
+    group = moved_as_bits(group_of(outputs))
     buffers = [buffer for buffer, _ in outputs]
     if _hoists(group):
         return call_of(region, build_nests(outputs, ALWAYS), buffers, scratch)

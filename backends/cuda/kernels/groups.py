@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, known_le, product, symbol
-from ....ir.dtypes import BOOL
+from ....ir.dtypes import BF16, BOOL, F16, U8, U16, DType
 from ....ir.intrinsics import WARP
 from ....ir.loops import Block, For, If, Kernel, Statement, Store, free_sizes
 from ....ir.scalars import Buffer, Scalar
@@ -75,6 +77,36 @@ def group_of(outputs: Sequence[tuple[Buffer, Tensor]]) -> Group:
             values, offset = [rewriter(value) for value in values], rewriter.dim(offset)
         axes = renamed
     return Group(tuple(axes), tuple(Output(b, offset, value) for (b, _), value in zip(outputs, values, strict=True)))
+
+
+_BITS: Mapping[DType, DType] = {F16: U16, BF16: U16, BOOL: U8}
+"""Types that registers hold in another form than memory, and integers of the same width."""
+
+
+def moved_as_bits(group: Group) -> Group:
+    """A group that only moves elements, moving them as they lie in memory; any other group as it is."""
+    values = [_bits(output.value) for output in group.outputs]
+    found = [
+        Output(replace(output.buffer, dtype=value.dtype), output.offset, value)
+        for output, value in zip(group.outputs, values, strict=True)
+        if value is not None
+    ]
+    return replace(group, outputs=tuple(found)) if len(found) == len(values) else group
+
+
+def _bits(value: Scalar) -> Scalar | None:
+    """The bits of an element that is only moved; None of one that is computed."""
+    dtype = _BITS.get(value.dtype)
+    if dtype is None:
+        return None
+    if isinstance(value, s.Load) and value.buffer.space == "parameter":
+        return replace(value, dtype=dtype, buffer=replace(value.buffer, dtype=dtype))
+    if isinstance(value, s.Const):
+        return s.const(int(np.asarray(value.value, value.dtype.numpy).view(dtype.numpy)), dtype)
+    if isinstance(value, s.Select):
+        yes, no = _bits(value.yes), _bits(value.no)
+        return None if yes is None or no is None else s.select(value.condition, yes, no)
+    return None
 
 
 def by_shape(outputs: Iterable[tuple[Buffer, Tensor]]) -> list[list[tuple[Buffer, Tensor]]]:

@@ -122,7 +122,7 @@ class Lanes:
         loads: dict[bytes, Scalar] = {}
         for value in values:
             for load in contiguous(value, self.index) if self.count > 1 else ():
-                varies = load.predicate is not None and load.predicate.mentions(self.index)
+                varies = load.predicate is not None and not self._is_uniform(load.predicate)
                 if load.digest in loads or varies or not self.is_aligned(load.buffer, load.offset):
                     continue
                 array = self.array(load.buffer.name, load)
@@ -134,6 +134,20 @@ class Lanes:
             lambda node: loads.get(node.digest), {self.index: symbol(self.index) + self.lane} if self.count > 1 else {}
         )
         return statements, [in_lane(value) for value in values]
+
+    def _is_uniform(self, condition: Scalar) -> bool:
+        """Whether a condition is the same in all lanes as in the first."""
+        if not condition.mentions(self.index):
+            return True
+        if isinstance(condition, s.Binary) and condition.op in ("lt", "le") and condition.left.dtype == I64:
+            # index + rest < 0, or its opposite: lanes begin at a multiple of their number.
+            split = linear(s.as_dim(condition.left) - s.as_dim(condition.right), self.index)
+            if split is None or split[0] not in (1, -1):
+                return False
+            rest = split[1] - (condition.op == "le")
+            rest = rest if split[0] == 1 else -(rest + 1)
+            return divisible(symbol(self.index) + rest, self.index, self.count, self.indices) == ()
+        return bool(condition.children) and all(self._is_uniform(child) for child in condition.children)
 
     def _reduced(self, reduce: s.Reduce, statements: list[Statement]) -> Scalar:
         """What a reduction is in the lane `lane`, by loops added to the statements."""
@@ -157,6 +171,24 @@ class Lanes:
         statements += inner
         return s.load(total, where)
 
-    def stored(self, buffer: Buffer, offset: Dim, array: Buffer) -> Store:
-        """The store of all lanes, which lie in registers, at an aligned offset."""
-        return Store(buffer, offset, s.load(array, 0, self.count), aligned=True)
+    def outputs(
+        self, places: Sequence[tuple[Buffer, Dim]], values: Sequence[Scalar], wanted: Scalar | None = None
+    ) -> list[Statement]:
+        """Stores values, given in the lane `lane`, at aligned offsets, if `wanted`."""
+        if self.count == 1:
+            return [Store(b, offset, value, wanted) for (b, offset), value in zip(places, values, strict=True)]
+        arrays: list[Buffer] = []
+        new: list[Statement] = []
+        each: list[Statement] = []
+        for (buffer, _), value in zip(places, values, strict=True):
+            if isinstance(value, Load) and value.buffer.space == "register" and value.offset == self.lane:
+                arrays.append(value.buffer)  # As it was read.
+                continue
+            arrays.append(self.array(buffer.name, buffer))
+            new.append(Alloc(arrays[-1]))
+            each.append(Store(arrays[-1], self.lane, value))
+        stores = [
+            Store(buffer, offset, s.load(array, 0, self.count), wanted, aligned=True)
+            for (buffer, offset), array in zip(places, arrays, strict=True)
+        ]
+        return [*new, *([self.each(each)] if each else []), *stores]

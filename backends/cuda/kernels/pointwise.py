@@ -15,7 +15,7 @@ from typing import TypeGuard
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, bounds, ceildiv, dim_factor, dim_min, symbol
-from ....ir.loops import Alloc, Block, For, Let, Statement, Store
+from ....ir.loops import Block, For, Let, Statement, Store
 from ....ir.tensors import unflatten
 from ....passes.nests import all_reductions
 from ....passes.regions import Region
@@ -115,10 +115,7 @@ def _vectors(region: Region, group: Group, lanes: int) -> tuple[list[Statement],
     if len(group.axes) > 1:
         own.conditions.append(last.extent)
     statements, values = own.values(group.values)
-    arrays = [own.array(output.buffer.name, output.buffer) for output in group.outputs]
-    statements += [Alloc(array) for array in arrays]
-    statements.append(own.each([Store(a, own.lane, value) for a, value in zip(arrays, values, strict=True)]))
-    statements += [own.stored(o.buffer, o.offset, a) for o, a in zip(group.outputs, arrays, strict=True)]
+    statements += own.outputs([(output.buffer, output.offset) for output in group.outputs], values)
     condition = multiples(own.conditions, lanes)
     if isinstance(condition, s.Const) and not condition.value:
         return None

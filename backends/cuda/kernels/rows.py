@@ -199,22 +199,12 @@ class Mapping:
     def _stored(self, stores: Sequence[Store], lanes: Lanes, results: dict[str, Buffer], turn: Dim) -> list[Statement]:
         """Stores to registers lane by lane, those to memory after that."""
         before, values = lanes.values([self._with_totals(store.value, results) for store in stores])
-        each: list[Statement] = []
-        after: list[Store] = []
-        for store, value in zip(stores, values, strict=True):
-            if store.buffer.space == "register":
-                each.append(replace(store, value=value))
-            elif lanes.count == 1:
-                after.append(replace(store, value=value, predicate=self.wanted))
-            else:
-                array = lanes.array(store.buffer.name, store.buffer)
-                before.append(Alloc(array))
-                each.append(Store(array, lanes.lane, value))
-                after.append(replace(lanes.stored(store.buffer, store.offset, array), predicate=self.wanted))
+        kept = [replace(st, value=v) for st, v in zip(stores, values, strict=True) if st.buffer.space == "register"]
+        made = [(st, v) for st, v in zip(stores, values, strict=True) if st.buffer.space != "register"]
+        each = [lanes.each(kept)] if lanes.count > 1 and kept else kept
+        after = lanes.outputs([(st.buffer, st.offset) for st, _ in made], [v for _, v in made], self.wanted)
         slot = s.Rewriter(dims={SLOT: turn * lanes.count + (lanes.lane if lanes.count > 1 else 0)})
-        each = list(k.rebuild(tuple(each), slot))
-        whole = k.rebuild(tuple(after), slot)
-        return [*before, *([lanes.each(each)] if lanes.count > 1 and each else each), *whole]
+        return [*before, *k.rebuild((*each, *after), slot)]
 
     def _totals(self, lanes: Lanes, results: dict[str, Buffer]) -> list[Statement]:
         """The outputs with an element per row, stored by the first part."""
@@ -223,12 +213,7 @@ class Mapping:
             return []
         along = lanes if self.width > 1 else Lanes("", 1, self.work.indices, self.region.alignment, prefix="t")
         before, values = along.values([self._with_totals(output.value, results) for output in outputs])
-        stores: list[Statement] = [Store(o.buffer, o.offset, v) for o, v in zip(outputs, values, strict=True)]
-        if self.width > 1:
-            arrays = [lanes.array(output.buffer.name, output.buffer) for output in outputs]
-            before += [Alloc(array) for array in arrays]
-            before.append(lanes.each([Store(a, lanes.lane, v) for a, v in zip(arrays, values, strict=True)]))
-            stores = [lanes.stored(o.buffer, o.offset, a) for o, a in zip(outputs, arrays, strict=True)]
+        stores = along.outputs([(output.buffer, output.offset) for output in outputs], values)
         mine = TRUE if self.parts == 1 else s.binary("eq", s.index(self.part), s.const(0, I64))
         return where(mine if self.wanted is None else s.binary("and", mine, self.wanted), [*before, *stores])
 

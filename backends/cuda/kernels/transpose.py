@@ -120,14 +120,7 @@ def _tiled(region: Region, group: Group, own: Axis, loads: list[Load], lanes: in
     }
     values = [s.Rewriter(lambda node: swapped.get(node.digest))(value) for value in group.values]
     before, values = writing.values(values)
-    stores: list[Statement] = []
-    if lanes == 1:
-        stores = [Store(o.buffer, o.offset, value) for o, value in zip(group.outputs, values, strict=True)]
-    else:
-        arrays = [writing.array(output.buffer.name, output.buffer) for output in group.outputs]
-        before += [Alloc(array) for array in arrays]
-        before.append(writing.each([Store(a, writing.lane, v) for a, v in zip(arrays, values, strict=True)]))
-        stores = [writing.stored(o.buffer, o.offset, a) for o, a in zip(group.outputs, arrays, strict=True)]
+    stores = writing.outputs([(output.buffer, output.offset) for output in group.outputs], values)
     if lanes > 1:
         even = multiples([*reading.conditions, *writing.conditions, own.extent, last.extent], lanes)
         if even != s.const(True, BOOL):
