@@ -14,7 +14,7 @@ from itertools import product as combinations
 
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, divide_exactly, product, symbol
-from ....ir.dtypes import BOOL
+from ....ir.dtypes import BOOL, I64
 from ....ir.loops import Alloc, For, If, Let, Statement, Store
 from ....ir.scalars import Buffer, Load, Scalar
 from ....ir.target import Target
@@ -249,13 +249,12 @@ class _Depthwise:
         plan, windows = self.plan, self.found.windows
         dtype, lanes = self.found.dtype, plan.lanes
         stride, spread = windows.strides[-1], windows.dilations[-1]
-        weights = Buffer("weights", dtype, self.taps * lanes, "register")
+        slides = spread == 1 and plan.pixels > 1
+        weights = Buffer("weights", dtype, (self.taps if slides else 1) * lanes, "register")
         inputs = Buffer("inputs", dtype, lanes, "register")
         tap, lane = counter("tap", self.taps), counter("lane", lanes)
-        yield Alloc(weights)
         where = (number * self.taps + tap) * self.filters + self._vector * lanes
-        row_of_weights = s.load(self.weights, where, lanes, aligned=lanes > 1)
-        yield from unrolled("tap", self.taps, [Store(weights, tap * lanes, s.cast(row_of_weights, dtype))])
+        weight = s.cast(s.load(self.weights, where, lanes, aligned=lanes > 1), dtype)
 
         def fetched(position: Dim) -> list[Statement]:
             """An input to registers, zeros where it is outside."""
@@ -270,21 +269,24 @@ class _Depthwise:
             clear = Store(inputs, lane, s.const(0, dtype))
             return [Alloc(inputs), *unrolled("lane", lanes, [clear]), If(there, (load,))]
 
-        def added(pixel: Dim, tap: Dim) -> list[Statement]:
+        def added(pixel: Dim, weight: Dim) -> list[Statement]:
             at = pixel * lanes + lane
-            value = s.fma(s.load(inputs, lane), s.load(weights, tap * lanes + lane), s.load(sums, at))
+            value = s.fma(s.load(inputs, lane), s.load(weights, weight * lanes + lane), s.load(sums, at))
             return unrolled("lane", lanes, [Store(sums, at, value)])
 
-        if spread != 1 or plan.pixels == 1:
-            pixel = counter("pixel", plan.pixels)
-            each = [*fetched(pixel * stride + tap * spread), *added(pixel, tap)]
-            yield from unrolled("tap", self.taps, unrolled("pixel", plan.pixels, each))
+        pixel = counter("pixel", plan.pixels)
+        if not slides:
+            each = [*fetched(pixel * stride + tap * spread), *added(pixel, 0)]
+            body = [Alloc(weights), Store(weights, 0, weight), *unrolled("pixel", plan.pixels, each)]
+            yield from unrolled("tap", self.taps, body)
             return
+        yield Alloc(weights)
+        yield from unrolled("tap", self.taps, [Store(weights, tap * lanes, weight)])
         count = self._positions(plan.pixels)
-        position, pixel = counter("position", count), counter("pixel", plan.pixels)
+        position = counter("position", count)
         tap = position - pixel * stride
-        within = all_of([s.const(0, s.index(tap).dtype) <= s.index(tap), s.index(tap) < s.index(self.taps)])
-        uses = unrolled("pixel", plan.pixels, _where(within, tuple(added(pixel, tap))))
+        within = all_of([s.const(0, I64) <= s.index(tap), s.index(tap) < s.index(self.taps)])
+        uses = unrolled("pixel", plan.pixels, _where(within, added(pixel, tap)))
         yield from unrolled("position", count, [*fetched(position), *uses])
 
     @property

@@ -120,6 +120,7 @@ def resources(lowered: Lowered, architecture: str) -> tuple[int, str]:
         ((1, 9, 9, 5), 15, (3, 2), {"dilations": [2, 3], "dtype": "f16"}),
         ((1, 12, 7, 16), 32, (5, 5), {"pads": [2] * 4, "constant": False, "dtype": "f16"}),
         ((1, 6, 7, 2), 4, (3, 3), {"dtype": "f64"}),
+        ((1, 50, 16), 16, (31,), {"pads": [15, 15], "dtype": "f16"}),
     ],
 )
 def test_depthwise(shape: Sequence[int], filters: int, kernel: Sequence[int], given: Any) -> None:
