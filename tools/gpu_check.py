@@ -34,19 +34,20 @@ MINUTES = 8.5
 )
 @click.option(
     "--models",
-    "folder",
+    "folders",
     type=click.Path(exists=True, file_okay=False),
-    help="A folder of .onnx files to check; model.npz or model.CASE.npz beside model.onnx are its inputs.",
+    multiple=True,
+    help="A folder of .onnx files to check; model.npz or model.CASE.npz beside model.onnx are its inputs. Repeatable.",
 )
 @click.option(
     "--minutes", type=click.FloatRange(min=0), default=MINUTES, show_default=True, help="Wall-clock time for all of it."
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes that compile (default: all processors but two).")
 @click.option("--setup", default="", hidden=True, help="module:function to call first in every process.")
-def main(output: Path, folder: str | None, minutes: float, jobs: int | None, setup: str) -> None:
+def main(output: Path, folders: tuple[str, ...], minutes: float, jobs: int | None, setup: str) -> None:
     """Checks this machine's GPU: correctness first, then speed. Exit codes: 0 all agrees, 1 something differs, 2 there
     is no GPU that can be used."""
-    plan = replace(Plan(), folder=folder, jobs=jobs or 0, setup=setup)
+    plan = replace(Plan(), folders=folders, jobs=jobs or 0, setup=setup)
     try:
         report = run(plan, output, minutes, lambda line: click.echo(line, err=True))
     except TaskError as error:

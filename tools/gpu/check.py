@@ -56,7 +56,7 @@ def networks() -> list[models.Subject]:
 class Plan:
     """What is checked. `cases` makes those of part 1; `setup` ("module:function") is called first in every process."""
 
-    folder: str | None = None
+    folders: Sequence[str] = ()
     cases: Callable[[], Sequence[Case]] = operators.node_cases
     architectures: Sequence[Architecture] = tuple(ARCHITECTURES)
     operators: Callable[[], Sequence[shapes.Operator]] = all_operators
@@ -154,9 +154,9 @@ def _all_parts(check: Check, tuner: Pool, no_torch: bool) -> None:
             if subject.architecture is not None and not subject.missing:
                 task = tuner.submit(warmed, subject.architecture, subject.batch, timeout=TUNING)
                 tuned[subject.name, subject.batch] = task
-    subjects = models.subjects_of(plan.folder, plan.architectures)
-    compared = {_ready(check, subject, f"model{n}", 2): subject for n, subject in enumerate(subjects)}
-    measured = speed.submitted(check, plan.operators(), 3)
+    subjects = models.subjects_of(plan.folders, plan.architectures)
+    compared = {_ready(check, subject, f"model{n}", 3): subject for n, subject in enumerate(subjects)}
+    measured = speed.submitted(check, plan.operators(), 2)
     cases = operators.submitted(check, plan.cases(), 1)
     check.part("operators", lambda: operators.check_operators(check, cases))
     check.part("models", lambda: models.check_models(check, compared))

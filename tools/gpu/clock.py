@@ -12,6 +12,8 @@ from ...backends.cuda.runtime.driver import Device, Stream
 
 Function = Callable[[], Any]
 """Queues work on the GPU."""
+MOST = 1000
+"""Calls of a function in a round."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def interleaved(
         once = clock.seconds(function, 1, stream)
         # The first calls are slow: a few more tell better.
         once = clock.seconds(function, max(1, min(10, int(seconds / once))), stream)
-        repeats[name] = max(1, int(seconds / once))
+        repeats[name] = max(1, min(MOST, int(seconds / once)))
     found: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, (function, stream) in functions.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from contextlib import suppress
@@ -60,12 +59,19 @@ class NotComparable(Exception):
     """A subject that cannot be had, or of which nobody tells the results."""
 
 
-def subjects_of(folder: str | os.PathLike[str] | None, architectures: Sequence[Architecture]) -> list[Subject]:
-    """Those of a folder's files, the largest first, then the architectures."""
-    files = sorted(Path(folder).rglob("*.onnx"), key=lambda path: (-path.stat().st_size, path)) if folder else []
-    root = Path(folder or ".")
-    found = [Subject(str(path.relative_to(root).with_suffix("")), file=str(path)) for path in files]
-    return found + [Subject(architecture.name, architecture=architecture) for architecture in architectures]
+def subjects_of(folders: Sequence[str], architectures: Sequence[Architecture]) -> list[Subject]:
+    """Those of the files in folders, the largest first, then the architectures."""
+    files = [(path, str(path.relative_to(folder).with_suffix(""))) for folder in folders for path in found_in(folder)]
+    files.sort(key=lambda item: (-item[0].stat().st_size, item[1]))
+    return [
+        *(Subject(name, file=str(path)) for path, name in files),
+        *(Subject(architecture.name, architecture=architecture) for architecture in architectures),
+    ]
+
+
+def found_in(folder: str) -> list[Path]:
+    """The ONNX models of a folder."""
+    return sorted(Path(folder).rglob("*.onnx"))
 
 
 # In processes that compile
@@ -81,7 +87,7 @@ def ready(subject: Subject, target: Target, stem: str) -> Ready:
         try:
             given: Mapping[str, Arrays] = {"": export(subject.architecture, subject.batch, path, subject.timed)}
         except Exception as error:
-            raise NotComparable(f"not exported: {error}") from error
+            raise NotComparable(f"not exported: {error.__cause__ or error}") from error
     else:
         given = _given(path)
     cases: dict[str, tuple[Arrays, Arrays]] = {name: (inputs, {}) for name, inputs in given.items()}

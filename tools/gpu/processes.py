@@ -6,6 +6,7 @@ import importlib
 import itertools
 import multiprocessing
 import queue
+import re
 import threading
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from typing import Any
 _CONTEXT = multiprocessing.get_context("spawn")
 _LOST = ("DeviceError", "AcceleratorError", "OutOfMemoryError")
 """Errors after which CUDA may answer every call of the process with an error."""
+_PATIENCE = 3.0
+"""Seconds that a process without a task has to end."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class TaskError(Exception):
@@ -43,7 +47,7 @@ def _serve(connection: Connection, setup: str) -> None:
         try:
             answer: tuple[bool, Any] = True, function(*arguments)
         except BaseException as error:
-            message = " ".join(str(error).split())
+            message = " ".join(_COLOURS.sub("", str(error)).split())
             answer = False, (type(error).__name__, message, traceback.format_exc(limit=-6))
         connection.send(answer)
 
@@ -58,6 +62,7 @@ class Process:
         self._setup = setup
         self._process: Any = None
         self._connection: Connection | None = None
+        self._busy = False
         self.starts = 0
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
@@ -67,11 +72,13 @@ class Process:
         process that cannot be trusted any more is ended.
         """
         connection = self._started()
+        self._busy = True
         try:
             connection.send((function, arguments))
             if not connection.poll(timeout):
                 raise TaskError("Timeout", f"no answer within {timeout:.0f} s; the process was ended")
             good, answer = connection.recv()
+            self._busy = False
         except TaskError:
             self.close()
             raise
@@ -107,10 +114,15 @@ class Process:
     def close(self) -> None:
         """Ends the process, whatever it does."""
         process, connection, self._process, self._connection = self._process, self._connection, None, None
-        if process is not None and connection is not None:
-            process.kill()
-            process.join()
-            connection.close()
+        if process is None or connection is None:
+            return
+        if not self._busy:
+            connection.close()  # it ends by itself
+            process.join(_PATIENCE)
+        process.kill()
+        process.join()
+        connection.close()
+        self._busy = False
 
     def __enter__(self) -> Process:
         return self

@@ -76,7 +76,9 @@ def memory_bound(size: int = TENSOR) -> Iterator[Operator]:
     """Operators that move `size` bytes from memory and mostly as many back."""
     for precision, width in (("f32", 4), ("f16", 2)):
         count = size // width
-        rows, columns, side, long = count // 1024, 1024, 1 << int(math.log2(count)) // 2, min(32768, count)
+        rows, columns, long = count // 1024, 1024, min(32768, count)
+        side = 1 << int(math.log2(count)) // 2
+        tall, turned = (count // side, side), (side, count // side)
         flat, narrow = {"x": (rows, columns)}, {"x": (count // long, long)}
         image = max(count // (64 * 56 * 56), 1), 64, 56, 56
         scale, bias = {"scale": (columns,)}, {"bias": (columns,)}
@@ -89,7 +91,7 @@ def memory_bound(size: int = TENSOR) -> Iterator[Operator]:
             ("softmax", "Softmax", "softmax", narrow, {}, narrow["x"], {}),
             ("layer norm", "LayerNormalization", "layer_norm", flat, scale | bias, flat["x"], {}),
             ("RMS norm", "RMSNormalization", "rms_norm", flat, scale, flat["x"], {}),
-            ("transpose", "Transpose", "permute", {"x": (side, side)}, {}, (side, side), {"order": [1, 0]}),
+            ("transpose", "Transpose", "permute", {"x": tall}, {}, turned, {"order": [1, 0]}),
             ("transpose", "Transpose", "permute", {"x": image}, {}, (image[0], 56, 56, 64), {"order": [0, 2, 3, 1]}),
             ("reduction", "ReduceSum", "sum", flat, {}, (rows,), {"axis": 1}),
             ("reduction", "ReduceSum", "sum", flat, {}, (columns,), {"axis": 0}),
