@@ -9,6 +9,7 @@ from . import (
     fuse,
     layout,
     loops,
+    merge,
     pads,
     precision,
     reorder,
@@ -24,7 +25,7 @@ DEFAULT_PIPELINE = (
 )
 """What `compile` runs for a CPU: a text that `parse_pipeline` reads. Running it once more changes nothing."""
 
-PIPELINES = {"cpu": DEFAULT_PIPELINE, "cuda": DEFAULT_PIPELINE.replace(",fuse", ",attention,fuse")}
+PIPELINES = {"cpu": DEFAULT_PIPELINE, "cuda": DEFAULT_PIPELINE.replace(",fuse", ",merge-products,attention,fuse")}
 """The same by the kind of target: what there are schedules for is recognised."""
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "fuse",
     "layout",
     "loops",
+    "merge",
     "pads",
     "precision",
     "reorder",

@@ -1,0 +1,135 @@
+"""Products of one operand with several weights as one product: the queries, keys and values of attention, gates.
+
+One launch in the place of several, whose grid fills a GPU better; what the parts of the result are read by takes the
+slices in, as it does any movement. (CPUs read a small operand from cache anyway, and gain nothing.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..ir.graph import Graph, Names, Node, TensorType, Value, constant_node, unite
+from .cleanup import without_dead_code
+from .pipeline import Pass, register
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """A product with a constant, and the addition of a constant row behind it, if there is one."""
+
+    product: Node
+    weights: np.ndarray
+    addition: Node | None
+    row: np.ndarray | None
+
+    @property
+    def result(self) -> Value:
+        return (self.addition or self.product).output
+
+
+@register
+@dataclass(frozen=True)
+class MergeProducts(Pass):
+    """MatMul(x, A), MatMul(x, B), ... with constants, and rows added to each, become one MatMul, and its pieces."""
+
+    name = "merge-products"
+
+    def run(self, graph: Graph) -> Graph:
+        merged = _Merger(graph, Names(graph)).run()
+        return graph if merged is graph else without_dead_code(merged)
+
+
+class _Merger:
+    """Merges within one graph; bodies of control flow are run too rarely to be worth it."""
+
+    def __init__(self, graph: Graph, names: Names) -> None:
+        self.graph, self.names = graph, names
+        self.producers = {value: node for node in graph.nodes for value in node.outputs}
+
+    def run(self) -> Graph:
+        groups: dict[tuple[object, ...], list[_Branch]] = {}
+        for node in self.graph.nodes:
+            branch = self._branch(node)
+            if branch is not None:
+                key = (node.inputs[0], node.op, repr(sorted(node.attributes.items())), branch.row is None)
+                groups.setdefault((*key, branch.weights.dtype), []).append(branch)
+        placed: dict[Value, list[Node]] = {}
+        gone: set[Value] = set()
+        for branches in groups.values():
+            if len(branches) > 1:
+                placed[branches[0].product.output] = self._merged(branches)
+                gone |= {node.output for b in branches for node in (b.product, b.addition) if node is not None}
+        if not placed:
+            return self.graph
+        nodes: list[Node] = []
+        for node in self.graph.nodes:
+            if node.outputs and node.outputs[0] in placed:
+                nodes += placed[node.outputs[0]]
+            elif not node.outputs or node.outputs[0] not in gone:
+                nodes.append(node)
+        return replace(self.graph, nodes=tuple(nodes))
+
+    def _array(self, value: Value | None) -> np.ndarray | None:
+        return None if value is None else self.graph.constant(value)
+
+    def _branch(self, node: Node) -> _Branch | None:
+        if node.op != "MatMul" or len(node.outputs) != 1:
+            return None
+        weights = self._array(node.inputs[1])
+        if weights is None or weights.ndim != 2 or self._array(node.inputs[0]) is not None:
+            return None
+        readers = self.graph.users.get(node.output, ())
+        addition = next(iter(readers), None)
+        if (
+            len(readers) == 1
+            and addition is not None
+            and addition.op == "Add"
+            and node.output not in self.graph.outputs
+        ):
+            rows = [self._array(value) for value in addition.inputs if value != node.output]
+            row = rows[0] if len(rows) == 1 else None
+            if row is not None and row.ndim == 1 and row.shape[0] == weights.shape[1]:
+                branch = _Branch(node, weights, addition, row)
+                return branch if self._may_be_a_piece(branch) else None
+        branch = _Branch(node, weights, None, None)
+        return branch if self._may_be_a_piece(branch) else None
+
+    def _may_be_a_piece(self, branch: _Branch) -> bool:
+        """Whether nothing needs the result as an array of its own."""
+        result = branch.result
+        readers = self.graph.users.get(result, ())
+        return bool(readers) and result not in self.graph.outputs and not any(reader.regions for reader in readers)
+
+    def _merged(self, branches: Sequence[_Branch]) -> list[Node]:
+        first = branches[0].product
+        origin = unite(*(node.origin for b in branches for node in (b.product, b.addition) if node is not None))
+        nodes: list[Node] = []
+        widths = [branch.weights.shape[1] for branch in branches]
+
+        def constant(arrays: Sequence[np.ndarray], stem: str) -> Value:
+            array = np.concatenate(arrays, axis=-1)
+            dtype = branches[0].result.dtype
+            node = constant_node(self.names.fresh(stem), array, TensorType(dtype, array.shape), origin)
+            nodes.append(node)
+            return node.output
+
+        def add(op: str, inputs: tuple[Value, ...], stem: str, node: Node) -> Value:
+            shape = (*first.output.shape[:-1], sum(widths))
+            value = Value(self.names.fresh(stem), TensorType(first.output.dtype, shape))
+            nodes.append(Node(op, inputs, (value,), node.attributes, origin=origin))
+            return value
+
+        operand = first.inputs[0]
+        assert operand is not None
+        weights = constant([branch.weights for branch in branches], f"{first.inputs[1]}.merged".lstrip("%"))
+        result = add("MatMul", (operand, weights), f"{first.output.name}.merged", first)
+        rows = [branch.row for branch in branches if branch.row is not None]
+        if rows and branches[0].addition is not None:
+            row = constant(rows, f"{first.output.name}.row")
+            result = add("Add", (result, row), f"{branches[0].result.name}.merged", branches[0].addition)
+        pieces = tuple(branch.result for branch in branches)
+        attributes = {"axis": len(result.shape) - 1, "split": tuple(widths)}
+        return [*nodes, Node("Split", (result,), pieces, attributes, origin=origin)]
