@@ -169,28 +169,21 @@ class _Rewrite:
         body, before = _Body(self), node.regions["body"]
         for inner in before.nodes:
             body.add(inner)
-        ends: list[Value] = []
-        outputs: list[Value] = []
-        copies: list[tuple[Value, Value]] = []
-        for outer, end in zip(node.outputs, before.outputs, strict=True):
-            dtype = self.stored(outer)
-            ends.append(body.read(end, dtype))
-            outputs.append(self.typed(outer, dtype))
-            if is_f32(outer):
-                self.forms[outer.name, dtype] = outputs[-1]
-                if self.scope.needs_copy(outer.name):
-                    copies.append((end, self.fresh(outer, self.narrow)))
-                    self.forms[outer.name, self.narrow] = copies[-1][1]
-        ends += [body.read(end, self.narrow) for end, _ in copies]
-        outputs += [copy for _, copy in copies]
+        pairs = list(zip(node.outputs, before.outputs, strict=True))
+        copied = [(outer, end) for outer, end in pairs if is_f32(outer) and self.scope.needs_copy(outer.name)]
+        copies = [body.read(end, self.narrow) for _, end in copied]
+        ends = (*(body.read(end, self.stored(outer)) for outer, end in pairs), *copies)
+        outputs = [self.typed(outer, self.stored(outer)) for outer in node.outputs]
+        outputs += [self.fresh(outer, self.narrow) for outer, _ in copied]
+        origins = [*node.outputs, *(outer for outer, _ in copied)]
+        self.forms.update({(old.name, new.dtype): new for old, new in zip(origins, outputs, strict=True)})
         nodes = body.finished(ends)
         if nodes == before.nodes and tuple(outputs) == node.outputs:
             self.nodes.append(node)
             return
-        region = replace(before, nodes=nodes, outputs=tuple(ends))
-        self.nodes.append(
-            replace(node, inputs=region.captures(), outputs=tuple(outputs), regions={**node.regions, "body": region})
-        )
+        region = replace(before, nodes=nodes, outputs=ends)
+        regions = {**node.regions, "body": region}
+        self.nodes.append(replace(node, inputs=region.captures(), outputs=tuple(outputs), regions=regions))
 
 
 class _Body:
