@@ -40,6 +40,8 @@ USUAL = 128
 """Threads for a row whose length only the run tells, and of a block of several rows."""
 BESIDE = 256
 """Threads of a block that lie along the rows."""
+UNROLLED = 8
+"""Turns that are written out where nothing is kept: loads in flight."""
 SLOT = "slot"
 TRUE = s.const(True, BOOL)
 
@@ -194,7 +196,9 @@ class Mapping:
         statements = [Let(name, first), *where(inside, body)]
         if turns == 1:
             return where(TRUE, statements)
-        return [For("turn", turns, tuple(statements), "serial" if limit is None else "unrolled")]
+        keeps = any(SLOT in st.value.free for st in stores)
+        unrolled = limit is not None and (keeps or limit <= UNROLLED)
+        return [For("turn", turns, tuple(statements), "unrolled" if unrolled else "serial")]
 
     def _stored(self, stores: Sequence[Store], lanes: Lanes, results: dict[str, Buffer], turn: Dim) -> list[Statement]:
         """Stores to registers lane by lane, those to memory after that."""
@@ -411,18 +415,21 @@ def _within(work: Work, lanes: int) -> tuple[int, int]:
 
 
 def _across(work: Work, lanes: int) -> tuple[int, int]:
-    extent, length = work.rows[-1].extent, work.length
+    extent, length, count = work.rows[-1].extent, work.length, work.count
     beside = WARP if not isinstance(extent, int) else min(WARP, _power(-(-extent // lanes)))
-    parts = BESIDE // beside
-    if isinstance(length, int):
-        parts = min(parts, _power(-(-length // 2)))
-    count = work.count
+    if not isinstance(length, int):
+        return BESIDE, BESIDE // beside
+    if work.elements:
+        # So many parts that all columns can be kept, if need be at the cost of shorter runs of memory.
+        for threads in (BESIDE, 2 * BESIDE, LARGEST):
+            for run in (beside, beside // 2, beside // 4):
+                parts = min(threads // max(run, 1), _power(-(-length // 2)))
+                if run * lanes >= WARP // 2 and run * parts >= WARP and -(-length // parts) * lanes <= _most(threads):
+                    return run * parts, parts
+    parts = min(BESIDE // beside, _power(-(-length // 2)))
     rows = count // lanes if isinstance(count, int) else 1
     while parts > 1 and rows * parts > 4 * FULL:
         parts //= 2
-    threads = max(WARP, beside * parts)
-    if parts == 1:
-        threads = beside = (
-            min(BESIDE, max(WARP, beside * 8)) if not isinstance(extent, int) or extent >= BESIDE * lanes else WARP
-        )
-    return threads, max(1, threads // beside)
+    if parts == 1 and beside == WARP:
+        return BESIDE, 1
+    return max(WARP, beside * parts), max(WARP // beside, parts)

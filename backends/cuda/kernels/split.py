@@ -57,8 +57,9 @@ def stretches(work: Work) -> int:
     if len(work.columns) != 1 or not isinstance(count, int) or not isinstance(length, int):
         return 1
     blocks = count // 128 if along_rows(work) else count
-    # Elements of one block: all of its columns, of as many rows as lie side by side.
-    if blocks >= FEW or length * (min(count, 128) if along_rows(work) else 1) < LONG:
+    # Elements of one block: all of its columns, of as many rows as lie side by side. Each level is two launches more.
+    own = length * (min(count, 128) if along_rows(work) else 1)
+    if blocks >= FEW or own < LONG * (2 * len(work.levels) if work.elements else 1):
         return 1
     parts = min(BLOCKS // max(1, blocks), length // _unit(work))
     return -(-length // _size(work, length, parts)) if parts > 1 else 1
