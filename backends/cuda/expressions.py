@@ -213,6 +213,9 @@ class ExpressionRenderer:
             return self.find_symbol(atom.name)
         if isinstance(atom, Opaque):
             assert isinstance(atom.value, Scalar)
+            value = atom.value
+            if self.index_type == "int" and isinstance(value, s.Cast) and value.operand.dtype == I32:
+                return self.value(value.operand)
             narrow = self.narrow(atom.value)
             return narrow if narrow is not None else f"({self.index_type}){joined(self.value(atom.value))}"
         if isinstance(atom, Quotient):

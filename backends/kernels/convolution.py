@@ -64,9 +64,45 @@ def find_convolution(region: Region) -> Convolution | None:
     return _convolution(region, node, windows, image, weights, array)
 
 
+@dataclass(frozen=True)
+class Phase:
+    """The taps of the outputs of one phase along one axis, in the order of what they read; their spacing in the input
+    (`dilation`), and how far before the output's own place the first one reads (`before`)."""
+
+    taps: tuple[int, ...]
+    dilation: int
+    before: int
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """A transposed convolution as one of stride 1 for each phase: outputs that are equal modulo the strides take the
+    same taps. `whole` has the outputs and weights of all; `axes` are the phases along each axis."""
+
+    whole: Convolution
+    strides: tuple[int, ...]
+    axes: tuple[tuple[Phase, ...], ...]
+
+    @property
+    def places(self) -> list[tuple[int, ...]]:
+        """All phases, by what their outputs are modulo the strides."""
+        return list(product(*map(range, self.strides)))
+
+    def at(self, place: Sequence[int]) -> Convolution:
+        """The convolution of one phase."""
+        return _at_phase(self.whole, self.strides, [axis[p] for axis, p in zip(self.axes, place, strict=True)], place)
+
+
 def find_phases(region: Region) -> list[Convolution] | None:
-    """A transposed convolution as one convolution of stride 1 for each phase: the outputs that are equal modulo the
-    strides take the same taps. None where the anchor is none, or its padding is only known at run time."""
+    """A transposed convolution, phase by phase; None where the anchor is none, or its padding is only known at run
+    time."""
+    found = find_transposed(region)
+    return None if found is None else [found.at(place) for place in found.places]
+
+
+def find_transposed(region: Region) -> Transposed | None:
+    """The region's anchor as a transposed convolution; None where it is none, or its padding is only known at run
+    time."""
     operands = _operands(region, "ConvTranspose")
     if operands is None:
         return None
@@ -88,43 +124,31 @@ def find_phases(region: Region) -> list[Convolution] | None:
         return None
     group = node.attributes.get("group", 1)
     assert isinstance(group, int)
-    channels, filters, *kernel = (int(str(d)) for d in (stored.shape[0], *stored.shape[1:]))
+    channels, filters, *kernel = (int(str(d)) for d in stored.shape)
     channels //= group
     shape = (group * filters, channels, *kernel)
     weights = view(stored, shape, lambda m, c, *t: (m // filters * channels + c, m % filters, *t))
     array = constant_array(region, stored)
     if array is not None:
         array = array.reshape(group, channels, filters, *kernel).swapaxes(1, 2).reshape(shape)
-    whole = Windows(image.shape[1:-1], tuple(kernel), (1,) * rank, (1,) * rank, (0,) * rank, (0,) * rank, output)
-    base = _convolution(region, node, whole, image, weights, array)
-    if base is None:
-        return None
-    phases = [[_phase(p, *entry) for p in range(entry[0])] for entry in zip(steps, spread, before, kernel, strict=True)]
-    places = product(*(range(step) for step in steps))
-    return [_at_phase(base, steps, axes, place) for axes, place in zip(product(*phases), places, strict=True)]
+    windows = Windows(image.shape[1:-1], tuple(kernel), (1,) * rank, (1,) * rank, (0,) * rank, (0,) * rank, output)
+    axes = [
+        tuple(_phase(p, *entry) for p in range(entry[0])) for entry in zip(steps, spread, before, kernel, strict=True)
+    ]
+    return Transposed(_convolution(region, node, windows, image, weights, array), steps, tuple(axes))
 
 
-@dataclass(frozen=True)
-class _Phase:
-    """The taps of the outputs of one phase along one axis, in the order of what they read; their spacing in the input
-    (`dilation`), and how far before the output's own place the first one reads (`before`)."""
-
-    taps: tuple[int, ...]
-    dilation: int
-    before: int
-
-
-def _phase(p: int, step: int, spread: int, before: Dim, kernel: int) -> _Phase:
+def _phase(p: int, step: int, spread: int, before: Dim, kernel: int) -> Phase:
     """Phase p of an axis: tap t of output o reads the input (o + before - t*spread) / step where that is whole."""
     assert isinstance(before, int)
     reads = {t: (p + before - t * spread) // step for t in range(kernel) if (p + before - t * spread) % step == 0}
     taps = sorted(reads, key=lambda t: reads[t])
     if not taps:
-        return _Phase((), 1, 0)
-    return _Phase(tuple(taps), reads[taps[1]] - reads[taps[0]] if len(taps) > 1 else 1, -reads[taps[0]])
+        return Phase((), 1, 0)
+    return Phase(tuple(taps), reads[taps[1]] - reads[taps[0]] if len(taps) > 1 else 1, -reads[taps[0]])
 
 
-def _at_phase(base: Convolution, steps: Sequence[int], axes: Sequence[_Phase], place: Sequence[int]) -> Convolution:
+def _at_phase(base: Convolution, steps: Sequence[int], axes: Sequence[Phase], place: Sequence[int]) -> Convolution:
     array, weights = base.array, base.weights
     kernel = tuple(max(len(axis.taps), 1) for axis in axes)
     shape = (*weights.shape[:2], *kernel)

@@ -19,15 +19,16 @@ from ....ir.scalars import Buffer, Load, Scalar
 from ....ir.target import Target
 from ....ir.tensors import all_of, buffer_tensor, unflatten
 from ....passes.regions import Call, Lowered, Region
-from ...kernels.convolution import Convolution, find_convolution, find_phases
+from ...kernels.convolution import Convolution, find_convolution, find_transposed
 from ...kernels.epilogue import Epilogue, Result, accumulator_leaf, through_memory
 from ...kernels.operands import joined
 from .choose import Plan, Shape, choose, uses_tensor_cores, usual
 from .contraction import Contraction, index, lowered
-from .filters import ALIGNED, packed
+from .filters import ALIGNED, packed, rounded_to_tf32
 from .finish import BATCH, COLUMN, DEPTH, ROW
 from .image_copy import Source, source_of
 from .loaders import Matrix, loader_of
+from .phases import together
 from .tiles import CHUNK, Loader
 from .window_loader import Image, window_loader
 
@@ -49,24 +50,29 @@ def schedule(region: Region, target: Target) -> Lowered | None:
 
 def transposed(region: Region, target: Target) -> Lowered | None:
     """The kernels of a transposed convolution; None for other operators, and for padding only known at run time."""
-    phases = find_phases(region)
-    if phases is None or not _is_supported(phases[0]):
+    found = find_transposed(region)
+    if found is None or not _is_supported(found.whole):
         return None
-    if phases[0].outputs is None:
+    if found.whole.outputs is None:
         return through_memory(region, lambda alone: transposed(alone, target))
-    groups = _Groups(phases[0])
-    first = max(phases, key=lambda found: product_of(found.windows.kernel))
+    groups = _Groups(found.whole)
+    batches = len(found.places) * groups.batches
+    all_phases = together(found, index(BATCH, batches) // groups.batches)
+    phases = [found.at(place) for place in found.places] if all_phases is None else [all_phases.found]
+    phases = [phase for phase in phases if 0 not in phase.windows.output]  # none where outputs are fewer than strides
+    first = max(phases, key=lambda phase: product_of(phase.windows.kernel))
     source = source_of(region, target, first, groups.batches, groups.channels)
     if source.windows != first.windows:
         return None
+    outputs = found.whole.outputs
+    if all_phases is not None:
+        whole = _Conv(region, target, all_phases.found, groups, source, outputs, all_phases.taps)
+        return joined(source.before, whole.lowered())
     result: Lowered | None = source.before
-    for number, found in enumerate(phases):
-        if 0 in found.windows.output:  # fewer outputs than the stride
-            continue
-        assert found.outputs is not None and result is not None
-        own = replace(source, windows=found.windows)
-        kernels = _Conv(region, target, found, groups, own, found.outputs).lowered()
-        result = joined(result, _numbered(kernels, number))
+    for number, phase in enumerate(phases):
+        own = replace(source, windows=phase.windows)
+        kernels = _Conv(region, target, phase, groups, own, outputs).lowered()
+        result = None if result is None else joined(result, _numbered(kernels, number))
     return result
 
 
@@ -104,16 +110,25 @@ class _Conv:
     """One convolution as a contraction."""
 
     def __init__(
-        self, region: Region, target: Target, found: Convolution, groups: _Groups, source: Source, outputs: Epilogue
+        self,
+        region: Region,
+        target: Target,
+        found: Convolution,
+        groups: _Groups,
+        source: Source,
+        outputs: Epilogue,
+        own_taps: tuple[Dim, ...] | None = None,
     ) -> None:
         self.region, self.target, self.found, self.outputs = region, target, found, outputs
-        self.merged, self.batches, self.filters = groups.merged, groups.batches, groups.filters
+        self.merged, self.groups, self.filters = groups.merged, groups.batches, groups.filters
+        self.batches = found.group // self.merged  # of all phases
         self.used, self.channels = groups.channels, source.channels
         self.kernel = tuple(int(str(extent)) for extent in source.windows.kernel)
         self.taps = product_of(self.kernel)
         whole = CHUNK // found.image.dtype.bytes
         self.depth = -(-self.taps * self.channels // whole) * whole
-        self.image = Image(source.memory, source.windows, self.batches, self.channels, self.depth)
+        self.group = index(BATCH, self.batches) % self.groups
+        self.image = Image(source.memory, source.windows, self.group, self.channels, self.depth, own_taps)
         self.tensor = uses_tensor_cores(found.image.dtype, found.dtype, target)
         self.rows = product((found.images, *source.windows.output))
 
@@ -174,7 +189,7 @@ class _Conv:
             result[:, part, :, :, own] = grouped[:, part].swapaxes(2, 3)
         flat = result.reshape(self.batches, self.filters, -1)
         flat = np.pad(flat, ((0, 0), (0, 0), (0, self.depth - flat.shape[-1])))
-        return _rounded(flat) if array.dtype == np.float32 and self.tensor else flat
+        return rounded_to_tf32(flat) if array.dtype == np.float32 and self.tensor else flat
 
     def _weight(self, indices: Sequence[Dim]) -> Scalar:
         """An element of the packed weights, of weights that the run brings."""
@@ -197,7 +212,7 @@ class _Conv:
         """The outputs over batch, row and column."""
         found, dtype = self.found, self.found.dtype
         where = found.pixel(self.image.pixel(index(ROW, self.rows)))
-        column = index(BATCH, self.batches) * self.filters + index(COLUMN, self.filters)
+        column = self.group * self.filters + index(COLUMN, self.filters)
         at = s.Rewriter(dims={**where, found.column: column})
         leaf = accumulator_leaf(dtype, index(COLUMN, self.filters))
 
@@ -219,9 +234,3 @@ def _is_linear(offset: Dim) -> bool:
 def product_of(extents: Sequence[Dim]) -> int:
     """The product of extents that are known."""
     return int(str(product(extents)))
-
-
-def _rounded(array: np.ndarray) -> np.ndarray:
-    """f32 rounded to the 10 bits of tf32, halves away from zero as `cvt.rna` does."""
-    bits = np.ascontiguousarray(array).view(np.uint32)
-    return np.where(np.isfinite(array), (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000), bits).view(np.float32)

@@ -40,3 +40,9 @@ def alignment(region: Region, *own: Buffer) -> Callable[[str], int]:
     """The bytes to which buffers are aligned, a schedule's own among them."""
     names = {buffer.name for buffer in own}
     return lambda name: ALIGNED if name in names else region.alignment(name)
+
+
+def rounded_to_tf32(array: np.ndarray) -> np.ndarray:
+    """f32 rounded to the 10 bits of tf32, halves away from zero as `cvt.rna` does."""
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    return np.where(np.isfinite(array), (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000), bits).view(np.float32)

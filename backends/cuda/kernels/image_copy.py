@@ -49,7 +49,7 @@ def source_of(region: Region, target: Target, found: Convolution, batches: int, 
     memory, size = affine(found.image), found.image.dtype.bytes
     if memory is None:
         return _copy(region, found, batches, channels, found.windows)
-    image = Image(memory, found.windows, batches, channels, channels * _taps(found))
+    image = Image(memory, found.windows, 0, channels, channels * _taps(found))
     if not image.is_supported:
         return _copy(region, found, batches, channels, _unpadded(found.windows))
     loader = window_loader(image, region.alignment(memory.buffer.name))

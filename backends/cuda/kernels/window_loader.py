@@ -21,8 +21,6 @@ from ....ir.scalars import Buffer, Scalar
 from ....ir.tensors import inside, unflatten
 from ...kernels.operands import Affine
 from ..launch import LARGEST_32
-from .contraction import index
-from .finish import BATCH
 from .loaders import COPIES
 from .tiles import Loader, Piece, Pieces
 
@@ -35,15 +33,16 @@ _BEHIND = 1 << MOST_TAPS
 class Image:
     """Windows over an image in memory, [images, *spatial, channels], as the rows of a matrix.
 
-    A row has `channels` of each tap; those of the batch (a group) `batch` begin at batch * channels. `depth` is that of
-    the matrix: what lies behind the last tap is zero.
+    A row has `channels` of each tap; those of group number `group` begin at group * channels. `depth` is that of the
+    matrix: what lies behind the last tap is zero. Where not all windows have all taps, `own_taps` are theirs by axis.
     """
 
     memory: Affine
     windows: Windows
-    batches: int
+    group: Dim
     channels: int
     depth: int
+    own_taps: tuple[Dim, ...] | None = None
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -87,7 +86,7 @@ class Image:
         offset = self.memory.start + self.pixel(row)[0] * strides[0]
         for line, stride in zip(self.lines(row), strides[1:-1], strict=True):
             offset = offset + line * stride
-        return offset + index(BATCH, self.batches) * self.channels * strides[-1]
+        return offset + self.group * self.channels * strides[-1]
 
     def tap(self, depth: Dim) -> tuple[Dim, ...]:
         """The tap along each axis, of an element of the depth."""
@@ -183,6 +182,8 @@ class _Windows(Loader):
             result.append(Let(name, lines[axis]))
             tap = symbol("tap", 0, extent - 1) if extent > 1 else 0
             there = inside(symbol(name, None) + tap * image.windows.dilations[axis], image.windows.input[axis])
+            if image.own_taps is not None:
+                there = s.binary("and", there, s.index(tap) < s.index(image.own_taps[axis]))
             place = s.cast(s.index(tap + image.first_bit(axis)), I32)
             bit = s.binary("shl", s.cast(there, I32), place)
             store = Store(bits, number, s.binary("or", s.load(bits, number), bit))

@@ -201,6 +201,15 @@ def test_dense(shape: Sequence[int], filters: int, kernel: Sequence[int], given:
         ((1, 5, 6, 16), 8, (3, 3), {"strides": [2, 2], "pads": [1] * 4, "output_padding": [1, 1], "dtype": "f16"}),
         ((2, 4, 5, 6), 4, (2, 2), {"strides": [2, 2], "group": 2, "symbolic": (0, 1, 2)}),
         ((1, 9, 4), 4, (3,), {"strides": [4]}),
+        (
+            (1, 3, 4, 12),
+            6,
+            (4, 4),
+            {"strides": [2, 2], "pads": [1] * 4, "group": 3, "dtype": "f16", "symbolic": (1, 2)},
+        ),
+        ((1, 6, 8), 5, (3,), {"strides": [2], "pads": [0, 1], "constant": False}),
+        ((1, 6, 8), 5, (3,), {"strides": [2], "output_padding": [1], "pads": [1, 1], "dtype": "f16"}),
+        ((1, 5, 8), 4, (5,), {"strides": [3], "dilations": [3], "pads": [3, 2]}),
         ((1, 4, 5, 8), 8, (3, 4), {"dilations": [2, 1], "strides": [1, 3], "products": "tf32", "constant": False}),
     ],
 )
