@@ -208,7 +208,8 @@ def _attention_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:
 
 
 def _widened_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:
-    """An operator whose result is wider than the operands that it multiplies: on these operands converted."""
+    """An operator whose result is wider than the operands that it multiplies: on these operands converted, and what is
+    no wider converted back."""
     plain = dict(node.attributes)
     dtype = plain.pop("result")
     assert isinstance(dtype, DType)
@@ -219,7 +220,13 @@ def _widened_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:
             wide = Value(f"{node.outputs[0].name}~operand{position}", TensorType(dtype, value.shape))
             casts.append(onnx.helper.make_node("Cast", [value.name], [wide.name], to=dtype.onnx))
             inputs[position] = wide
-    return [*casts, *node_to_onnx(replace(node, inputs=tuple(inputs), attributes=plain), sizes)]
+    outputs, back = list(node.outputs), []
+    for position, value in enumerate(outputs):
+        if value.dtype != dtype:
+            outputs[position] = Value(f"{value.name}~wide", TensorType(dtype, value.shape))
+            back.append(onnx.helper.make_node("Cast", [f"{value.name}~wide"], [value.name], to=value.dtype.onnx))
+    node = replace(node, inputs=tuple(inputs), outputs=tuple(outputs), attributes=plain)
+    return [*casts, *node_to_onnx(node, sizes), *back]
 
 
 def static_array(value: Value, elements: tuple[Attribute, ...]) -> np.ndarray:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -184,14 +184,15 @@ class Scope:
                 self._store(value, fixed=True, origin=Origin(stage=STAGES + 1))
         else:
             self._node(node, alone=not moves(node))
-            native = self.narrows(node) and not makes_wide(node)
+            made = result_types(narrowed(node, self.facts.dtype)) if self.narrows(node) else ()
+            native = {value.name for value, dtype in zip(node.outputs, made, strict=bool(made)) if dtype != F32}
             for value in filter(is_f32, node.outputs):
                 self.stored.add(value.name)
                 if moves(node):
                     for source in factors(node):
                         if source.name not in self.owner(source.name).constants:
                             self.facts.unite((self.owner(source.name), source.name), (self, value.name))
-                elif not native:
+                elif value.name not in native:
                     self.fixed.add(value.name)
 
     def _node(self, node: Node, alone: bool = False) -> None:
@@ -380,9 +381,22 @@ def is_control(node: Node) -> bool:
     return bool(node.regions) and node.op != "Fused" and not REGISTRY[node.op].heavy
 
 
-def makes_wide(node: Node) -> bool:
-    """Whether the node can make an f32 result of narrow operands."""
-    return "result" in REGISTRY[node.op].attributes
+def narrowed(node: Node, dtype: DType) -> Node:
+    """The node as it is with factors of the narrow type, its results as wide as it can make them."""
+    positions = REGISTRY[node.op].positions(REGISTRY[node.op].products, len(node.inputs))
+    inputs = list(node.inputs)
+    for position in positions:
+        value = inputs[position]
+        assert value is not None
+        inputs[position] = Value(value.name, TensorType(dtype, value.shape))
+    return replace(node, inputs=tuple(inputs), attributes={**node.attributes, "result": F32})
+
+
+def result_types(node: Node) -> tuple[DType, ...]:
+    """The element types of a node's results."""
+    names = [value.name for value in node.outputs]
+    found = Inference().definition(node.op, node.inputs, node.attributes, node.regions, names, node.origin)
+    return tuple(tensor.dtype for tensor in found[: len(names)] if isinstance(tensor, Tensor))
 
 
 def factors(node: Node) -> Iterator[Value]:

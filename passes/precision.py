@@ -17,7 +17,7 @@ from ..ir.dtypes import BF16, BY_NAME, F16, F32, DType
 from ..ir.errors import OnnxcError
 from ..ir.graph import Constant, Graph, Names, Node, TensorType, Value
 from ..ir.ops import REGISTRY
-from .narrowing import Facts, Scope, is_control, is_f32, makes_wide, moves
+from .narrowing import Facts, Scope, is_control, is_f32, moves, result_types
 from .pipeline import Pass, register
 
 
@@ -152,16 +152,15 @@ class _Rewrite:
 
     def _alone(self, node: Node) -> None:
         """A node with narrow factors that is no group: a recurrent layer, or one before fusion."""
-        node, outputs = with_narrow_factors(node, self.read, self.narrow), node.outputs
-        if makes_wide(node):
-            self._add(node)
-            return
-        results = [self.typed(value, self.narrow) if self.stored(value) == self.narrow else
-                   self.fresh(value, self.narrow) for value in outputs]  # fmt: skip
-        self.nodes.append(replace(node, outputs=tuple(results)))
+        outputs, node = node.outputs, with_narrow_factors(node, self.read, self.narrow)
+        types = zip(outputs, result_types(node), strict=True)
+        results = [
+            self.typed(value, dtype) if dtype == self.stored(value) else self.fresh(value, dtype)
+            for value, dtype in types
+        ]
+        self._add(replace(node, outputs=tuple(results)), outputs)
         for value, result in zip(outputs, results, strict=True):
-            self.forms[value.name, self.narrow] = result
-            if self.stored(value) == F32:
+            if self.stored(value) != result.dtype:
                 self._convert(value, F32, value)
 
     def _group(self, node: Node) -> None:
@@ -284,7 +283,7 @@ def with_narrow_factors(node: Node, read: Callable[[Value, DType], Value], dtype
     positions = REGISTRY[node.op].positions(REGISTRY[node.op].products, len(node.inputs))
     inputs = tuple(value and read(value, dtype if i in positions else F32) for i, value in enumerate(node.inputs))
     node = replaced(node, inputs, node.outputs)
-    return replace(node, attributes={**node.attributes, "result": F32}) if makes_wide(node) else node
+    return replace(node, attributes={**node.attributes, "result": F32})
 
 
 def narrowed(array: np.ndarray, dtype: DType) -> np.ndarray:

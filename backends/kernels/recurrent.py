@@ -13,7 +13,7 @@ from functools import partial
 from ...ir import functions as f
 from ...ir import scalars as s
 from ...ir.dims import Dim, product, symbol
-from ...ir.dtypes import I64
+from ...ir.dtypes import I64, DType
 from ...ir.graph import Node
 from ...ir.loops import Let, Statement
 from ...ir.ops import REGISTRY
@@ -106,14 +106,14 @@ class Layer(Cells):
     def final_states(self) -> list[Definition]:
         """The outputs that are the states after the last step."""
 
-        def read(buffer: Buffer, start: Dim, *i: Dim) -> Scalar:
+        def read(dtype: DType, buffer: Buffer, start: Dim, *i: Dim) -> Scalar:
             direction, row = (i[1], i[0]) if self.layout else (i[0], i[1])
             offset = start + flat_offset((direction, row, i[2]), self.states)
-            return s.cast(load(buffer, offset), self.x.dtype)
+            return s.cast(load(buffer, offset), dtype)
 
         starts = [(self.state, self.steps % 2 * product(self.states)), (self.cell, 0)]
         return [
-            (buffer, compute(tensor.shape, tensor.dtype, partial(read, *source)))
+            (buffer, compute(tensor.shape, tensor.dtype, partial(read, tensor.dtype, *source)))
             for (buffer, tensor), source in zip(self.region.outputs[1:], starts, strict=False)
         ]
 

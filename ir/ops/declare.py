@@ -74,9 +74,9 @@ class Operator:
 
     In narrow precision (`passes.precision`) tensors lie in memory in 16 bits and are widened to f32 when they are read.
     `products` names the operands that are multiplied and summed, which stay narrow: there are instructions for that;
-    such an operator has an attribute `result`, the type of what it gives. `precise` names the operands that would lose
-    what matters (angles, coordinates, what is rounded or counted), and "result" where a result would: those stay f32,
-    with SPECTRUM all from which the first products of a model make the operand.
+    such an operator has an attribute `result`, the type of what it gives in the end. `precise` names the operands that
+    would lose what matters (angles, coordinates, what is rounded or counted), and "result" where a result would: those
+    stay f32, with SPECTRUM all from which the first products of a model make the operand.
     """
 
     name: str

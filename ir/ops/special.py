@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..dims import Dim, dim_min
-from ..dtypes import I64
+from ..dtypes import I64, DType
 from ..errors import ShapeError
 from ..tensors import Tensor, assume_equal, normalize_axis, opaque_tensor
 from .declare import Context, Registry, Static
@@ -137,7 +137,7 @@ def _recurrent(name: str, outputs: int) -> None:
     """Declares a recurrent layer: Y [steps, directions, batch, hidden] and the last states [directions, batch, hidden].
 
     x is [steps, batch, input], w [directions, gates*hidden, input], r [directions, gates*hidden, hidden]; with
-    `layout` 1 the batch comes first.
+    `layout` 1 the batch comes first. `result` is the type of the last states, where they may be wider than x.
     """
 
     @declare.op(name, products=("x", "w", "r"))
@@ -160,6 +160,7 @@ def _recurrent(name: str, outputs: int) -> None:
         input_forget: int = 0,
         layout: int = 0,
         linear_before_reset: int = 0,
+        result: DType | None = None,
     ) -> tuple[Tensor, ...]:
         directions = 2 if direction == "bidirectional" else 1
         assume_equal(w.shape[0], directions, f"directions of the weights, where {direction!r} is wanted,")
@@ -169,7 +170,8 @@ def _recurrent(name: str, outputs: int) -> None:
         every = (batch, steps, directions, hidden) if layout else (steps, directions, batch, hidden)
         last = (batch, directions, hidden) if layout else (directions, batch, hidden)
         sources = [t for t in (x, w, r, b, sequence_lens, initial_h, initial_c, p) if t is not None]
-        return tuple(opaque_tensor(shape, x.dtype, *sources) for shape in (every, last, last)[:outputs])
+        states = [opaque_tensor(last, result or x.dtype, *sources) for _ in range(outputs - 1)]
+        return opaque_tensor(every, x.dtype, *sources), *states
 
 
 @declare.op("com.microsoft.DynamicQuantizeLSTM")
