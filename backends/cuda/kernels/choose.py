@@ -28,7 +28,7 @@ _COPY_ISSUE, _VALUE_ISSUE = 4.0, 14.0  # issue slots of a piece that is copied, 
 _SHAPES: tuple[tuple[int, int, int, tuple[int, int, int]], ...] = (
     # rows, columns, bytes of depth in a stage, warps
     (256, 128, 64, (4, 2, 1)), (128, 256, 64, (2, 4, 1)), (256, 128, 128, (4, 2, 1)), (128, 256, 128, (2, 4, 1)),
-    (128, 128, 64, (2, 2, 1)), (128, 128, 128, (2, 2, 1)), (128, 128, 128, (2, 4, 1)),
+    (128, 128, 64, (2, 2, 1)), (128, 128, 128, (2, 4, 1)),
     (128, 64, 128, (2, 2, 1)), (64, 128, 128, (2, 2, 1)), (128, 32, 128, (4, 1, 1)), (32, 128, 128, (1, 4, 1)),
     (64, 64, 128, (2, 2, 1)), (64, 64, 128, (2, 2, 2)), (64, 32, 128, (2, 1, 2)), (32, 64, 128, (1, 2, 2)),
     (32, 32, 256, (1, 1, 4)), (32, 64, 256, (1, 1, 4)), (64, 32, 256, (1, 1, 4)),
@@ -119,7 +119,8 @@ def registers(tile: Tile, loaders: tuple[Loader, Loader], tensor: bool, sums: DT
     held = tile.warp_rows * tile.warp_columns // 32 * wide
     held += (tile.warp_rows + tile.warp_columns) // 2 if tensor else tile.warp_rows + tile.warp_columns // 2
     for loader, positions in zip(loaders, (tile.rows, tile.columns), strict=True):
-        held += ceildiv(positions * tile.depth, tile.threads * loader.elements) * loader.held
+        pieces = ceildiv(positions * tile.depth, tile.threads * loader.elements)
+        held += max(pieces * loader.held, pieces - 8)  # addresses of more pieces than constants of instructions reach
     return held + 40
 
 
@@ -129,7 +130,7 @@ def _fits(tile: Tile, loaders: tuple[Loader, Loader], tensor: bool, sums: DType)
     if tensor:
         step = MATRIX_OPERANDS[loaders[0].dtype][1]
         steps = tile.depth // step // tile.warps[2]
-        whole = tile.warp_rows % 16 == 0 and tile.warp_columns % 16 == 0 and (steps == 1 or (steps and steps % 2 == 0))
+        whole = tile.warp_rows % 16 == 0 and tile.warp_columns % 16 == 0 and (steps == 1 or steps in range(2, 65, 2))
         return whole and registers(tile, loaders, tensor, sums) <= 240
     chunk = 16 // size
     aligned = tile.warp_rows // 4 % max(4, chunk) == 0 and tile.warp_columns // 8 % min(4, chunk) == 0

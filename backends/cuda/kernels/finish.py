@@ -77,7 +77,7 @@ class Finish:
             stores = _scalar_stores(self.outputs, {COLUMN: self.vector}, total)
         else:
             stores = self.outputs.stores({}, self.vector * self.lanes, self.lanes, total)
-        body = (Let(ROW, row), Let(_VECTOR, vector), *with_alignment(stores, self.alignment))
+        body: tuple[Statement, ...] = (Let(ROW, row), Let(_VECTOR, vector), *with_alignment(stores, self.alignment))
         return list(body) if isinstance(inside, s.Const) and inside.value else [If(inside, body)]
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from ....ir.dtypes import F32
 from ....ir.target import Target
 from ....passes.regions import Lowered, Region
 from ...kernels.epilogue import through_memory
+from ...kernels.operands import joined
+from . import gemv
 from .choose import Plan, choose, uses_tensor_cores
 from .contraction import Loaders, lowered, shape_of
 from .loaders import loader_of
 from .problem import Problem, find_problem
+from .tiles import CHUNK, Loader
+from .weights import pack
 
 
 def schedule(region: Region, target: Target) -> Lowered | None:
@@ -19,8 +24,26 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     problem = found[1]
     if problem is None:
         return through_memory(region, lambda alone: schedule(alone, target))
-    loaders = loaders_of(region, problem, target)
-    return lowered(region, problem.sums, loaders, plan_of(problem, loaders, target))
+    few = few_rows(region, problem, target)
+    if few is not None:
+        return few
+    region, loaders, made = operands(region, problem, target)
+    return joined(made, lowered(region, problem.sums, loaders, plan_of(problem, loaders, target)))
+
+
+def few_rows(region: Region, problem: Problem, target: Target) -> Lowered | None:
+    """The kernel of a product of which one operand is small; None for others."""
+    sums = problem.sums
+    for held, streamed in ((problem.left, problem.right), (problem.right, problem.left)):
+        if not gemv.applies(sums, streamed, target):
+            continue
+        if not gemv.along_depth(region, streamed):
+            packed = pack(region, streamed, sums.batches, False)
+            if packed is not None:
+                region, streamed, made = packed
+                return joined(made, gemv.lowered(region, sums, held, streamed, target))
+        return gemv.lowered(region, sums, held, streamed, target)
+    return None
 
 
 def plan_of(problem: Problem, loaders: Loaders, target: Target) -> Plan:
@@ -28,9 +51,22 @@ def plan_of(problem: Problem, loaders: Loaders, target: Target) -> Plan:
     return choose(shape_of(problem.sums), loaders, problem.sums.dtype, target)
 
 
-def loaders_of(region: Region, problem: Problem, target: Target) -> Loaders:
-    """How both operands come to shared memory."""
-    dtype = problem.left.dtype
-    narrow = dtype.bytes == 1 or (dtype.bytes < 4 and not uses_tensor_cores(dtype, problem.sums.dtype, target))
-    left, right = (loader_of(matrix, region.alignment, narrow) for matrix in (problem.left, problem.right))
-    return left, right
+def operands(region: Region, problem: Problem, target: Target) -> tuple[Region, Loaders, Lowered]:
+    """How both operands come to shared memory: constants that cannot be copied as they are lie in another order, and
+    are rounded where they are multiplied as tf32. The region may have got inputs that the last result makes."""
+    dtype, made = problem.left.dtype, Lowered(())
+    tensor = uses_tensor_cores(dtype, problem.sums.dtype, target)
+    narrow = dtype.bytes == 1 or (dtype.bytes < 4 and not tensor)
+    loaders: list[Loader] = []
+    for matrix in (problem.left, problem.right):
+        loader = loader_of(matrix, region.alignment, narrow)
+        rounded = tensor and dtype == F32
+        whole = loader.asynchronous and loader.elements * dtype.bytes == CHUNK
+        packed = pack(region, matrix, problem.sums.batches, rounded) if rounded or not whole else None
+        if packed is not None:
+            region, matrix, more = packed
+            made = joined(made, more) or made
+            loader = loader_of(matrix, region.alignment, narrow)
+            loader.rounded = rounded
+        loaders.append(loader)
+    return region, (loaders[0], loaders[1]), made
