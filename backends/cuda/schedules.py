@@ -8,8 +8,8 @@ from dataclasses import replace
 from ...ir.target import Target
 from ...passes.regions import BindSymbol, Call, Lowered, Region, Repeated, Schedule
 from ...passes.threads import distribute
-from ..kernels import detection, determinant, fourier, scan, scatter, selection
-from .kernels import attention, conv, depthwise, gemm, general, recurrent
+from ..kernels import detection, determinant, fourier, scatter, selection
+from .kernels import attention, conv, depthwise, gemm, general, recurrent, scan
 from .launch import is_launchable
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {

@@ -367,9 +367,10 @@ def _with_lanes(way: type[Mapping], region: Region, work: Work, lanes: int) -> B
         return None
     turns = mapping.turns
     few: Scalar = TRUE
+    kept: int | None = None
     if isinstance(turns, int):
         kept = turns if turns * lanes <= _most(mapping.threads) else None
-    else:
+    elif work.elements or len(work.levels) > 1:
         kept = max(1, _most(mapping.threads) // lanes)
         few = s.index(work.length) <= s.index(kept * mapping.parts * mapping.together)
     statements = mapping.passes(own, kept)
