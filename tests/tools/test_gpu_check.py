@@ -284,6 +284,36 @@ def test_what_would_not_end_in_time_is_not_begun(tmp_path: Path) -> None:
     assert waiting[4][1].cancelled()
 
 
+def test_a_hang_is_a_failure_but_the_end_of_the_time_is_none(tmp_path: Path) -> None:
+    def answer(clock: Seconds, operator: Any) -> Any:
+        if not isinstance(operator, shapes.Operator):
+            return {"copy": 1e12}
+        clock.now += 1.0
+        raise TaskError("Timeout", "no answer")
+
+    waiting = [(operator, finished(Prepared("", (), 0.0))) for operator in shapes.products("f16", [(8, 8, 8)])]
+    for minutes, messages, state in ((10, ["Timeout: no answer"], "done"), (0.5, [], "shortened")):
+        run = fake_check(tmp_path, minutes, answer)
+        run.part("speed", lambda run=run: speed.check_speed(run, waiting))  # type: ignore[misc]
+        part = run.report.content["parts"]["speed"]
+        assert ([row["message"] for row in part["rows"]], part["state"]) == (messages, state)
+
+
+def test_a_report_is_written_while_a_part_goes_on(tmp_path: Path) -> None:
+    seen = []
+
+    def answer(clock: Seconds, artifact: Any) -> str:
+        clock.now += 0.05
+        if (tmp_path / "report.json").exists():
+            seen.append(json.loads((tmp_path / "report.json").read_text())["parts"]["operators"])
+        return ""
+
+    run = fake_check(tmp_path, 10, answer)
+    cases = [some_cases()[0]] * 300
+    run.part("operators", lambda: operators.check_operators(run, [(c, finished(Prepared("", (), 0.0))) for c in cases]))
+    assert seen[0]["families"]["elementwise"]["agree"] == operators.TOLD
+
+
 def test_cases_stop_where_the_time_is_over(tmp_path: Path) -> None:
     def answer(clock: Seconds, artifact: Any) -> str:
         clock.now += 10.0

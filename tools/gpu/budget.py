@@ -47,3 +47,8 @@ class Budget:
     def seconds(self) -> float:
         """Seconds since the start."""
         return self.clock() - self.start
+
+    @property
+    def left(self) -> float:
+        """Seconds until all of it must be done."""
+        return max(0.0, 60 * self.minutes - self.seconds)

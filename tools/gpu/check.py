@@ -21,6 +21,8 @@ from .report import Report, machine_facts
 
 TUNING = 400.0
 """Seconds after which torch.compile is taken to hang."""
+BETWEEN = 5.0
+"""Seconds between reports that are written while a part goes on."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,9 @@ class Check:
     pool: Pool
     gpu: Process
     scratch: Path
-    say: Callable[[str], None]
+    print: Callable[[str], None]
     limits: Mapping[str, float] = field(default_factory=dict)
+    written: float = 0.0
 
     @property
     def effort(self) -> Effort:
@@ -92,6 +95,24 @@ class Check:
     def path(self, name: str) -> str:
         """Of a file that is deleted in the end."""
         return str(self.scratch / name)
+
+    def say(self, line: str) -> None:
+        """Tells how far it is, and writes what is known by now if that was last done long ago."""
+        self.print(line)
+        if self.budget.seconds > self.written + BETWEEN:
+            self.written = self.budget.seconds
+            self.report.write(self.written)
+
+    def on_gpu(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
+        """What the function gives in the process that has the GPU. Raises TaskError where it fails or hangs,
+        TimeoutError where it was ended because all time is over."""
+        left = self.budget.left
+        try:
+            return self.gpu.call(function, *arguments, timeout=min(timeout, left))
+        except TaskError as error:
+            if error.kind == "Timeout" and left < timeout:
+                raise TimeoutError("no time was left") from error
+            raise
 
     def shortened(self, part: str, why: str) -> None:
         """Notes that a part has not done all it should."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
-PREPARING, RUNNING = 420.0, 90.0
+PREPARING, RUNNING = 420.0, 45.0
 """Seconds after which a model is taken to hang."""
 REFERENCE_THREADS = 2
 
@@ -206,7 +206,7 @@ def check_models(check: Check, waiting: Mapping[Future[Ready], Subject]) -> None
     late = dict(waiting)
     with suppress(TimeoutError):
         for future in as_completed(waiting, deadline.left):
-            subject = late.pop(future)
+            subject = waiting[future]
             try:
                 part["rows"] += _rows(check, subject, future.result())
             except TaskError as error:
@@ -214,19 +214,22 @@ def check_models(check: Check, waiting: Mapping[Future[Ready], Subject]) -> None
                     part["missing"][subject.name] = error.message[:400]
                 else:
                     part["rows"].append(_row(subject, "all", {"difference": None, "message": str(error)}))
+            del late[future]
             check.say(f"  {subject.name}")
     for future in late:
         future.cancel()
     if late:
-        check.shortened("models", f"not ready in time: {', '.join(subject.name for subject in late.values())}")
+        check.shortened("models", f"not compared in time: {', '.join(subject.name for subject in late.values())}")
 
 
 def _rows(check: Check, subject: Subject, found: Ready) -> Iterator[dict[str, Any]]:
     for precision, compiled in found.compiled.items():
+        if not check.budget.part("models").left:
+            raise TimeoutError
         result: dict[str, Any] = {"difference": None, "message": compiled}
         if isinstance(compiled, Prepared):
             try:
-                result = check.gpu.call(compared, compiled, found.path, precision, found.cases, timeout=RUNNING)
+                result = check.on_gpu(compared, compiled, found.path, precision, found.cases, timeout=RUNNING)
             except TaskError as error:
                 result = {"difference": None, "message": str(error)}
         yield _row(subject, precision, result) | {"reference": found.reference}

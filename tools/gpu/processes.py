@@ -48,7 +48,10 @@ def _serve(connection: Connection, setup: str) -> None:
             answer: tuple[bool, Any] = True, function(*arguments)
         except BaseException as error:
             message = " ".join(_COLOURS.sub("", str(error)).split())
-            answer = False, (type(error).__name__, message, traceback.format_exc(limit=-6))
+            lost = (
+                type(error).__name__ in _LOST or type(error).__module__.startswith("pycuda") or "CUDA error" in message
+            )
+            answer = False, (lost, type(error).__name__, message, traceback.format_exc(limit=-6))
         connection.send(answer)
 
 
@@ -88,18 +91,21 @@ class Process:
             raise TaskError("ProcessDied", f"the process ended with code {code}") from error
         if good:
             return answer
-        kind, message, details = answer
-        if kind in _LOST or "CUDA error" in message:
+        lost, kind, message, details = answer
+        if lost:
             self.close()
         raise TaskError(kind, message, details)
 
     def _started(self) -> Connection:
         if self._connection is None:
-            self._connection, other = _CONTEXT.Pipe()
-            self._process = _CONTEXT.Process(target=_serve, args=(other, self._setup))
-            self._process.start()
+            connection, other = _CONTEXT.Pipe()
+            process = _CONTEXT.Process(target=_serve, args=(other, self._setup))
+            process.start()
             other.close()
             self.starts += 1
+            # Another thread may close what is seen of it: only what has been started is.
+            self._process, self._connection = process, connection
+            return connection
         return self._connection
 
     def _code(self) -> int | None:

@@ -57,7 +57,9 @@ class Report:
         """Replaces the file."""
         self.content |= {"seconds": round(seconds, 1), "complete": complete, "differs": any(failures(self.content))}
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(self.content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(self.content, indent=1, allow_nan=False, default=float) + "\n", encoding="utf-8"
+        )
         os.replace(temporary, self.path)
 
 

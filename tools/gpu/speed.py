@@ -113,7 +113,7 @@ def check_speed(check: Check, waiting: Waiting) -> None:
     """Measures every operator that is ready, one after the other."""
     part, deadline = check.report.part("speed"), check.budget.part("speed")
     part["rows"] = []
-    part["limits"] = check.limits = check.gpu.call(limits, check.effort, timeout=RUNNING)
+    part["limits"] = check.limits = check.on_gpu(limits, check.effort, timeout=RUNNING)
     late, longest = [], 0.0
     for operator, future in waiting:
         start = check.budget.seconds
@@ -124,7 +124,10 @@ def check_speed(check: Check, waiting: Waiting) -> None:
         row = {"kind": operator.kind, "name": operator.name, "precision": operator.precision}
         try:
             data = (operator, future.result(), check.limits, check.effort)
-            row |= check.gpu.call(measured, *data, timeout=RUNNING)
+            row |= check.on_gpu(measured, *data, timeout=RUNNING)
+        except TimeoutError:
+            late.append(operator.name)
+            continue
         except TaskError as error:
             row["message"] = str(error)[:400]
         part["rows"].append(row)

@@ -121,7 +121,10 @@ def check_whole(
         uncompiled = _why_not_compiled(tuned.get((subject.name, subject.batch)), deadline.left - longest)
         try:
             data = (subject, future.result(), uncompiled, check.limits, check.effort)
-            row |= check.gpu.call(raced, *data, timeout=min(RUNNING, max(deadline.left, 1.0)))
+            row |= check.on_gpu(raced, *data, timeout=RUNNING)
+        except TimeoutError:
+            late.append(f"{subject.name} batch {subject.batch}")
+            continue
         except TaskError as error:
             if error.kind == NotComparable.__name__:
                 part["missing"][subject.name] = error.message[:400]
