@@ -25,10 +25,13 @@ def command(request: Request, output: str | None) -> None:
     onnxc compile model.onnx -o model.o                 an object file and a C header
     onnxc compile model.onnx -o model.o --threads 1     one that needs no library, not even for threads
     onnxc compile model.onnx --target x86-64-v3         for any machine of that kind
+    onnxc compile model.onnx --target cuda:sm_80,sm_90  for GPUs; cuda alone for all that are common, and PTX
     """
     path = Path(output or f"{Path(request.path).stem}.onnxc")
     if path.suffix not in SUFFIXES:
         raise click.UsageError(f"{path}: what is written is told by the suffix, one of {', '.join(SUFFIXES)}")
+    if request.target.startswith("cuda") and path.suffix != ".onnxc":
+        raise click.UsageError(f"{path}: code for GPUs is written as an artifact, .onnxc")
     from ...compiler import artifact
 
     written = artifact.write(request.compiled(), path, threaded=request.threads != 1)

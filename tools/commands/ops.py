@@ -21,8 +21,8 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def command(names: tuple[str, ...], markdown: bool, missing: bool, as_json: bool) -> None:
     """Lists the operators: what defines each (a file of ir/ops, or ONNX's own schema), the element types that it takes,
-    and what makes its code on CPUs and on GPUs: a schedule of backends/ (cpu/gemm.py stands in backends/cpu/kernels, scan.py
-    in backends/kernels), or the loop nest that follows from its definition.
+    and what makes its code on CPUs and on GPUs: a schedule of backends/ (cpu/gemm.py stands in backends/cpu/kernels,
+    scan.py in backends/kernels), or the loop nest that follows from its definition.
 
     \b
     onnxc ops                     all
