@@ -21,12 +21,13 @@ from ....ir.tensors import all_of, buffer_tensor, unflatten
 from ....passes.regions import Call, Lowered, Region
 from ...kernels.convolution import Convolution, find_convolution, find_transposed
 from ...kernels.epilogue import Epilogue, Result, accumulator_leaf, through_memory
-from ...kernels.operands import joined
+from ...kernels.operands import affine, joined
+from . import gemm
 from .choose import Plan, Shape, choose, uses_tensor_cores, usual
 from .contraction import Contraction, index, lowered
 from .filters import ALIGNED, packed, rounded_to_tf32
 from .finish import BATCH, COLUMN, DEPTH, ROW
-from .image_copy import Source, source_of
+from .image_copy import WIDE, Source, source_of
 from .loaders import Matrix, loader_of
 from .phases import together
 from .tiles import CHUNK, Loader
@@ -43,6 +44,8 @@ def schedule(region: Region, target: Target) -> Lowered | None:
         return None
     if found.outputs is None:
         return through_memory(region, lambda alone: schedule(alone, target))
+    if _is_product(region, found):
+        return gemm.schedule(region, target)
     groups = _Groups(found)
     source = source_of(region, target, found, groups.batches, groups.channels)
     return joined(source.before, _Conv(region, target, found, groups, source, found.outputs).lowered())
@@ -79,6 +82,18 @@ def transposed(region: Region, target: Target) -> Lowered | None:
 def _is_supported(found: Convolution) -> bool:
     dtype = found.image.dtype
     return dtype in (F32, F64, F16, BF16) and found.weights.dtype == dtype
+
+
+def _is_product(region: Region, found: Convolution) -> bool:
+    """Whether each output pixel is a product of the weights and a pixel, neighbours in memory as in the image."""
+    windows, image = found.windows, affine(found.image)
+    if found.group > 1 or any(windows.padded) or product_of(windows.kernel) > 1 or image is None:
+        return False
+    wide = found.channels * found.image.dtype.bytes % WIDE == 0 and region.alignment(image.buffer.name) >= WIDE
+    pixels = product((found.images, *windows.output))
+    lies = Image(image, windows, 0, found.channels, found.channels)
+    row = linear(lies.origin(index(ROW, pixels)), ROW)
+    return wide and image.strides[-1] == 1 and row is not None and ROW not in s.free_symbols(row[0])
 
 
 def _numbered(kernels: Lowered, number: int) -> Lowered:
@@ -143,7 +158,7 @@ class _Conv:
             inputs=(*self.region.inputs, *(buffer_tensor(b.name, b.dtype, (b.size,)) for b in own)),
             alignments={**self.region.alignments, **{b.name: ALIGNED for b in own}},
         )
-        left = self._left(region)
+        left = window_loader(self.image, region.alignment(self.image.memory.buffer.name))
         right = loader_of(self._right(weights), region.alignment)
         right.rounded = found.image.dtype == F32 and found.array is not None and self.tensor
         sums = Contraction(self.batches, self.rows, self.filters, self.depth, found.dtype, self._over_tile())
@@ -161,16 +176,6 @@ class _Conv:
             repeated=self.taps,
         )
         return choose(shape, loaders, sums.dtype, self.target)
-
-    def _left(self, region: Region) -> Loader:
-        """Windows; where they are single pixels that follow one another in memory, rows of a matrix."""
-        image, memory = self.image, self.image.memory
-        row = index(ROW, self.rows)
-        depth = index(DEPTH, self.depth)
-        if self.taps == 1 and not image.tested and _is_linear(image.origin(row)):
-            value = s.load(memory.buffer, image.origin(row) + image.shift(depth))
-            return loader_of(Matrix("left", value, ROW, (self.rows, self.depth)), region.alignment)
-        return window_loader(image, region.alignment(memory.buffer.name))
 
     # Weights: [batch, filter, tap, channel], zeros behind the last one
 
@@ -224,11 +229,6 @@ class _Conv:
             for result in self.outputs.results
         ]
         return Epilogue(tuple(results), COLUMN, dtype)
-
-
-def _is_linear(offset: Dim) -> bool:
-    found = linear(offset, ROW)
-    return found is not None and ROW not in s.free_symbols(found[0])
 
 
 def product_of(extents: Sequence[Dim]) -> int:

@@ -27,7 +27,8 @@ _THREADS = 256
 _LAUNCH = 2500.0  # clocks of another kernel in a graph
 _MEMORY_RATE = 2000.0  # bytes in a clock
 _GATHERED = 4.0  # accesses to memory, for a warp's elements that are gathered one by one
-_WIDE = 8  # bytes in a piece that need no copy
+WIDE = 8
+"""Bytes in a piece from which on it is worth no copy to have wider ones."""
 
 
 NOTHING = Lowered(())
@@ -53,7 +54,7 @@ def source_of(region: Region, target: Target, found: Convolution, batches: int, 
     if not image.is_supported:
         return _copy(region, found, batches, channels, _unpadded(found.windows))
     loader = window_loader(image, region.alignment(memory.buffer.name))
-    if loader.elements * size >= _WIDE or not _pays(found, target, batches, channels):
+    if loader.elements * size >= WIDE or not _pays(found, target, batches, channels):
         return Source(memory, found.windows, channels)
     return _copy(region, found, batches, channels, found.windows)
 
