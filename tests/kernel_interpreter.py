@@ -31,7 +31,7 @@ MATH: Mapping[str, Callable[[Array], Array]] = {
 _UNARY: Mapping[str, Callable[[Array], Array]] = {
     "neg": np.negative, "abs": np.abs, "sqrt": np.sqrt, "floor": np.floor, "ceil": np.ceil, "round": np.rint,
     "trunc": np.trunc, "not": np.invert, "isnan": np.isnan, "popcount": np.bitwise_count,
-    "reciprocal_estimate": np.reciprocal,
+    "reciprocal_estimate": np.reciprocal, "exp2_estimate": np.exp2,
 }  # fmt: skip
 _BINARY: Mapping[str, Callable[[Array, Array], Array]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and,

@@ -40,9 +40,9 @@ _INTEGER_CALLS = {
 }  # fmt: skip
 _FLOAT_CALLS = {
     "sqrt": "sqrt", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "rint", "abs": "fabs",
-    "reciprocal_estimate": "reciprocal_estimate", "sigmoid": "sigmoid",
+    "reciprocal_estimate": "reciprocal_estimate", "exp2_estimate": "exp2_estimate", "sigmoid": "sigmoid",
 }  # fmt: skip
-_OWN = ("sigmoid", "reciprocal_estimate")
+_OWN = ("sigmoid", "reciprocal_estimate", "exp2_estimate")
 _NARROW = ("add", "sub", "mul", "min", "max", "and", "or", "xor")  # of indices, an index again
 _LONG = 96
 

@@ -224,6 +224,12 @@ DEVICE double maximum(double a, double b) { return a != a ? a : b != b ? b : fma
 DEVICE float f64_to_f32_toward_zero(double value) { return __double2float_rz(value); }
 // Bits that are set.
 DEVICE int count_bits(u64 value) { return __popcll(value); }
+// 2^x to about 2 ulp, subnormal results and arguments as 0.
+DEVICE float exp2_estimate(float x) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
+    return result;
+}
 // 1 / x to about 1 ulp, subnormal results and arguments as 0.
 DEVICE float reciprocal_estimate(float x) {
     float result;

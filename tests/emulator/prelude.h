@@ -148,6 +148,10 @@ DEVICE double maximum(double a, double b) {
 }
 DEVICE int count_bits(u64 value) { return __builtin_popcountll(value); }
 DEVICE float reciprocal_estimate(float x) { return 1.0f / x; }
+DEVICE float exp2_estimate(float x) {
+    const float result = exp2f(x);
+    return result < 1.17549435e-38f ? 0.0f : result;
+}
 
 // ---- Atomic updates ----
 

@@ -61,14 +61,16 @@ def schedule(region: Region, target: Target) -> Lowered | None:
         return None
     warps = warps_of(tile, dtype, target.products, problem.queries.channels, problem.values.channels)
     splits = splits_of(problem, tile, target)
+    kind = "tf32" if dtype == F32 and target.products == "tf32" else dtype
+    name = f"attention_{kind}_{problem.queries.channels}_{tile}"
     if splits == 1:
         kernel = BlockKernel(problem, tile, warps, None)
-        return Lowered((_call(region, kernel.body(), region.name, (problem.result.buffer,)),))
+        return Lowered((_call(region, kernel.body(), name, (problem.result.buffer,)),))
     partial = Partial(problem, splits)
     scratch = (partial.sums, partial.rows)
     written = scratch if isinstance(splits, int) else (problem.result.buffer, *scratch)
-    first = _call(region, BlockKernel(problem, tile, warps, partial).body(), region.name, written, scratch)
-    second = _call(region, combine_blocks(partial), f"{region.name}_combined", (problem.result.buffer,), scratch)
+    first = _call(region, BlockKernel(problem, tile, warps, partial).body(), name, written, scratch)
+    second = _call(region, combine_blocks(partial), "attention_combined", (problem.result.buffer,), scratch)
     return Lowered((first, second), scratch)
 
 

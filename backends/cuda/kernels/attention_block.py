@@ -13,20 +13,22 @@ from dataclasses import dataclass
 
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, known_le, symbol
-from ....ir.dtypes import BOOL, F32, I32, I64, DType
+from ....ir.dtypes import BOOL, F32, I32, I64, U32, DType
 from ....ir.loops import Address, Alias, Alloc, Barrier, Block, Define, For, If, Intrinsic, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....ir.tensors import flat_offset, unflatten
 from ....passes.nests import Axis
 from ....passes.regions import ANCHOR
 from ....passes.threads import THREAD
-from .attention_scores import KEY, QUERY, Score
+from .attention_scores import KEY, QUERY, Score, with_product
 from .attention_warps import Shared, Tile, Warps
 from .tiles import counter, unrolled
 
 CHANNEL, SPLIT = "channel", "split"
 LOG2_E = math.log2(math.e)
 LOWEST = -math.inf
+LARGEST_POWER = 8
+"""Weights are at most 2 to this power: what 16 bits hold as well as smaller ones."""
 COMBINING_THREADS = 128
 
 
@@ -117,7 +119,7 @@ def power(score: Score, value: Scalar, base: Scalar) -> Scalar:
     """e to a score less the greatest one. Large numbers must be subtracted before they are scaled: what rounding leaves
     of their difference would be large too."""
     factor = number(score.scale * LOG2_E)
-    return s.unary("exp2", s.fma(value, factor, -base) if score.moderate else (value - base) * factor)
+    return s.unary("exp2_estimate", s.fma(value, factor, -base) if score.moderate else (value - base) * factor)
 
 
 def inverse(problem: Problem, total: Scalar) -> Scalar:
@@ -396,10 +398,20 @@ class BlockKernel:
             query = dim_min(query, queries - 1)
         clamped = dim_min(key, keys - 1) if KEY in score.reads and not _is_multiple(keys, self.tile.keys) else key
         result = [*self.fill(warps.scores), *warps.multiply_keys(slot)]
-        if not isinstance(score.value, s.Element):
-            value = score.at(s.load(warps.scores, place), symbol(QUERY, 0), symbol(KEY, 0))
-            inner: list[Statement] = [Let(KEY, clamped), Store(warps.scores, place, value)]
-            result += self.each_row([Let(QUERY, query), *unrolled("across", warps.keys, inner)])
+        first, last, end = self.first_query, self.first_query + (self.tile.rows - 1), first_key + self.tile.keys
+
+        def mapped(value: Scalar) -> list[Statement]:
+            if isinstance(value, s.Element):
+                return []
+            store = Store(warps.scores, place, with_product(value, s.load(warps.scores, place)))
+            inner: list[Statement] = [Let(KEY, clamped), store]
+            return self.each_row([Let(QUERY, query), *unrolled("across", warps.keys, inner)])
+
+        if score.seen is None:
+            result += mapped(score.value)
+        else:
+            hidden = s.unary("not", score.is_seen(first, last, first_key, end))
+            result.append(If(hidden, tuple(mapped(score.value)), tuple(mapped(score.seen))))
         if not _is_multiple(keys, self.tile.keys):
             there = s.index(symbol(KEY, 0)) < s.index(keys)
             store = Store(warps.scores, place, s.select(there, s.load(warps.scores, place), number(LOWEST)))
@@ -409,37 +421,55 @@ class BlockKernel:
         return result
 
     def softmax(self) -> list[Statement]:
-        """Scores become weights relative to the greatest score of the row so far; sums are rescaled to it."""
-        warps = self.warps
-        best, base, rescale, total = (Buffer(n, F32, 1, "register") for n in ("best", "base", "rescale", "row_total"))
-        old = s.load(self.top, self.line)
+        """Scores become weights relative to a score of the row, its greatest one when the warp last rescaled its sums:
+        that is put off until some row has one that is much greater, as its weights do not overflow before."""
+        warps, line = self.warps, self.line
+        best, base, total = (Buffer(name, F32, 1, "register") for name in ("best", "base", "row_total"))
+        tops, grown = Buffer("tops", F32, warps.rows, "register"), Buffer("grown", BOOL, 1, "register")
         across, out = counter("across", warps.keys), counter("out", warps.channels)
-        score, sum_place = warps.score(self.line, across), warps.sum(self.line, out)
-        here = s.load(best, 0)
+        score, place = warps.score(line, across), warps.sum(line, out)
+        here, old, new = s.load(best, 0), s.load(self.top, line), s.load(tops, line)
         shifts = [
             Store(best, 0, s.binary("max", here, s.Call(F32, 1, "shuffle_xor", (here, s.const(distance, I32)))))
             for distance in warps.lanes
         ]
-        greatest = [Store(best, 0, s.binary("max", here, s.load(warps.scores, score)))]
+        # Of a row that has no score yet, the difference is infinite or, if it has none now, not a number.
+        outgrown = number(LARGEST_POWER / (self.problem.score.scale * LOG2_E)) < here - old
+        found = [
+            Define(best, s.load(warps.scores, warps.score(line, 0))),
+            *unrolled("across", warps.keys, [Store(best, 0, s.binary("max", here, s.load(warps.scores, score)))]),
+            *shifts,
+            Store(grown, 0, s.binary("or", s.load(grown, 0), outgrown)),
+            Store(tops, line, s.binary("max", here, old)),
+        ]
+        rescale = Buffer("rescale", F32, 1, "register")
+        again = [
+            Define(rescale, power(self.problem.score, old, base_of(self.problem.score, new))),
+            Store(self.total, line, s.load(self.total, line) * s.load(rescale, 0)),
+            *unrolled(
+                "out", warps.channels, [Store(warps.sums, place, s.load(warps.sums, place) * s.load(rescale, 0))]
+            ),
+            Store(self.top, line, new),
+        ]
         weigh = [
             Store(warps.scores, score, power(self.problem.score, s.load(warps.scores, score), s.load(base, 0))),
             Store(total, 0, s.load(total, 0) + s.load(warps.scores, score)),
         ]
-        scaled = Store(warps.sums, sum_place, s.load(warps.sums, sum_place) * s.load(rescale, 0))
-        return self.each_row(
-            [
-                Define(best, old),
-                *unrolled("across", warps.keys, greatest),
-                *shifts,
-                Define(base, base_of(self.problem.score, here)),
-                Define(rescale, power(self.problem.score, old, s.load(base, 0))),
-                Define(total, s.load(self.total, self.line) * s.load(rescale, 0)),
-                *unrolled("across", warps.keys, weigh),
-                Store(self.top, self.line, here),
-                Store(self.total, self.line, s.load(total, 0)),
-                *unrolled("out", warps.channels, [scaled]),
-            ]
-        )
+        some = s.Call(U32, 1, "ballot", (s.load(grown, 0),))
+        return [
+            Define(grown, s.const(False, BOOL)),
+            Alloc(tops),
+            *self.each_row(found),
+            If(s.unary("not", some.equal(0)), tuple(self.each_row(again))),
+            *self.each_row(
+                [
+                    Define(base, base_of(self.problem.score, old)),
+                    Define(total, s.load(self.total, line)),
+                    *unrolled("across", warps.keys, weigh),
+                    Store(self.total, line, s.load(total, 0)),
+                ]
+            ),
+        ]
 
     # The result
 

@@ -12,6 +12,7 @@ from ....ir import scalars as s
 from ....ir.dims import Dim, Opaque, atoms, dim_max, dim_min, known_le, linear, substitute
 from ....ir.dtypes import BF16, F16, F32, I64
 from ....ir.scalars import Scalar
+from ....ir.tensors import all_of
 
 PRODUCT = "product"
 """The tensor whose elements are the products of queries and keys."""
@@ -41,7 +42,8 @@ class Score:
     """`value` times the positive number `scale` is the score.
 
     Both are f32; `value` is over `Element(PRODUCT, ...)` and the symbols QUERY and KEY. `moderate`: what is added to
-    products is not large, but for -inf. Only keys from `starts` on and below `ends` can have another score than -inf.
+    products is not large, but for -inf. Only keys from `starts` on and below `ends` can have another score than -inf;
+    those have the score `seen`.
     """
 
     value: Scalar
@@ -49,13 +51,7 @@ class Score:
     moderate: bool
     starts: tuple[Bound, ...] = ()
     ends: tuple[Bound, ...] = ()
-
-    def at(self, product: Scalar, query: Dim, key: Dim) -> Scalar:
-        """`value` for a product that is known."""
-        return s.Rewriter(
-            lambda part: product if isinstance(part, s.Element) and part.tensor == PRODUCT else None,
-            {QUERY: query, KEY: key},
-        )(self.value)
+    seen: Scalar | None = None
 
     @property
     def reads(self) -> frozenset[str]:
@@ -71,6 +67,17 @@ class Score:
         """The key from which on none counts for queries from `first` to `last`."""
         return dim_min(keys, *(bound.over(first, last, True) for bound in self.ends))
 
+    def is_seen(self, first: Dim, last: Dim, key: Dim, end: Dim) -> Scalar:
+        """Whether all keys from `key` to before `end` count for all of the queries."""
+        starts = [s.index(bound.over(first, last, True)) <= s.index(key) for bound in self.starts]
+        ends = [s.index(end) <= s.index(bound.over(first, last, False)) for bound in self.ends]
+        return all_of([*starts, *ends])
+
+
+def with_product(value: Scalar, product: Scalar) -> Scalar:
+    """An expression of a score for a product that is known."""
+    return s.Rewriter(lambda part: product if isinstance(part, s.Element) and part.tensor == PRODUCT else None)(value)
+
 
 def score_of(value: Scalar) -> Score:
     """What is known of the expression `value` of a score, of a float type."""
@@ -78,12 +85,16 @@ def score_of(value: Scalar) -> Score:
     value, scale = _factored(wide)
     starts: list[Bound] = []
     ends: list[Bound] = []
+    rest = wide
     for test in _comparisons(wide):
         for holds in (True, False):
             bound = _bound(test, not holds) if _is_masked(wide, test, holds) else None
             if bound is not None:
                 (starts if bound[1] else ends).append(bound[0])
-    return Score(value, scale or 1.0, _is_moderate(value), tuple(starts), tuple(ends))
+                rest = _Assuming(test, not holds)(rest)
+    seen, same = _factored(rest)
+    alike = (starts or ends) and same == scale
+    return Score(value, scale or 1.0, _is_moderate(value), tuple(starts), tuple(ends), seen if alike else None)
 
 
 class _Widened(s.Rewriter):

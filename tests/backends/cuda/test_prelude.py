@@ -37,6 +37,7 @@ CALLS = {
     "i[3] = shift_right(i[4], i[5]); i[6] = floor_div(i[7], i[8]); l[3] = floor_mod(l[4], l[5]);"
     "l[6] = power(l[7], l[8]); r[0] = popcount(r[1]); r[2] = count_bits(l[9]);",
     "floats": "f[0] = sigmoid(f[1]); d[0] = sigmoid(d[1]); f[2] = reciprocal_estimate(f[3]);"
+    "f[7] = exp2_estimate(f[8]);"
     "f[4] = bits_as<float>(i[0]); *(u64*)l = to_u64(f[5]) + to_u64(d[2]); f[6] = f64_to_f32_toward_zero(d[3]);",
     "atomics": "".join(
         f"atomic_{op}({target}, {value});"

@@ -1,0 +1,344 @@
+"""Attention on the emulator against f64, and what NVRTC makes of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_lowered import run_program
+from emulator import harness
+from onnxc.backends.cuda import nvrtc, report
+from onnxc.backends.cuda.schedules import schedule
+from onnxc.backends.cuda.source import prelude, render_kernel
+from onnxc.compiler.graph_text import specialised
+from onnxc.ir.dtypes import BY_NAME
+from onnxc.ir.program import Program
+from onnxc.ir.target import Target
+from onnxc.passes.lower import lower
+from onnxc.passes.pipeline import parse_pipeline, run_pipeline
+from pass_checks import parsed
+
+Array = np.ndarray[Any, Any]
+TARGET = Target.parse("cuda:sm_80,sm_90")
+KINDS = {"f32": ("f32", "f32"), "tf32": ("f32", "tf32"), "f16": ("f16", "f32"), "bf16": ("bf16", "f32")}
+"""For each way to multiply the type of the operands, and in which products of f32 may be computed."""
+TOLERANCE = {"f32": 1e-5, "tf32": 1.5e-3, "f16": 1.5e-3, "bf16": 1.2e-2}
+LARGE, SMALL = 1, 1000
+"""Multiprocessors for which tiles are large, or as small as can be."""
+emulated = pytest.mark.skipif(harness.compiler() is None, reason="the emulator needs g++")
+compiled = pytest.mark.skipif(not nvrtc.is_available(), reason="NVRTC is not installed")
+
+TEXT = """
+graph @g(%q: T[b, l, H*D], %k: T[b, s, G*D], %v: T[b, s, G*E] INPUTS) -> (%y: T[b, l, H, E]) {
+  %scale = constant 0.3 : T[]
+  %lowest = constant -inf : T[]
+  %least = constant LEAST : T[]
+  %cap = constant 2.0 : T[]
+  %zero = constant 0.0 : T[]
+  %q1 = Reshape(%q) {shape = [b, l, H, D]} : T[b, l, H, D]
+  %k1 = Reshape(%k) {shape = [b, s, G, D]} : T[b, s, G, D]
+  %v1 = Reshape(%v) {shape = [b, s, G, E]} : T[b, s, G, E]
+  %q2 = Transpose(%q1) {perm = [0, 2, 1, 3]} : T[b, H, l, D]
+  %k2 = Transpose(%k1) {perm = [0, 2, 3, 1]} : T[b, G, D, s]
+  %v2 = Transpose(%v1) {perm = [0, 2, 1, 3]} : T[b, G, s, E]
+  %k3 = Reshape(%k2) {shape = [b, G, 1, D, s]} : T[b, G, 1, D, s]
+  %k4 = Expand(%k3) {shape = [b, G, R, D, s]} : T[b, G, R, D, s]
+  %k5 = Reshape(%k4) {shape = [b, H, D, s]} : T[b, H, D, s]
+  %v3 = Reshape(%v2) {shape = [b, G, 1, s, E]} : T[b, G, 1, s, E]
+  %v4 = Expand(%v3) {shape = [b, G, R, s, E]} : T[b, G, R, s, E]
+  %v5 = Reshape(%v4) {shape = [b, H, s, E]} : T[b, H, s, E]
+  %products = MatMul(%q2, %k5) : T[b, H, l, s]
+  %scaled = Mul(%products, %scale) : T[b, H, l, s]
+  SCORES
+  %weights = Softmax(%scores) : T[b, H, l, s]
+  WEIGHTS
+  %heads = MatMul(%whole, %v5) : T[b, H, l, E]
+  %y = Transpose(%heads) {perm = [0, 2, 1, 3]} : T[b, l, H, E]
+}
+"""
+POSITIONS = """
+  %rows = Range() {start = [s-l], limit = [s], delta = [1], dtype = i64} : i64[l]
+  %row = Reshape(%rows) {shape = [l, 1]} : i64[l, 1]
+  %key = Range() {start = [0], limit = [s], delta = [1], dtype = i64} : i64[s]
+  %seen = LessOrEqual(%key, %row) : bool[l, s]
+  %width = constant 3 : i64[]
+  %behind = Sub(%row, %width) : i64[l, 1]
+  %near = Less(%behind, %key) : bool[l, s]
+  %window = And(%seen, %near) : bool[l, s]
+"""
+PLAIN = "%scores = Identity(%scaled) : T[b, H, l, s]"
+CAUSAL = f"{POSITIONS} %scores = Where(%seen, %scaled, %lowest) : T[b, H, l, s]"
+FINITE = f"{POSITIONS} %scores = Where(%seen, %scaled, %least) : T[b, H, l, s]"
+WINDOW = f"{POSITIONS} %scores = Where(%window, %scaled, %lowest) : T[b, H, l, s]"
+CAPPED = """%a = Div(%scaled, %cap) : T[b, H, l, s]
+            %t = Tanh(%a) : T[b, H, l, s]
+            %scores = Mul(%t, %cap) : T[b, H, l, s]"""
+BIASED = "%scores = Add(%scaled, %m) : T[b, H, l, s]"
+CHOSEN = """%bias = Where(%m, %zero, %lowest) : T[b, 1, l, s]
+            %scores = Add(%scaled, %bias) : T[b, H, l, s]"""
+ZEROED = """%none = IsNaN(%weights) : bool[b, H, l, s]
+            %whole = Where(%none, %zero, %weights) : T[b, H, l, s]"""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Attention of [b, l, heads, ...]: keys and values have `groups` heads, queries and keys `width` channels, values
+    `depth`. `scores` are lines that make %scores of %scaled, `weights` lines that make %whole of %weights."""
+
+    kind: str = "f32"
+    heads: int = 2
+    groups: int = 2
+    width: int = 16
+    depth: int = 16
+    scores: str = PLAIN
+    inputs: str = ""
+    weights: str = "%whole = Identity(%weights) : T[b, H, l, s]"
+
+    @property
+    def type(self) -> str:
+        return KINDS[self.kind][0]
+
+    def program(self, multiprocessors: int | None = None, **sizes: int) -> Program:
+        """For given sizes, the others open; a GPU of fewer multiprocessors gets larger tiles."""
+        words = {"SCORES": self.scores, "WEIGHTS": self.weights, "INPUTS": self.inputs}
+        words |= {
+            "LEAST": "-3e38" if self.type != "f16" else "-6e4",
+            "T": self.type,
+            "R": str(self.heads // self.groups),
+        }
+        words |= {"H": str(self.heads), "G": str(self.groups), "D": str(self.width), "E": str(self.depth)}
+        text = TEXT
+        for word, value in words.items():
+            text = re.sub(rf"\b{word}\b", str(value), text)
+        graph = specialised(parsed(text), sizes, {})
+        graph = run_pipeline(graph, parse_pipeline("canonicalize,fold,cleanup,attention,fuse"))
+        assert sum(node.op == "onnxc.Attention" for node in graph.walk()) == 1
+        assert not any(node.op in ("Softmax", "MatMul") for node in graph.walk())
+        target = replace(TARGET, products=KINDS[self.kind][1])
+        return lower(graph, schedule, replace(target, multiprocessors=multiprocessors or target.multiprocessors))
+
+    def operands(self, b: int, rows: int, keys: int, seed: int = 0) -> list[Array]:
+        random = np.random.default_rng(seed)
+        shapes = [(b, rows, self.heads * self.width), *((b, keys, self.groups * n) for n in (self.width, self.depth))]
+        return [random.normal(size=shape).astype(BY_NAME[self.type].numpy) for shape in shapes]
+
+    def expected(self, q: Array, k: Array, v: Array, mask: Any = 0, cap: float = 0, empty: float = np.nan) -> Array:
+        """In f64 but for the scores, to which the mask is added; rows without any score give `empty`."""
+        (b, rows), keys = q.shape[:2], k.shape[1]
+        q = q.astype(np.float64).reshape(b, rows, self.heads, self.width)
+        k, v = (x.astype(np.float64).reshape(b, keys, self.groups, -1) for x in (k, v))
+        k, v = (np.repeat(x, self.heads // self.groups, axis=2) for x in (k, v))
+        scores = np.einsum("bqhd,bkhd->bhqk", q, k) * 0.3
+        scores = ((np.tanh(scores / cap) * cap if cap else scores) + mask).astype(np.float32).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            weights = np.exp(scores - scores.max(-1, keepdims=True, initial=-np.inf))
+            weights /= weights.sum(-1, keepdims=True)
+        weights = np.where(np.isnan(weights), empty, weights)
+        return np.einsum("bhqk,bkhe->bqhe", weights, v)
+
+    def check(
+        self,
+        program: Program,
+        sizes: Sequence[int],
+        others: Sequence[Array] = (),
+        checked: bool = False,
+        seed: int = 0,
+        **known: Any,
+    ) -> None:
+        """Runs the program on random operands of sizes (b, l, s) and compares with f64, relative to the greatest."""
+        q, k, v = self.operands(*sizes, seed)
+        expected = self.expected(q, k, v, **known)
+        (result,) = run_program(program, [q, k, v, *others], checked, seed)
+        actual = result.astype(np.float64).reshape(expected.shape)
+        np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
+        top = np.nanmax(np.abs(expected), initial=1e-30)
+        assert np.nanmax(np.abs(actual - expected), initial=0) <= TOLERANCE[self.kind] * top
+
+
+def causal(rows: int, keys: int, masked: float = -np.inf) -> Array:
+    """What is added to scores whose key is behind the query, the last query being the last key."""
+    return np.where(np.arange(keys) <= np.arange(keys - rows, keys)[:, None], 0, masked)
+
+
+@emulated
+@pytest.mark.parametrize("multiprocessors", [LARGE, SMALL])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_kernel_for_all_sizes(kind: str, multiprocessors: int) -> None:
+    model = Model(kind, width=24, depth=40)
+    program = model.program(multiprocessors)
+    assert len(program.kernels) == 1
+    for seed, sizes in enumerate([(1, 1, 1), (2, 5, 3), (1, 16, 64), (1, 33, 70), (2, 130, 33), (1, 65, 129)]):
+        model.check(program, sizes, seed=seed)
+
+
+@emulated
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_queries_and_no_keys(kind: str) -> None:
+    model = Model(kind)
+    program = model.program()
+    model.check(program, (1, 0, 4))
+    q, k, v = model.operands(1, 3, 0)
+    (result,) = run_program(program, [q, k, v])
+    assert not result.astype(np.float32).any()
+
+
+@emulated
+@pytest.mark.parametrize(("width", "depth"), [(64, 64), (128, 128), (17, 20), (80, 256), (256, 6)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_widths(kind: str, width: int, depth: int) -> None:
+    model = Model(kind, heads=1, groups=1, width=width, depth=depth)
+    sizes = {"b": 1, "l": 35, "s": 50}
+    model.check(model.program(**sizes), (1, 35, 50))
+    if width in (64, 256):
+        model.check(model.program(LARGE, b=2, l=140, s=100), (2, 140, 100))
+
+
+@emulated
+@pytest.mark.parametrize("multiprocessors", [LARGE, SMALL])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_past_alone_is_seen(kind: str, multiprocessors: int) -> None:
+    model = Model(kind, scores=CAUSAL)
+    program = model.program(multiprocessors)
+    for b, rows, keys in [(1, 1, 1), (1, 70, 70), (1, 20, 150), (2, 3, 64)]:
+        model.check(program, (b, rows, keys), mask=causal(rows, keys), seed=rows)
+
+
+@emulated
+def test_other_masks_by_position() -> None:
+    rows, keys = 40, 150
+    model = Model(scores=FINITE)
+    model.check(model.program(SMALL), (1, rows, keys), mask=causal(rows, keys))
+    model = Model("f16", scores=WINDOW)
+    far = np.where(np.arange(keys - rows, keys)[:, None] - 3 < np.arange(keys), 0, -np.inf)
+    model.check(model.program(SMALL), (1, rows, keys), mask=causal(rows, keys) + far)
+
+
+def turns(model: Model, **sizes: int) -> str:
+    """How many tiles of keys a block goes through, in the text."""
+    (kernel,) = model.program(SMALL, **sizes).kernels.values()
+    text = render_kernel(kernel)
+    return "\n".join(line for line in text.splitlines() if "first_turn = " in line or "end_turn = " in line)
+
+
+def test_tiles_in_which_no_score_counts_are_left_out() -> None:
+    assert "first_query" not in turns(Model())
+    assert "first_query" not in turns(Model(scores=CAPPED))
+    # What is not infinite may be left out where every row has another score.
+    assert "first_query" not in turns(Model(scores=FINITE))
+    for found in (turns(Model(scores=CAUSAL)), turns(Model(scores=FINITE), l=100, s=150)):
+        first, end = found.splitlines()
+        assert "first_query" in end and "first_query" not in first
+    first, end = turns(Model(scores=WINDOW)).splitlines()
+    assert "first_query" in end and "first_query" in first
+    assert "first_query" not in turns(Model(scores=WINDOW.replace("%lowest", "%least")), l=100, s=150)
+
+
+@emulated
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_from_memory(kind: str) -> None:
+    b, rows, keys = 2, 21, 70
+    random = np.random.default_rng(3)
+    model = Model(kind, scores=BIASED, inputs=", %m: T[b, 1, 1, s]")
+    mask = random.normal(size=(b, 1, 1, keys)).astype(BY_NAME[model.type].numpy)
+    mask[1, ..., 60:] = -6e4  # finite: a row may have nothing else
+    model.check(model.program(), (b, rows, keys), [mask], mask=mask.astype(np.float64))
+    mask[...] = -6e4
+    model.check(model.program(), (b, rows, keys), [mask], mask=mask.astype(np.float64))
+    model = Model(kind, scores=BIASED, inputs=", %m: T[b, H, l, s]")
+    mask = random.normal(size=(b, 2, rows, keys)).astype(BY_NAME[model.type].numpy)
+    model.check(model.program(SMALL), (b, rows, keys), [mask], mask=mask.astype(np.float64))
+
+
+@emulated
+@pytest.mark.parametrize("multiprocessors", [LARGE, SMALL])
+@pytest.mark.parametrize("zeroed", [False, True])
+def test_rows_without_any_score(zeroed: bool, multiprocessors: int) -> None:
+    b, rows, keys = 1, 34, 70
+    chosen = np.random.default_rng(4).random((b, 1, rows, keys)) < 0.5
+    chosen[0, 0, [0, 17, 33]] = False
+    model = Model("f16", scores=CHOSEN, inputs=", %m: bool[b, 1, l, s]")
+    model = replace(model, weights=ZEROED) if zeroed else model
+    mask = np.where(chosen, 0, -np.inf)
+    empty = 0.0 if zeroed else np.nan
+    model.check(model.program(multiprocessors), (b, rows, keys), [chosen], mask=mask, empty=empty)
+
+
+@emulated
+def test_scores_of_the_least_number_are_alike() -> None:
+    """-3e38 is no -inf: a row that has nothing else is the mean of all values."""
+    model = Model(scores=BIASED, inputs=", %m: T[b, 1, 1, s]")
+    mask = np.full((1, 1, 1, 40), np.finfo(np.float32).min)
+    q, k, v = model.operands(1, 3, 40)
+    (result,) = run_program(model.program(), [q, k, v, mask])
+    mean = v.reshape(40, 2, 16).mean(0)
+    np.testing.assert_allclose(result.reshape(3, 2, 16), np.broadcast_to(mean, (3, 2, 16)), rtol=1e-5, atol=1e-6)
+
+
+@emulated
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_of_heads_and_a_soft_cap(kind: str) -> None:
+    model = Model(kind, heads=6, groups=2, scores=CAPPED)
+    model.check(model.program(), (2, 19, 37), cap=2.0)
+
+
+@emulated
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_share_the_keys_of_few_queries(kind: str) -> None:
+    model = Model(kind, heads=4, groups=2, scores=CAUSAL)
+    known = model.program(b=1, l=3, s=1500)
+    assert len(known.kernels) == 2
+    model.check(known, (1, 3, 1500), mask=causal(3, 1500))
+    open_ended = model.program(b=1, l=1)
+    for s in (7, 1024, 1025, 2300):  # one block for up to 1024 keys, and nothing to combine
+        model.check(open_ended, (1, 1, s), mask=causal(1, s))
+
+
+@emulated
+def test_a_result_that_goes_on() -> None:
+    """What follows the attention in its group is computed where the result is stored."""
+    zero_first = "%c = Less(%m, %zero) : bool[l, 1]\n %whole = Where(%c, %zero, %weights) : T[b, H, l, s]"
+    model = Model(inputs=", %m: T[l, 1]", weights=zero_first)
+    m = np.array([[1.0], [-1], [2], [-3]], np.float32)
+    program = model.program()
+    q, k, v = model.operands(2, 4, 9)
+    result = run_program(program, [q, k, v, m])[0]
+    expected = model.expected(q, k, v) * (m > 0)[None, :, :, None]
+    np.testing.assert_allclose(result.reshape(expected.shape), expected, rtol=1e-5, atol=1e-6)
+
+
+@emulated
+@pytest.mark.parametrize("multiprocessors", [LARGE, SMALL])
+@pytest.mark.parametrize("kind", KINDS)
+def test_races_and_addresses(kind: str, multiprocessors: int) -> None:
+    """In the emulator's checked mode, with lanes and warps in another order."""
+    model = Model(kind, heads=1, groups=1, scores=CAUSAL)
+    sizes = (1, 130, 70) if multiprocessors == LARGE else (1, 20, 150)
+    mask = causal(*sizes[1:])
+    model.check(model.program(multiprocessors), sizes, checked=True, seed=2, mask=mask)
+
+
+@emulated
+def test_races_where_blocks_share_keys() -> None:
+    model = Model("f16", heads=1, groups=1)
+    model.check(model.program(b=1, l=2, s=600), (1, 2, 600), checked=True, seed=3)
+
+
+@compiled
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("width", [64, 128])
+def test_no_spills_and_tensor_cores(width: int, kind: str, architecture: str) -> None:
+    causal = Model(kind, width=width, depth=width, scores=CAUSAL)
+    biased = Model(kind, width=width, depth=width, scores=BIASED, inputs=", %m: T[b, 1, 1, s]")
+    programs = (causal.program(LARGE), biased.program(LARGE), biased.program(SMALL))
+    texts = {name: render_kernel(kernel) for program in programs for name, kernel in program.kernels.items()}
+    assert len(texts) == 3
+    for name, result in nvrtc.compile_kernels(prelude(), texts, architecture).items():
+        found = result.resources[name]
+        assert found.spill_store_bytes == found.spill_load_bytes == found.stack_bytes == 0, name
+        if report.has_disassembler():
+            assert ("HMMA" in report.sass(result.image)) == (kind != "f32")
