@@ -12,7 +12,7 @@ import numpy as np
 from ..ir.dims import Dim, evaluate, symbols
 from ..ir.errors import ModelError, ShapeError, TargetError, UnsupportedError
 from ..ir.graph import Value
-from ..ir.program import ALIGNMENT, MARK, ArenaPlan, Program, walk
+from ..ir.program import ALIGNMENT, ALIGNMENTS, MARK, ArenaPlan, Program, walk
 from ..ir.target import Target
 
 if TYPE_CHECKING:
@@ -48,10 +48,12 @@ class MemoryPlan:
     lower_bound: int
     buffers: tuple[Buffer, ...]
     layout: ArenaPlan = field(repr=False, compare=False)
+    alignment: int = ALIGNMENT
 
     @staticmethod
-    def of(layout: ArenaPlan, sizes: Mapping[str, int] | None = None) -> MemoryPlan:
-        """The plan with these sizes, by the model's names, in place of those that the layout was made for."""
+    def of(layout: ArenaPlan, sizes: Mapping[str, int] | None = None, alignment: int = ALIGNMENT) -> MemoryPlan:
+        """The plan with these sizes, by the model's names, in place of those that the layout was made for; every buffer
+        begins at a multiple of `alignment` bytes."""
         known = {name.removeprefix(MARK): size for name, size in layout.hints.items()}
         unknown = sorted(set(sizes or {}) - set(known))
         if unknown:
@@ -67,7 +69,7 @@ class MemoryPlan:
             slots = [slot for slot in segment if slot.memory in layout.lifetimes]
             spans = [layout.lifetimes[slot.memory] for slot in slots]
             sizes_here = [evaluate(slot.bytes, values) for slot in slots]
-            room = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes_here]
+            room = [-(-size // alignment) * alignment for size in sizes_here]
             offsets: dict[int, int] = {}
             waiting = list(range(len(slots)))
             while waiting:
@@ -82,11 +84,11 @@ class MemoryPlan:
             ]
             total += max((offsets[i] + room[i] for i in offsets), default=0)
             bound += max(live, default=0)
-        return MemoryPlan(known, total, bound, tuple(buffers), layout)
+        return MemoryPlan(known, total, bound, tuple(buffers), layout, alignment)
 
     def at(self, **sizes: int) -> MemoryPlan:
         """The plan at other sizes: `plan.at(batch=8)`. ShapeError for a symbol that the arena does not depend on."""
-        return MemoryPlan.of(self.layout, sizes)
+        return MemoryPlan.of(self.layout, sizes, self.alignment)
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class Compiled:
     @cached_property
     def plan(self) -> MemoryPlan:
         """The arena at the sizes that it was planned for."""
-        return MemoryPlan.of(self.arena)
+        return MemoryPlan.of(self.arena, alignment=ALIGNMENTS[self.target.kind])
 
     def dump(self, stage: str) -> str:
         """The text of a stage: import, graph, program, kernels; of a CPU vectors, llvm or asm; of a GPU cuda, ptx, sass

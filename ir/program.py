@@ -19,6 +19,8 @@ from .graph import Value
 from .loops import Kernel
 
 ALIGNMENT = 64
+ALIGNMENTS = {"cpu": ALIGNMENT, "cuda": 256}
+"""Bytes to which runtimes align constants and arena memory, by kind of target."""
 MARK = "$"
 """Begins the names of all symbols of programs and kernels, so that no loop index can be one of them."""
 

@@ -19,7 +19,7 @@ from ..ir.infer import Inference
 from ..ir.loops import Block, For, Kernel, Let, Store, free_sizes, kernel_digest
 from ..ir.loops import walk as walk_statements
 from ..ir.ops import REGISTRY
-from ..ir.program import MARK, Assign, Bind, Choose, Memory, Place, Program, Repeat, Run, Step, Steps
+from ..ir.program import ALIGNMENTS, MARK, Assign, Bind, Choose, Memory, Place, Program, Repeat, Run, Step, Steps
 from ..ir.scalars import Buffer
 from ..ir.target import Target
 from ..ir.tensors import Indices, Tensor, buffer_tensor
@@ -31,8 +31,8 @@ from .regions import BindSymbol, Call, Lowered, Region, Repeated, Schedule, anch
 from .rewriting import substitute_graph, symbol_names, type_symbols
 from .segments import cut, settle
 
-ALIGNED, ALIGNED_PORT = 256, 16
-"""Bytes to which runtimes of GPUs align constants and arena memory, and what callers pass."""
+ALIGNED_PORT = 16
+"""Bytes to which runtimes of GPUs align what callers pass: the widest access."""
 
 
 def generic(region: Region, target: Target | None = None) -> Lowered | None:
@@ -417,6 +417,7 @@ class Lowering:
 
     def _alignments(self, node: Node) -> dict[str, int]:
         """Of the operands and results of a node's region, the bytes to which their places are aligned."""
+        aligned = ALIGNMENTS[self.target.kind]
         places = dict(self._arguments)
         places.update(
             {f"y{i}": self.places[value.name] for i, value in enumerate(node.outputs) if value.name in self.places}
@@ -424,10 +425,10 @@ class Lowering:
         found: dict[str, int] = {}
         for name, place in places.items():
             if place.memory.startswith("?"):
-                found[name] = ALIGNED
+                found[name] = aligned
                 continue
             memory = self.memories[place.memory]
-            base = ALIGNED_PORT if memory.role in ("input", "output") else ALIGNED
+            base = ALIGNED_PORT if memory.role in ("input", "output") else aligned
             found[name] = math.gcd(base, dim_factor(place.offset) * memory.dtype.bytes)
         return found
 

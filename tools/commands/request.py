@@ -128,11 +128,13 @@ class Request:
     def plan(self) -> tuple[MemoryPlan, Program | None]:
         """The memory plan, with the program that it is for where the model is no artifact."""
         from ...compiler.compiled import MemoryPlan
+        from ...compiler.options import resolve_target
+        from ...ir.program import ALIGNMENTS
 
         if self.artifact:
             return self.compiled().plan, None
         program = self.program()
-        return MemoryPlan.of(program.plan), program
+        return MemoryPlan.of(program.plan, alignment=ALIGNMENTS[resolve_target(self.target).kind]), program
 
     @property
     def artifact(self) -> bool:

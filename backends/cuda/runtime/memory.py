@@ -8,10 +8,10 @@ from graphlib import TopologicalSorter
 
 from ....ir.dims import evaluate
 from ....ir.errors import ShapeError
-from ....ir.program import ArenaSlot
+from ....ir.program import ALIGNMENTS, ArenaSlot
 from .driver import Block, Device
 
-ALIGNMENT = 256
+ALIGNMENT = ALIGNMENTS["cuda"]
 """Bytes to which buffers are aligned, as the driver aligns what it allocates."""
 LARGEST = 1 << 46
 """Bytes that no memory has: sizes beyond come from senseless data."""
