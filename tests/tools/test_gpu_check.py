@@ -448,6 +448,17 @@ def test_convolutions_and_attention_count_by_their_definition() -> None:
         assert max(work, key=lambda w: w.flops).origin, operator.name
 
 
+def test_a_triangle_of_scores_reads_all_keys() -> None:
+    """The loops of a causal attention end where the rows of a block do."""
+    for operator in shapes.attentions([(1, 2, 512, 512, 64)]):
+        graph = graph_of(operator.model(), Options(target=TARGET))
+        work = work_of(program_of(graph, TARGET), graph)
+        assert sum(w.bytes for w in work) == operator.moved, operator.name
+        assert sum(w.flops for w in work) * operator.needed == pytest.approx(
+            2 * 2 * 512 * 512 * 128 / (2 if operator.settings["causal"] else 1), rel=0.01
+        )
+
+
 def test_operations_go_to_the_kernels_that_do_them() -> None:
     """A product in parts: one kernel multiplies, another one adds the parts up."""
     (operator,) = shapes.products("f16", [(16, 64, 8192)])

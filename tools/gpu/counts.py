@@ -53,15 +53,10 @@ def work_of(program: Program, graph: Graph) -> list[Work]:
     done: Counter[tuple[str, ...]] = Counter()
     for run, moved in calls:
         done[run.origin] += moved.operations
+    shares = (due[run.origin] * moved.operations // max(done[run.origin], 1) for run, moved in calls)
     return [
-        Work(
-            run.kernel,
-            run.origin,
-            moved.read,
-            moved.written,
-            due[run.origin] * moved.operations // done[run.origin] if done[run.origin] else 0,
-        )
-        for run, moved in calls
+        Work(run.kernel, run.origin, moved.read, moved.written, flops)
+        for (run, moved), flops in zip(calls, shares, strict=True)
     ]
 
 
@@ -109,7 +104,8 @@ class _Counter:
         self.loads: Counter[str] = Counter()
         self.stores: Counter[str] = Counter()
         self.operations = 0.0
-        self._sizes = dict(sizes)
+        # Loops whose extents depend on the indices of others (triangles) are counted at the ends of those.
+        self._ends = dict(sizes), dict(sizes)
         self._sources: dict[str, tuple[str, ...]] = {}
 
     def block(self, block: k.Block, times: float) -> None:
@@ -118,9 +114,11 @@ class _Counter:
 
     def _statement(self, st: k.Statement, times: float) -> None:
         if isinstance(st, k.For):
-            trips = self._value(st.extent)
-            trips = math.ceil(trips / st.step) if trips < math.inf else trips
-            self.block(st.body, times * trips if times and trips else 0)  # 0 times without end is 0
+            extent = max(self._values(st.extent))
+            trips = math.ceil(extent / st.step) if extent < math.inf else extent
+            for known, index in zip(self._ends, (0, max(trips - 1, 0) * st.step), strict=True):
+                known[st.index] = index  # type: ignore[assignment]  # without end is a float
+            self.block(st.body, _product(times, trips))
         elif isinstance(st, k.While):
             self._see(st.condition, math.inf)
             self.block(st.body, math.inf)
@@ -129,15 +127,16 @@ class _Counter:
             self.block(st.then, times)
             self.block(st.otherwise, times)
         elif isinstance(st, k.Let):
-            if not isinstance(st.value, Scalar) and (value := self._value(st.value)) < math.inf:
-                self._sizes[st.name] = int(value)
+            values = (math.inf, math.inf) if isinstance(st.value, Scalar) else self._values(st.value)
+            for known, value in zip(self._ends, values, strict=True):
+                known[st.name] = value  # type: ignore[assignment]
             self._see(st.value, times)
         elif isinstance(st, k.Alias):
             sources = (st.source, *([st.otherwise] if st.otherwise is not None else []))
             self._sources[st.buffer.name] = tuple(name for b in sources for name in self._roots(b.name))
             self._see(st.condition, times)
         elif isinstance(st, k.Store):
-            self._count(self.stores, st.buffer.name, times * st.value.lanes)
+            self._count(self.stores, st.buffer.name, st.value.lanes, times)
             for part in (st.value, st.offset, st.predicate):
                 self._see(part, times)
         elif isinstance(st, k.Define):
@@ -150,13 +149,12 @@ class _Counter:
         moved = int(st.name.rpartition("_")[2]) if st.name.startswith("copy_async_") and operands.reads else 0
         for place, reads, writes in zip(st.places, operands.reads, operands.writes, strict=True):
             scale = moved // place.buffer.dtype.bytes if moved else 1
-            self._count(self.loads, place.buffer.name, times * reads * scale)
-            self._count(self.stores, place.buffer.name, times * writes * scale)
+            self._count(self.loads, place.buffer.name, reads * scale, times)
+            self._count(self.stores, place.buffer.name, writes * scale, times)
             self._see(place.offset, times)
         for value in st.values:
             self._see(value, times)
-        if times < math.inf:
-            self.operations += times * _MATRIX_STEPS.get(st.name.rpartition("_")[0], 0) / WARP
+        self._compute(_MATRIX_STEPS.get(st.name.rpartition("_")[0], 0) / WARP, times)
 
     def _see(self, item: Scalar | Dim | None, times: float) -> None:
         """Counts the loads and the arithmetic of an expression."""
@@ -164,22 +162,35 @@ class _Counter:
             return
         for part in s.walk(s.index(item) if isinstance(item, Sum) else item):
             if isinstance(part, s.Load):
-                self._count(self.loads, part.buffer.name, times * part.lanes)
-            elif part.dtype.is_float and isinstance(part, s.Fma | s.Binary) and times < math.inf:
-                self.operations += times * part.lanes * (2 if isinstance(part, s.Fma) else 1)
+                self._count(self.loads, part.buffer.name, part.lanes, times)
+            elif part.dtype.is_float and isinstance(part, s.Fma | s.Binary):
+                self._compute(part.lanes * (2 if isinstance(part, s.Fma) else 1), times)
 
-    def _count(self, table: Counter[str], name: str, elements: float) -> None:
+    def _count(self, table: Counter[str], name: str, elements: int, times: float) -> None:
         for root in self._roots(name):
-            table[root] += elements  # type: ignore[assignment]  # without end is a float
+            table[root] += _product(elements, times)  # type: ignore[assignment]
+
+    def _compute(self, operations: float, times: float) -> None:
+        # What a loop without a known end does counts once: it is only compared with what others do.
+        self.operations += operations * (times if times < math.inf else 1)
 
     def _roots(self, name: str) -> tuple[str, ...]:
         return self._sources.get(name, (name,))
 
-    def _value(self, dim: Dim) -> float:
-        try:
-            return max(0, evaluate(dim, self._sizes))
-        except KeyError:
-            return math.inf
+    def _values(self, dim: Dim) -> tuple[float, ...]:
+        """What a dim is where all loops begin and where all end; without end where that is not known."""
+        found: list[float] = []
+        for known in self._ends:
+            try:
+                found.append(max(0, evaluate(dim, known)))
+            except (KeyError, OverflowError, ValueError):
+                found.append(math.inf)
+        return tuple(math.inf if math.isnan(value) else value for value in found)
+
+
+def _product(a: float, b: float) -> float:
+    """Of numbers that may be without end; nothing so often is nothing."""
+    return a * b if a and b else 0
 
 
 # Floating-point operations

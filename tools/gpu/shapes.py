@@ -39,6 +39,8 @@ class Operator:
     peer: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     mark: tuple[str, float] | None = None
+    needed: float = 1.0
+    """The part of the operations counted that has to be done: of a causal attention about half."""
 
     @property
     def dtype(self) -> str:
@@ -160,4 +162,5 @@ def attentions(shapes: Sequence[tuple[int, ...]] = ATTENTIONS, precision: str = 
             nodes: list[Node] = [("Attention", ["q", "k", "v"], ["y"], {"is_causal": int(causal)})]
             name = f"{batch}x{heads}x{queries}x{keys}x{width}{' causal' if causal else ''}"
             inputs, settings = {"q": query, "k": key, "v": key}, {"causal": causal}
-            yield Operator("attention", name, precision, nodes, inputs, query, {}, "attention", settings)
+            needed = (keys + 1) / (2 * keys) if causal else 1.0
+            yield Operator("attention", name, precision, nodes, inputs, query, {}, "attention", settings, None, needed)

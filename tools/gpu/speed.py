@@ -93,7 +93,7 @@ def measured(operator: Operator, found: Prepared, known: Mapping[str, float], ef
         functions["torch"] = (peers.captured(torch, function, repeats)[0], None)
     whole = interleaved(clock, functions, effort.rounds, effort.seconds)
     times = {name: time.per(repeats) for name, time in whole.items()}
-    flops = sum(work.flops for work in found.work)
+    flops = round(sum(work.flops for work in found.work) * operator.needed)
     row |= speeds(times["onnxc"].median, operator.moved, flops, known, operator.precision) | times["onnxc"].figures()
     row["kernels"] = [work.kernel for work in found.work]
     reached = {"copy": operator.moved / times["onnxc"].median / known["copy"]}
