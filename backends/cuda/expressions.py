@@ -13,7 +13,7 @@ from typing import Any
 
 from ...ir import scalars as s
 from ...ir.dims import Dim, Extremum, Opaque, Quotient, Sum, Symbol, atoms, bounds, remainder_in
-from ...ir.dtypes import BOOL, F16, F32, F64, I32, I64, DType
+from ...ir.dtypes import BOOL, F16, F32, F64, I32, I64, U32, DType
 from ...ir.intrinsics import CONVERSIONS, WARP_VALUES
 from ...ir.scalars import Buffer, Scalar
 from ...passes.guards import guard_loads
@@ -379,8 +379,9 @@ class ExpressionRenderer:
 
     def _cast(self, scalar: s.Cast) -> tuple[str, ...]:
         source, wanted = scalar.operand.dtype, scalar.dtype
-        if isinstance(scalar.operand, s.Index) and wanted == I32 and self.index_type == "int":
-            return (joined(self.dim(scalar.operand.dim)),)
+        if isinstance(scalar.operand, s.Index) and wanted in (I32, U32) and self.index_type == "int":
+            text = joined(self.dim(scalar.operand.dim))
+            return (text if wanted == I32 else f"(u32){text}",)
         return self._each(scalar, lambda x: converted(x, source, wanted), scalar.operand)
 
     def _bitcast(self, scalar: s.Bitcast) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from ...ir.target import Target
 from ...passes.regions import BindSymbol, Call, Lowered, Region, Repeated, Schedule
 from ...passes.threads import distribute
 from ..kernels import detection, determinant, fourier, scatter, selection
-from .kernels import attention, conv, depthwise, gemm, general, recurrent, scan
+from .kernels import attention, conv, depthwise, gemm, general, listing, recurrent, scan, top_k
 from .launch import is_launchable
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
@@ -25,9 +25,9 @@ SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     "ScatterElements": (scatter.scatter_elements,),
     "ScatterND": (scatter.scatter_nd,),
     "MaxUnpool": (scatter.max_unpool,),
-    "TopK": (selection.top_k,),
-    "NonZero": (selection.non_zero,),
-    "Compress": (selection.compress,),
+    "TopK": (top_k.schedule, selection.top_k),
+    "NonZero": (listing.non_zero,),
+    "Compress": (listing.compress,),
     "Unique": (selection.unique,),
     "NonMaxSuppression": (detection.non_max_suppression,),
     "DFT": (fourier.dft,),

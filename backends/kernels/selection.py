@@ -83,7 +83,7 @@ def _offer_rest(heap: Heap, element: Callable[[Dim], Scalar], extent: Dim, large
     yield For("rest", rest, (heap.offer(element(number), number),))
 
 
-def _is_set(x: Scalar) -> Scalar:
+def is_set(x: Scalar) -> Scalar:
     return s.cast(x, BOOL)
 
 
@@ -92,12 +92,12 @@ def non_zero(region: Region, target: Target) -> Lowered:
     x = present(region, 0)
     arithmetic_type(region, x.dtype)
     result, tensor = region.outputs[0]
-    total = reduce_tensor("add", (), I64, x.shape, lambda i, r: s.cast(_is_set(x.at(r)), I64), x)
+    total = reduce_tensor("add", (), I64, x.shape, lambda i, r: s.cast(is_set(x.at(r)), I64), x)
     counting = call(region, "count_nonzero", build_nests([(COUNT, total)]), [COUNT])
     found, at = Variable("found"), symbol("found_at", 0, tensor.shape[1] - 1)
     indices = [symbol(f"i{a}", 0, d - 1) for a, d in enumerate(x.shape)]
     stores = [Store(result, axis * tensor.shape[1] + at, s.index(index)) for axis, index in enumerate(indices)]
-    body: Sequence[Statement] = [If(_is_set(x.at(indices)), (Let("found_at", found.value), *stores, found.add(1)))]
+    body: Sequence[Statement] = [If(is_set(x.at(indices)), (Let("found_at", found.value), *stores, found.add(1)))]
     for axis in reversed(range(x.rank)):
         body = [For(f"i{axis}", x.shape[axis], tuple(body))]
     listing = call(region, "list_nonzero", [found.define(0), *body])

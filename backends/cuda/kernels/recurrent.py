@@ -19,10 +19,10 @@ from ....ir.dims import Dim, ceildiv, dim_min, symbol
 from ....ir.dtypes import of_numpy
 from ....ir.intrinsics import WARP
 from ....ir.loops import Barrier, Define, For, If, Let, Statement, Store
+from ....ir.program import ALIGNMENTS
 from ....ir.scalars import Buffer, Scalar, const, load
 from ....ir.target import Target
 from ....ir.tensors import Tensor, buffer_tensor
-from ....passes.lower import ALIGNED
 from ....passes.regions import Call, Lowered, Region, Repeated
 from ....passes.threads import BLOCK, THREAD, warp_reduction
 from ...kernels.recurrent import Layer, Phase
@@ -66,7 +66,7 @@ class _Layer(Layer):
             }
         constants = [t.buffer for t in (self.weights, self.scale) if t is not None and t.buffer is not None]
         self.scratch = [*own, *(buffer for buffer in constants if buffer.name in self.packed)]
-        aligned = dict.fromkeys((*(buffer.name for buffer in self.scratch), "weights"), ALIGNED)
+        aligned = dict.fromkeys((*(buffer.name for buffer in self.scratch), "weights"), ALIGNMENTS["cuda"])
         self.region = replace(region, alignments={**region.alignments, **aligned})
         bytes_of_weights = self.gates * self.hidden**2 * self.weights.dtype.bytes
         self.walks = bytes_of_weights <= ONE_BLOCK_BYTES

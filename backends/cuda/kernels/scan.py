@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, product, symbol
-from ....ir.dtypes import BOOL, I32, DType
+from ....ir.dtypes import BOOL, DType
 from ....ir.intrinsics import WARP
 from ....ir.loops import Alloc, Barrier, Block, Define, For, Let, Statement, Store
 from ....ir.ops.reduction import accumulator
@@ -22,11 +22,12 @@ from ....ir.target import Target
 from ....ir.tensors import normalize_axis, unflatten
 from ....passes.nests import Axis, Output
 from ....passes.regions import Call, Lowered, Region
-from ....passes.threads import BLOCK, SHUFFLED
+from ....passes.threads import BLOCK
 from ...kernels.calls import arithmetic_type, attribute, present
 from . import rows
 from .groups import THREADS, below, block_index, blocks_of, call_of, thread_index, where
 from .lanes import Lanes, multiples
+from .prefix import block_prefix
 from .stages import Stage, Work
 
 EACH = 4
@@ -112,7 +113,7 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     scan = Scan(op, dtype, product(shape[:axis]), extent, inner, source, put, bool(attribute(region, "exclusive")))
     parts = _parts(scan)
     if parts == 1:
-        return Lowered((_walk(region, scan, region.name, ()),))
+        return Lowered((walk(region, scan, region.name, ()),))
     return _cut(region, replace(scan, parts=parts))
 
 
@@ -159,12 +160,12 @@ def _cut(region: Region, scan: Scan) -> Lowered:
         return before, (outer * scan.parts + at) * scan.inner + inner
 
     steps = Scan(scan.op, scan.dtype, scan.outer, scan.parts, scan.inner, total, put, True)
-    second = _walk(region, steps, f"{region.name}_before", (totals, before))
-    third = _walk(region, replace(scan, before=before), region.name, (before,))
+    second = walk(region, steps, f"{region.name}_before", (totals, before))
+    third = walk(region, replace(scan, before=before), region.name, (before,))
     return Lowered((first, second, third), (totals, before))
 
 
-def _walk(region: Region, scan: Scan, name: str, scratch: Sequence[Buffer]) -> Call:
+def walk(region: Region, scan: Scan, name: str, scratch: Sequence[Buffer]) -> Call:
     """The kernel of all parts."""
     body = _in_a_row(region, scan) if scan.in_a_row else _beside(scan)
     return call_of(region, body, [scan.target(0, 0, 0)[0]], scratch, name)
@@ -185,8 +186,8 @@ def _beside(scan: Scan) -> Block:
     add = Store(total, 0, value)
     each: tuple[Statement, ...] = (put, add) if scan.exclusive else (add, put)
     inside = below(at, scan.extent) if scan.parts > 1 else s.const(True, BOOL)
-    walk = For("step", scan.size, tuple(where(inside, each)))
-    body = [Define(total, scan.preceding(outer, part, inner)), walk]
+    steps = For("step", scan.size, tuple(where(inside, each)))
+    body = [Define(total, scan.preceding(outer, part, inner)), steps]
     return blocks_of(blocks, THREADS, [Let("number", number), *where(below(number, count, "number"), body)])
 
 
@@ -210,8 +211,7 @@ def _in_a_row(region: Region, scan: Scan) -> Block:
     outer, part = block // scan.parts, block % scan.parts
     thread, tiles = thread_index(threads), ceildiv(size, threads * EACH)
     values = Buffer("values", scan.dtype, EACH, "register")
-    sums, carry, base = (Buffer(name, scan.dtype, 1, "register") for name in ("sums", "carry", "base"))
-    lane_of_thread, warp = thread % WARP, thread // WARP
+    carry, base = (Buffer(name, scan.dtype, 1, "register") for name in ("carry", "base"))
     each = symbol("each", 0, EACH - 1)
     first = (k.index_symbol("tile", tiles) if tiles != 1 else 0) * (threads * EACH) + thread * EACH
     lanes = _neighbours(region, scan)
@@ -225,7 +225,9 @@ def _in_a_row(region: Region, scan: Scan) -> Block:
     place = symbol("place", 0, scan.extent - 1)
     before, (value,) = lanes.values([scan.source(outer, at if single else place, 0)])
     if single:
-        reads = [For("each", EACH, (Store(values, each, s.select(inside, value, scan.identity)),), "unrolled")]
+        reads: list[Statement] = [
+            For("each", EACH, (Store(values, each, s.select(inside, value, scan.identity)),), "unrolled")
+        ]
     else:
         reads = [For("each", EACH, (Store(values, each, scan.identity),), "unrolled"), Let("place", at)]
         reads += where(inside, [*before, lanes.each([Store(values, lanes.lane, value)])])
@@ -234,39 +236,10 @@ def _in_a_row(region: Region, scan: Scan) -> Block:
         Alloc(values),
         *reads,
         For("each", EACH - 1, (Store(values, each + 1, add),), "unrolled"),
-        Define(sums, load(values, EACH - 1)),
     ]
-    level = k.index_symbol("level", 5)
-    distance = s.binary("shl", s.const(1, I32), s.cast(s.index(level), I32))
-    reached = s.binary("le", distance, s.cast(s.index(lane_of_thread), I32))
-    other = _shuffled(load(sums, 0), distance)
-    kept = Buffer("other", scan.dtype, 1, "register")
-    joined = s.select(reached, scan.combined(load(sums, 0), load(kept, 0)), load(sums, 0))
-    body.append(For("level", 5, (Define(kept, other), Store(sums, 0, joined)), "unrolled"))
-    previous = Buffer("previous", scan.dtype, 1, "register")
-    body.append(Define(previous, _shuffled(load(sums, 0), s.const(1, I32))))
-    leading = s.binary("eq", s.index(lane_of_thread), s.index(0))
-    body.append(Define(base, s.select(leading, scan.identity, load(previous, 0))))
-    warps = threads // WARP
-    if warps > 1:
-        shared = Buffer("warps", scan.dtype, warps, "shared")
-        last = s.binary("eq", s.index(lane_of_thread), s.index(WARP - 1))
-        body += [Alloc(shared), *where(last, [Store(shared, warp, load(sums, 0))]), Barrier()]
-        number = k.index_symbol("number", warps)
-        mine = s.binary("lt", s.index(number), s.index(warp))
-        front = Buffer("front", scan.dtype, 1, "register")
-        every = Buffer("all", scan.dtype, 1, "register")
-        body += [Define(front, load(carry, 0)), Define(every, load(carry, 0))]
-        steps = (
-            Store(front, 0, s.select(mine, scan.combined(load(front, 0), load(shared, number)), load(front, 0))),
-            Store(every, 0, scan.combined(load(every, 0), load(shared, number))),
-        )
-        body += [For("number", warps, steps, "unrolled"), Store(base, 0, scan.combined(load(front, 0), load(base, 0)))]
-        body.append(Store(carry, 0, load(every, 0)))
-    else:
-        body.append(Store(base, 0, scan.combined(load(carry, 0), load(base, 0))))
-        whole = _shuffled(load(sums, 0), s.const(WARP - 1, I32), "shuffle")
-        body += [Define(kept, whole), Store(carry, 0, scan.combined(load(carry, 0), load(kept, 0)))]
+    found, before_block, whole = block_prefix(load(values, EACH - 1), scan.op, threads, "threads")
+    body += [*found, Define(base, scan.combined(load(carry, 0), load(before_block, 0)))]
+    body.append(Store(carry, 0, scan.combined(load(carry, 0), load(whole, 0))))
     own = each if single else lanes.lane
     buffer, offset = scan.target(outer, at if single else place, 0)
     upto = load(values, own)
@@ -278,7 +251,7 @@ def _in_a_row(region: Region, scan: Scan) -> Block:
     start = Define(carry, scan.preceding(outer, part, 0))
     if tiles == 1:
         return blocks_of(blocks, threads, [start, *body])
-    if warps > 1:
+    if threads > WARP:
         body.append(Barrier())
     return blocks_of(blocks, threads, [start, For("tile", tiles, tuple(body))])
 
@@ -286,9 +259,3 @@ def _in_a_row(region: Region, scan: Scan) -> Block:
 def _previous(each: Dim) -> Scalar:
     """The number before, 0 for the first."""
     return s.binary("max", s.index(each - 1), s.index(0))
-
-
-def _shuffled(value: Scalar, by: Scalar, how: str = "shuffle_up") -> Scalar:
-    """The value of another thread of the warp."""
-    assert value.dtype in SHUFFLED, f"{value.dtype} is not exchanged"
-    return s.Call(value.dtype, 1, how, (value, by))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from ....ir import scalars as s
 from ....ir.dims import Dim, linear, symbol
+from ....ir.program import ALIGNMENTS
 from ....ir.scalars import Buffer, Load, Scalar
-from ....passes.lower import ALIGNED
 from ....passes.nests import Axis, Output
 from ....passes.regions import Call, Region
 from . import pointwise, rows
@@ -42,7 +42,7 @@ class Split:
         """New memory between two launches."""
         buffer = Buffer(f"{stem}{len(self.workspaces)}", like.dtype, size)
         self.workspaces.append(buffer)
-        self.region = replace(self.region, alignments={**self.region.alignments, buffer.name: ALIGNED})
+        self.region = replace(self.region, alignments={**self.region.alignments, buffer.name: ALIGNMENTS["cuda"]})
         return buffer
 
     def launch(self, name: str, body: Callable[[Region], tuple[object, ...]], outputs: Sequence[Buffer]) -> None:
