@@ -450,12 +450,12 @@ def test_convolutions_and_attention_count_by_their_definition() -> None:
 
 def test_a_triangle_of_scores_reads_all_keys() -> None:
     """The loops of a causal attention end where the rows of a block do."""
-    for operator in shapes.attentions([(32, 12, 512, 512, 64)]):
+    for operator in shapes.attentions([(32, 12, size, size, 64) for size in (128, 512)]):
         graph = graph_of(operator.model(), Options(target=TARGET))
         work = work_of(program_of(graph, TARGET), graph)
-        assert sum(w.bytes for w in work) == operator.moved, operator.name
+        assert sum(w.bytes for w in work) == pytest.approx(operator.moved, rel=0.001), operator.name
         assert sum(w.flops for w in work) * operator.needed == pytest.approx(
-            2 * 32 * 12 * 512 * 512 * 128 / (2 if operator.settings["causal"] else 1), rel=0.01
+            2 * 32 * 12 * operator.output[2] ** 2 * 128 / (2 if operator.settings["causal"] else 1), rel=0.01
         )
 
 
