@@ -187,7 +187,7 @@ def _beside(scan: Scan) -> Block:
     each: tuple[Statement, ...] = (put, add) if scan.exclusive else (add, put)
     inside = below(at, scan.extent) if scan.parts > 1 else s.const(True, BOOL)
     steps = For("step", scan.size, tuple(where(inside, each)))
-    body = [Define(total, scan.preceding(outer, part, inner)), steps]
+    body: list[Statement] = [Define(total, scan.preceding(outer, part, inner)), steps]
     return blocks_of(blocks, THREADS, [Let("number", number), *where(below(number, count, "number"), body)])
 
 
