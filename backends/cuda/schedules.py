@@ -18,6 +18,7 @@ SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
         (lambda region, target: recurrent.schedule(region, target, schedule),),
     ),
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),
+    **dict.fromkeys(("MatMulInteger", "QLinearMatMul"), (gemm.schedule,)),
     **dict.fromkeys(("CumSum", "CumProd"), (scan.schedule,)),
     "onnxc.Attention": (attention.schedule,),
     "Conv": (depthwise.schedule, conv.schedule),

@@ -32,9 +32,10 @@ def constant_view(region: Region, matrix: Matrix, batches: Dim) -> np.ndarray | 
     strides: list[int] = []
     for name, extent in zip(names, extents, strict=True):
         split = linear(start, name)
-        if split is None or not isinstance(split[0], int):
+        stride = None if split is None else split[0]
+        if split is None or not isinstance(stride, int):
             return None
-        stride, start = split
+        start = split[1]
         size = 1 if stride == 0 and name == BATCH else extent
         if not isinstance(size, int):
             return None

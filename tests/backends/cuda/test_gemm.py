@@ -303,6 +303,17 @@ def test_operand_by_expression() -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("zero", [0, 3])
+def test_integers(zero: int) -> None:
+    """Bytes by tensor cores where they are multiplied as they are, else shifted by their zero point, lane by lane."""
+    a, b = RANDOM.integers(-99, 99, (37, 70)).astype(np.int8), RANDOM.integers(-99, 99, (70, 48)).astype(np.int8)
+    operands: list[Any] = [(a.shape, a.dtype), b, *([((), a.dtype)] if zero else [])]
+    inputs = [a, b, *([np.array(zero, np.int8)] if zero else [])]
+    lowered = agree(make_region("MatMulInteger", operands), inputs, {}, (np.int64(a) - zero) @ np.int64(b))
+    assert ("mma_m16n8k32_s8" in text(lowered)) == (zero == 0)
+
+
+@needs_compiler
 @pytest.mark.parametrize("shape", [(0, 24, 16), (5, 0, 16), (5, 24, 0)])
 def test_empty_sizes(shape: tuple[int, int, int]) -> None:
     check(shape, "f16")
