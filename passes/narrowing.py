@@ -5,8 +5,9 @@ Operators declare which operands must not be rounded (`precise`: angles, coordin
 and which are multiplied by instructions for 16 bits (`products`). Whatever makes integers or truth values of floats
 compares or counts them: it wants them as they are. Three kinds of tensors are found by their origin:
   - side computations, which depend on sizes, indices and masks alone: positions, tables of angles, attention masks;
-  - values beyond the narrow type's range, which a large constant brings in: -1e9 or the least f32 in a mask;
-  - squares and other results that soon overflow (declared as `precise` results).
+  - values that a large constant brings in, beyond the narrow type's range or so large that what is added to them is
+    lost: -1e4, -1e9 or the least f32 in a mask;
+  - squares and other results that soon leave the range (declared as `precise` results), and what is made of them alone.
 They stay f32 unless products are all that is formed of them. A logarithm shows small magnitudes as well as large ones:
 the spectrum that it is taken of, which the first products of a model make by sums that cancel, is computed in f32.
 """
@@ -37,6 +38,9 @@ PRODUCT, PRECISE, PLAIN = "product", "precise", "plain"
 
 STAGES = 2
 """Stages of products, other operators between them, that a spectrum may take: of frames, then of bands."""
+
+LARGE = 1024.0
+"""A magnitude above which numbers of 16 bits are a whole one apart, or more."""
 
 USUAL = (-64.0, 1.0, 64.0)
 """Stand-ins for data, from which the reach of a pointwise operator with a large constant is told."""
@@ -71,7 +75,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of a value by what made it; `reach` bounds one that exceeds the narrow type's range.
+    """What is known of a value by what made it; `reach` bounds one that may be large.
 
     `stage` counts the stages of products behind it; `changed` says that other operators came after the last one.
     """
@@ -201,7 +205,7 @@ class Scope:
         count = len(node.inputs)
         static = operator.static_positions(count)
         products = operator.positions(operator.products, count) if self._can_narrow(node, operator) else ()
-        exact = alone or any(isinstance(v.type, TensorType) and not v.dtype.is_float for v in node.outputs)
+        exact = alone or counts(node)
         precise = range(count) if exact else operator.positions(operator.precise, count)
         origin = self._origin(node, operator)
         for output in filter(is_f32, node.outputs):
@@ -243,7 +247,9 @@ class Scope:
         if not values or not all(value is not None and is_f32(value) for value in values):
             return False
         varying = [value for value in values if value is not None and not self._is_constant(value)]
-        if any(self.origin(value).reach is not None for value in varying) or not sums(node):
+        least, most = self.facts.dtype.limits
+        reaches = [self.origin(value).reach or (0, 0) for value in varying]
+        if any(low < least or high > most for low, high in reaches) or not sums(node):
             return False
         self.facts.narrowing.add(id(node))
         return True
@@ -263,7 +269,7 @@ class Scope:
         return value.name in self.owner(value.name).constants
 
     def _reach(self, array: np.ndarray) -> tuple[float, float] | None:
-        """The least and the greatest finite element, where the narrow type cannot hold one of them."""
+        """The least and the greatest finite element, where one of them is large."""
         if not array.size or array.dtype != F32.numpy:
             return None
         low, high = float(array.min()), float(array.max())
@@ -272,34 +278,29 @@ class Scope:
             if not finite.size:
                 return None
             low, high = float(finite.min()), float(finite.max())
-        return self._beyond(low, high)
-
-    def _beyond(self, low: float, high: float) -> tuple[float, float] | None:
-        least, most = self.facts.dtype.limits
-        whole = F32.limits
-        return (max(low, whole[0]), min(high, whole[1])) if low < least or high > most else None
+        return large(low, high)
 
     def _origin(self, node: Node, operator: Operator) -> Origin:
         static = operator.static_positions(len(node.inputs))
         data = [v for i, v in enumerate(node.inputs) if v is not None and i not in static]
         floats = [v for v in data if isinstance(v.type, TensorType) and v.dtype.is_float]
-        varying = [v for v in floats if not self._is_constant(v)]
-        beside = all(self.origin(v).side for v in varying)
-        stage = max((self.origin(v).stage for v in varying), default=0)
-        changed = any(self.origin(v).changed for v in varying)
-        declared = "result" in operator.precise or (node.op == "Mul" and node.inputs[0] == node.inputs[1])
+        varying = [self.origin(v) for v in floats if not self._is_constant(v)]
+        beside = bool(varying) and all(o.side for o in varying)
+        precise = bool(varying) and all(o.precise for o in varying)
+        stage, changed = max((o.stage for o in varying), default=0), any(o.changed for o in varying)
         if moves(node):
-            reaches = [r for r in (self.origin(v).reach for v in floats) if r is not None]
-            reach = (min(r[0] for r in reaches), max(r[1] for r in reaches)) if reaches else None
-            precise = any(self.origin(v).precise for v in varying)
-            return Origin(bool(varying) and beside, precise, reach, stage, changed)
+            reaches = [reach for reach in (self.origin(v).reach for v in floats) if reach is not None]
+            reach = (min(low for low, _ in reaches), max(high for _, high in reaches)) if reaches else None
+            return Origin(beside, any(o.precise for o in varying), reach, stage, changed)
         by_elements = operator.pointwise or (bool(operator.products) and not self.narrows(node))
-        side = (by_elements and beside and (len(varying) > 0 or len(floats) < len(data))) or not floats
+        side = not floats or (by_elements and (beside or (not varying and len(floats) < len(data))))
+        square = operator.pointwise and len(data) == 2 and data[0] == data[1]
+        precise = "result" in operator.precise or counts(node) or square or (operator.pointwise and precise)
         stage, changed = (stage + changed, False) if operator.products else (stage, True)
-        return Origin(side and not node.regions, declared, self._result(node, operator), stage, changed)
+        return Origin(side and not node.regions, precise, self._result(node, operator), stage, changed)
 
     def _result(self, node: Node, operator: Operator) -> tuple[float, float] | None:
-        """The reach of a pointwise operator with an operand beyond the narrow range, where that is beyond it too."""
+        """The reach of a pointwise operator with a large operand, where its result is large too."""
         if not operator.pointwise or not is_f32(node.outputs[0]):
             return None
         reaches = [None if v is None or not is_f32(v) else self.origin(v).reach for v in node.inputs]
@@ -319,7 +320,7 @@ class Scope:
                 continue
             if isinstance(number, float | int) and math.isfinite(number):
                 found.append(float(number))
-        return self._beyond(min(found), max(found)) if found else None
+        return large(min(found), max(found)) if found else None
 
     def _samples(self, value: Value) -> Sequence[float]:
         if value.dtype == BOOL or not value.dtype.is_float:
@@ -367,6 +368,12 @@ class Scope:
 _F32 = TensorType(F32, ())
 
 
+def large(low: float, high: float) -> tuple[float, float] | None:
+    """The bounds of a value, where it may be large."""
+    least, most = F32.limits
+    return (max(low, least), min(high, most)) if low < -LARGE or high > LARGE else None
+
+
 def is_f32(value: Value | None) -> bool:
     return value is not None and isinstance(value.type, TensorType) and value.type.dtype == F32
 
@@ -374,6 +381,11 @@ def is_f32(value: Value | None) -> bool:
 def moves(node: Node) -> bool:
     """Whether elements of results are elements of operands."""
     return node.op == "Identity" or (node.op in REGISTRY and REGISTRY[node.op].movement)
+
+
+def counts(node: Node) -> bool:
+    """Whether results are no floats: what compares or counts operands, or quantizes them."""
+    return any(isinstance(value.type, TensorType) and not value.dtype.is_float for value in node.outputs)
 
 
 def is_control(node: Node) -> bool:

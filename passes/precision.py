@@ -170,8 +170,11 @@ class _Rewrite:
             body.add(inner)
         pairs = list(zip(node.outputs, before.outputs, strict=True))
         copied = [(outer, end) for outer, end in pairs if is_f32(outer) and self.scope.needs_copy(outer.name)]
-        copies = [body.read(end, self.narrow) for _, end in copied]
-        ends = (*(body.read(end, self.stored(outer)) for outer, end in pairs), *copies)
+        ends, copies = [], []
+        for pair in pairs:
+            ends.append(body.read(pair[1], self.stored(pair[0])))
+            copies += [body.rounded(pair[1])] if pair in copied else []
+        ends += copies
         outputs = [self.typed(outer, self.stored(outer)) for outer in node.outputs]
         outputs += [self.fresh(outer, self.narrow) for outer, _ in copied]
         origins = [*node.outputs, *(outer for outer, _ in copied)]
@@ -180,7 +183,7 @@ class _Rewrite:
         if nodes == before.nodes and tuple(outputs) == node.outputs:
             self.nodes.append(node)
             return
-        region = replace(before, nodes=nodes, outputs=ends)
+        region = replace(before, nodes=nodes, outputs=tuple(ends))
         regions = {**node.regions, "body": region}
         self.nodes.append(replace(node, inputs=region.captures(), outputs=tuple(outputs), regions=regions))
 
@@ -218,6 +221,13 @@ class _Body:
             self._move(self.moving[value.name], dtype)
         if key not in self.forms:
             self.forms[key] = self._outside(value, dtype) or self._cast(value, dtype)
+        return self.forms[key]
+
+    def rounded(self, value: Value) -> Value:
+        """The value, which is read as f32 too, in the narrow type: rather converted than moved once more."""
+        key = value.name, self.narrow
+        if key not in self.forms:
+            self.forms[key] = self._cast(value, self.narrow)
         return self.forms[key]
 
     def _outside(self, value: Value, dtype: DType) -> Value | None:
@@ -293,6 +303,6 @@ def narrowed(array: np.ndarray, dtype: DType) -> np.ndarray:
         return array
     once = array[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in array.strides)]
     low, high = dtype.limits
-    if once.size and (once.min() < low or once.max() > high):
+    if once.size and not (low <= once.min() and once.max() <= high):
         once = np.where(np.isfinite(once), np.clip(once, low, high), once)
     return np.broadcast_to(once.astype(dtype.numpy), array.shape)

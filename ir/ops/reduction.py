@@ -152,7 +152,7 @@ _scan("CumSum", "add", 0)
 _scan("CumProd", "mul", 1)
 
 
-@declare.op("Softmax")
+@declare.op("Softmax", precise=("x",))
 def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     axes = (normalize_axis(axis, x.rank),)
     wide = widened(x)
@@ -160,7 +160,7 @@ def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     return cast(e / reduce_sum(e, axes), x.dtype)
 
 
-@declare.op("LogSoftmax")
+@declare.op("LogSoftmax", precise=("x",))
 def log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     axes = (normalize_axis(axis, x.rank),)
     wide = widened(x)
