@@ -8,8 +8,8 @@ from dataclasses import replace
 from ...ir.target import Target
 from ...passes.regions import BindSymbol, Call, Lowered, Region, Repeated, Schedule
 from ...passes.threads import distribute
-from ..kernels import detection, determinant, fourier, scatter, selection
-from .kernels import attention, conv, depthwise, gemm, general, listing, recurrent, scan, top_k
+from ..kernels import detection, determinant, fourier, selection
+from .kernels import attention, conv, depthwise, gemm, general, listing, recurrent, scan, scatter, top_k
 from .launch import is_launchable
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
