@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from ..ir import scalars as s
 from ..ir.dims import Dim, Opaque, Quotient, as_symbol, atoms, product, symbol
 from ..ir.graph import Node, TensorType, Value
@@ -27,6 +29,16 @@ def probe_tensor(value: Value) -> Tensor:
         return s.Element(value.dtype, 1, value.name, indices)
 
     return Tensor(value.shape, value.dtype, element, "buffer")
+
+
+def literal_tensor(value: Value, array: np.ndarray) -> Tensor:
+    """A constant of one element as a literal of whatever reads it."""
+    number = array.reshape(-1)[0].item()
+
+    def element(indices: Indices) -> s.Scalar:
+        return s.const(number, value.dtype)
+
+    return Tensor(value.shape, value.dtype, element, "map")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..ir.infer import Inference
 from ..ir.ops import REGISTRY
 from ..ir.ops.attention import ZERO
 from ..ir.tensors import Tensor, flat_offset
-from .access import AccessAnalysis, output_indices, probe_tensor
+from .access import AccessAnalysis, literal_tensor, output_indices, probe_tensor
 from .cleanup import without_dead_code
 from .pipeline import Pass, register
 from .plan import HINT
@@ -233,8 +233,14 @@ class _Finder:
         return (
             len({value.dtype for value in operands}) == 1
             and all(isinstance(width, int) and 0 < width <= self.max_width for width in widths)
-            and first.output.shape[-2:] == scores.shape[-2:]
+            and self.alike(first.output.shape[-2:], scores.shape[-2:])
         )
+
+    def alike(self, one: Sequence[Dim], other: Sequence[Dim]) -> bool:
+        """Whether sizes are the same, or are taken to be where one is broadcast to the other."""
+        taken = self.inference.assumptions
+        pairs = list(zip(one, other, strict=False))
+        return len(one) == len(other) and all(a == b or (a, b) in taken or (b, a) in taken for a, b in pairs)
 
     # Making the group.
 
@@ -246,7 +252,7 @@ class _Finder:
         operands: list[Value] = []
         scales: list[tuple[str, Value]] = []
         for node, value in ((first, first.operands[0]), (first, first.operands[1]), (second, second.operands[1])):
-            same = node.output.shape[:-2] == batch
+            same = self.alike(node.output.shape[:-2], batch)
             whole = value.shape[:-2] == node.output.shape[:-2] and product(value.shape[:-2]) == product(batch)
             if not same and not whole:
                 return None
@@ -300,11 +306,15 @@ class _Finder:
             return None
         return node.operands[1] if product(node.operands[1].shape) == 1 else None
 
-    @staticmethod
-    def moves(node: Node) -> bool:
-        """Whether a node only moves elements of one operand, in a way that is known now."""
+    def moves(self, node: Node) -> bool:
+        """Whether a node only moves elements of its first operand, in a way that is known now."""
         operator = REGISTRY.get(node.op)
-        return operator is not None and operator.movement and len(node.operands) == 1
+        if operator is None or not node.operands or node.inputs[0] is None:
+            return False
+        if node.op == "Gather":
+            array = self.graph.constant(node.operands[1])
+            return array is not None and array.size == 1
+        return operator.movement and len(node.operands) == 1
 
     def reads_matrices(self, steps: Sequence[Node], value: Value, source: Value) -> bool:
         """Whether, read through nodes that move elements, the last two axes of a value are evenly spaced in memory."""
@@ -326,10 +336,12 @@ class _Finder:
         """A value by definition over a stand-in for the source that the nodes, in order, lead from to it."""
         found = {source.name: probe_tensor(source)}
         for node in steps:
-            if not self.moves(node) and node.op != "Where":
+            if not self.moves(node):
                 found[node.output.name] = found[node.operands[0].name]
                 continue
             names = [output.name for output in node.outputs]
+            arrays = {value: self.graph.constant(value) for value in node.operands[1:]}
+            found.update({v.name: literal_tensor(v, array) for v, array in arrays.items() if array is not None})
             made = self.inference.definition(node.op, node.inputs, node.attributes, {}, names, node.origin, found)
             found.update({n: tensor for n, tensor in zip(names, made, strict=False) if isinstance(tensor, Tensor)})
         return found[value.name]
@@ -338,7 +350,8 @@ class _Finder:
         self, first: Node, inner: list[Node], scores: Value, scales: Sequence[tuple[str, Value]]
     ) -> Graph | None:
         """The region that maps products to scores; None where a score depends on more than its own product."""
-        products = Value(self.names.fresh(f"{first.output.name}.inner"), TensorType(first.output.dtype, scores.shape))
+        shape = (*scores.shape[:-2], *first.output.shape[-2:])
+        products = Value(self.names.fresh(f"{first.output.name}.inner"), TensorType(first.output.dtype, shape))
         body = _Body(self.names, self.inference)
         value = products
         for op, factor in scales:

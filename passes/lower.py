@@ -23,7 +23,7 @@ from ..ir.program import ALIGNMENTS, MARK, Assign, Bind, Choose, Memory, Place, 
 from ..ir.scalars import Buffer
 from ..ir.target import Target
 from ..ir.tensors import Indices, Tensor, buffer_tensor
-from .access import view_of
+from .access import literal_tensor, view_of
 from .control import lower_loop, lower_scan
 from .nests import build_nests
 from .plan import plan_arena
@@ -364,7 +364,7 @@ class Lowering:
                 continue
             array = self.arrays.get(value.name)
             if array is not None and array.size == 1 and (array.dtype.kind in "iufb" or value.dtype == BF16):
-                operands[value.name] = _literal(array, value)
+                operands[value.name] = literal_tensor(value, array)
                 continue
             tensor = buffer_tensor(f"x{len(inputs)}", value.dtype, value.shape)
             if array is not None:
@@ -526,13 +526,3 @@ class Lowering:
         tensor = Tensor((), I64, lambda i: s.index(index))
         self._arguments = {}
         return self._emit(Region("index", (), ((y, tensor),)), [place])
-
-
-def _literal(array: np.ndarray, value: Value) -> Tensor:
-    """A constant of one element as a literal of whatever reads it."""
-    number = array.reshape(-1)[0].item()
-
-    def element(indices: Indices) -> s.Scalar:
-        return s.const(number, value.dtype)
-
-    return Tensor(value.shape, value.dtype, element, "map")

@@ -81,7 +81,7 @@ def problem_of(region: Region) -> tuple[Problem, DType] | None:
     dtype = dtypes.pop() if len(dtypes) == 1 else F32
     if dtype not in (F16, BF16, F32) or like.dtype not in (F16, BF16, F32):
         return None
-    queries, keys = like.shape[-2], key.shape[-1]
+    queries, keys = query.shape[-2], key.shape[-1]
     matrices = (
         _matrix(region, query, batch, ("row", CHANNEL), queries, width, dtype),
         _matrix(region, key, batch, (CHANNEL, "row"), keys, width, dtype),

@@ -10,7 +10,7 @@ import numpy as np
 
 from ....ir import scalars as s
 from ....ir.dims import Dim, Opaque, atoms, dim_max, dim_min, known_le, linear, substitute
-from ....ir.dtypes import BF16, F16, F32, I64
+from ....ir.dtypes import BF16, BOOL, F16, F32, I64, DType
 from ....ir.scalars import Scalar
 from ....ir.tensors import all_of
 
@@ -93,8 +93,10 @@ def score_of(value: Scalar) -> Score:
                 (starts if bound[1] else ends).append(bound[0])
                 rest = _Assuming(test, not holds)(rest)
     seen, same = _factored(rest)
-    alike = (starts or ends) and same == scale
-    return Score(value, scale or 1.0, _is_moderate(value), tuple(starts), tuple(ends), seen if alike else None)
+    if same != scale:
+        seen = rest
+    known = (starts or ends) and (same == scale or scale == 1)
+    return Score(value, scale or 1.0, _is_moderate(value), tuple(starts), tuple(ends), seen if known else None)
 
 
 class _Widened(s.Rewriter):
@@ -102,11 +104,7 @@ class _Widened(s.Rewriter):
 
     def rebuild(self, scalar: Scalar) -> Scalar:
         if isinstance(scalar, s.Cast) and scalar.dtype in _HALF:
-            operand = self(scalar.operand)
-            if isinstance(operand, s.Const):
-                with np.errstate(over="ignore"):
-                    return s.const(float(np.asarray(operand.value).astype(scalar.dtype.numpy)), F32)
-            return s.cast(s.cast(operand, scalar.dtype), F32)
+            return s.cast(_rounded(self(scalar.operand), scalar.dtype), F32)
         if scalar.dtype not in _HALF:
             return super().rebuild(scalar)
         if isinstance(scalar, s.Const):
@@ -117,10 +115,18 @@ class _Widened(s.Rewriter):
         return s.cast(rebuilt, F32) if isinstance(scalar, s.Load) else rebuilt
 
 
+def _rounded(value: Scalar, dtype: DType) -> Scalar:
+    """The value converted to a half type; of a literal, a literal."""
+    if not isinstance(value, s.Const):
+        return s.cast(value, dtype)
+    with np.errstate(over="ignore"):
+        return s.const(float(np.asarray(value.value).astype(dtype.numpy)), dtype)
+
+
 def _factored(value: Scalar) -> tuple[Scalar, float | None]:
     """(rest, factor) with value = rest * factor, as far as factors are positive numbers; None for what any factor
-    leaves as it is, 0 and -inf."""
-    if isinstance(value, s.Const) and (value.value == 0 or math.isinf(value.value)):
+    leaves as it is or as good, 0 and what is DECISIVE."""
+    if isinstance(value, s.Const) and (value.value == 0 or value.value <= DECISIVE):
         return value, None
     if isinstance(value, s.Binary) and value.op in ("mul", "div"):
         for number, other in ((value.right, value.left), (value.left, value.right)):
@@ -199,19 +205,50 @@ def _bound(test: s.Binary, holds: bool) -> tuple[Bound, bool] | None:
     return Bound(limit, along[0] >= 0), (sign == 1) == holds
 
 
+def _follows(test: s.Binary, known: s.Binary, holds: bool) -> bool | None:
+    """What a comparison gives where another one gives `holds`; None where both are possible."""
+    given, asked = _bound(known, holds), _bound(test, True)
+    if given is None or asked is None:
+        return None
+    (mine, from_on), (limit, wants_from_on) = (given[0].limit, given[1]), (asked[0].limit, asked[1])
+    if from_on == wants_from_on:
+        return True if known_le(*((limit, mine) if from_on else (mine, limit))) else None
+    return False if known_le(*((limit, mine) if from_on else (mine, limit))) else None
+
+
 class _Assuming(s.Rewriter):
     """An expression in which a test is known; what -inf is added to or multiplied with is -inf."""
 
-    def __init__(self, test: Scalar, holds: bool) -> None:
-        super().__init__(lambda part: s.as_scalar(holds, test.dtype) if part == test else None)
+    def __init__(self, test: s.Binary, holds: bool) -> None:
+        super().__init__()
+        self._test, self._holds = test, holds
 
     def rebuild(self, scalar: Scalar) -> Scalar:
+        if scalar == self._test:
+            return s.const(self._holds, BOOL)
+        if isinstance(scalar, s.Binary) and scalar.op in ("lt", "le") and scalar.left.dtype == I64:
+            known = _follows(scalar, self._test, self._holds)
+            if known is not None:
+                return s.const(known, BOOL)
         found = super().rebuild(scalar)
+        if isinstance(found, s.Cast) and found.dtype in _HALF:
+            return _rounded(found.operand, found.dtype)
         if isinstance(found, s.Binary) and found.dtype == F32:
-            numbers = [part.value for part in (found.left, found.right) if isinstance(part, s.Const)]
-            least = -math.inf in numbers or any(number <= DECISIVE for number in numbers)
-            if found.op in ("add", "min") and least:
+            parts = found.left, found.right
+            numbers = [part.value for part in parts if isinstance(part, s.Const)]
+            if found.op in ("add", "min") and any(number <= DECISIVE for number in numbers):
                 return s.const(min(numbers), F32)
             if found.op == "mul" and -math.inf in numbers and max(numbers) > 0:
                 return s.const(-math.inf, F32)
+            if found.op == "mul" and 0 in numbers and all(map(_is_finite, parts)):
+                return s.const(0, F32)
+            if found.op == "add" and 0 in numbers:
+                return next(part for part in parts if not (isinstance(part, s.Const) and part.value == 0))
         return found
+
+
+def _is_finite(value: Scalar) -> bool:
+    """Whether a value is one of some finite numbers."""
+    if isinstance(value, s.Const):
+        return math.isfinite(value.value)
+    return isinstance(value, s.Select) and _is_finite(value.yes) and _is_finite(value.no)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +13,13 @@ import pytest
 from cuda_lowered import run_program
 from emulator import harness
 from onnxc.backends.cuda import nvrtc, report
+from onnxc.backends.cuda.kernels.attention_scores import KEY, PRODUCT, QUERY, score_of
 from onnxc.backends.cuda.schedules import schedule
 from onnxc.backends.cuda.source import prelude, render_kernel
 from onnxc.compiler.graph_text import specialised
-from onnxc.ir.dtypes import BY_NAME
+from onnxc.ir import scalars as s
+from onnxc.ir.dims import known_le, symbol
+from onnxc.ir.dtypes import BOOL, BY_NAME, F16, F32
 from onnxc.ir.program import Program
 from onnxc.ir.target import Target
 from onnxc.passes.lower import lower
@@ -237,6 +241,39 @@ def test_tiles_in_which_no_score_counts_are_left_out() -> None:
     assert "first_query" not in turns(Model(scores=WINDOW.replace("%lowest", "%least")), l=100, s=150)
 
 
+KEY_IS_LATE = s.binary("lt", s.index(symbol(QUERY) + 5), s.index(symbol(KEY)))
+KEY_IS_LATER = s.binary("le", s.index(symbol(QUERY) + symbol("past", 6)), s.index(symbol(KEY)))
+PRODUCT_OF_BOTH = s.Element(F32, 1, PRODUCT, (symbol(QUERY), symbol(KEY)))
+MANY = s.const(-3e38, F32)
+
+
+def masks() -> dict[str, s.Scalar]:
+    """Scores in which keys 6 behind the query count for nothing."""
+    scaled, zero, one = PRODUCT_OF_BOTH * 0.25, s.const(0, F32), s.const(1, F32)
+    lowest = s.const(-math.inf, F32)
+    return {
+        "chosen": s.select(KEY_IS_LATE, lowest, scaled),
+        "added": scaled + s.select(KEY_IS_LATE, lowest, zero),
+        "large numbers": s.select(KEY_IS_LATE, MANY, scaled),
+        "both": s.select(s.binary("or", KEY_IS_LATE, KEY_IS_LATER), lowest, scaled),
+        "by numbers": scaled + s.select(KEY_IS_LATE, MANY, zero) * s.select(KEY_IS_LATE, one, zero),
+        "halves": s.cast(s.cast(scaled, F16) + s.cast(s.select(KEY_IS_LATE, lowest, zero), F16), F32),
+    }
+
+
+@pytest.mark.parametrize("case", masks())
+def test_what_a_mask_hides(case: str) -> None:
+    score = score_of(masks()[case])
+    assert known_le(score.end_key(0, 9, 100), 15) and known_le(15, score.end_key(0, 9, 100))
+    assert score.first_key(0, 9) == 0
+    if case not in ("by numbers", "halves"):
+        assert score.seen == PRODUCT_OF_BOTH and score.scale == 0.25
+    assert score.seen is not None and not any(isinstance(part, s.Select) for part in s.walk(score.seen))
+    assert score.moderate == (case in ("chosen", "added", "both"))
+    assert s.Const(BOOL, 1, True) == score.is_seen(0, 9, 0, 6)
+    assert s.Const(BOOL, 1, False) == score.is_seen(0, 9, 0, 7)
+
+
 @emulated
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_from_memory(kind: str) -> None:
@@ -293,8 +330,8 @@ def test_blocks_share_the_keys_of_few_queries(kind: str) -> None:
     assert len(known.kernels) == 2
     model.check(known, (1, 3, 1500), mask=causal(3, 1500))
     open_ended = model.program(b=1, l=1)
-    for s in (7, 1024, 1025, 2300):  # one block for up to 1024 keys, and nothing to combine
-        model.check(open_ended, (1, 1, s), mask=causal(1, s))
+    for keys in (7, 1024, 1025, 2300):  # one block for up to 1024 keys, and nothing to combine
+        model.check(open_ended, (1, 1, keys), mask=causal(1, keys))
 
 
 @emulated
