@@ -104,6 +104,8 @@ class Scope:
         self.uses: dict[str, list[Use]] = {}
         self.sources: dict[str, list[Place]] = {}
         self.products: dict[str, int] = {}
+        self.derived: dict[str, list[Place]] = {}
+        self.counted: set[str] = set()
         self.kept: set[str] = set()
         self.origins: dict[str, Origin | None] = {}
         self.stored: set[str] = set()
@@ -216,6 +218,12 @@ class Scope:
         for position, value in enumerate(node.inputs):
             if value is None or not is_f32(value):
                 continue
+            owner = self.owner(value.name)
+            if counts(node):
+                owner.counted.add(value.name)
+            elif operator.pointwise or moves(node):
+                results = [(self, output.name) for output in node.outputs if is_f32(output)]
+                owner.derived.setdefault(value.name, []).extend(results)
             if position in products:
                 self._use(value, id(node))
             elif position in precise or position in static:
@@ -226,7 +234,7 @@ class Scope:
             else:
                 self._use(value, PLAIN)
             if position in precise and SPECTRUM in operator.precise:
-                self._keep((self.owner(value.name), value.name))
+                self._keep((owner, value.name))
         for region in node.regions.values():
             Scope(region, self.facts, self, computed=True)
 
@@ -350,6 +358,16 @@ class Scope:
                         found.add(PLAIN)
         return found
 
+    def _is_counted(self, name: str) -> bool:
+        """Whether a kernel that reads the value counts or compares what it makes of each element."""
+        waiting: list[Place] = [(self, name)]
+        while waiting:
+            scope, here = waiting.pop()
+            if here in scope.counted:
+                return True
+            waiting += [place for place in scope.derived.get(here, ()) if place[1] not in place[0].stored]
+        return False
+
     def _decided(self, root: Place) -> bool:
         members = self.facts.members.get(root, [root])
         if any(name in scope.fixed or name in scope.kept for scope, name in members):
@@ -358,7 +376,7 @@ class Scope:
         if kinds <= {PRODUCT}:
             return bool(kinds)
         delicate = any(scope.origin(Value(name, _F32)).delicate for scope, name in members)
-        if delicate or PRECISE in kinds:
+        if delicate or PRECISE in kinds or any(scope._is_counted(name) for scope, name in members):
             return False
         scope, name = root
         array = scope.constants.get(name)
