@@ -14,6 +14,7 @@ from ...ir.errors import UnsupportedError
 from ...ir.loops import Define, For, Kernel, Let, Statement, Store, free_sizes, used_buffers
 from ...ir.ops import REGISTRY
 from ...ir.scalars import Buffer, Scalar, ScalarLike
+from ...ir.target import Target
 from ...ir.tensors import Indices, Tensor, unflatten
 from ...passes.regions import Call, Region
 
@@ -51,11 +52,16 @@ def call(region: Region, name: str, body: Sequence[Statement], scratch: Sequence
 
 
 def over(
-    shape: Sequence[Dim], body: Callable[[Indices], Sequence[Statement]], stem: str, work: Dim | None = None
+    shape: Sequence[Dim],
+    body: Callable[[Indices], Sequence[Statement]],
+    stem: str,
+    work: Dim | None = None,
+    target: Target | None = None,
 ) -> Statement:
     """The body for every index tuple of a shape, in row-major order, by one loop.
 
-    With `work`, the elements that one turn handles, the turns are independent, and threads share them where that pays.
+    With `work`, the elements that one turn handles, the turns are independent, and threads share them where that pays:
+    on a GPU always.
     """
     total = product(shape)
     flat = k.index_symbol(f"{stem}_at", total)
@@ -68,7 +74,8 @@ def over(
         lets.append(Let(f"{stem}_{axis}", index))
         indices.append(k.index_symbol(f"{stem}_{axis}", shape[axis]))
     size = None if work is None else total * work
-    shared = size is not None and total != 1 and not (isinstance(size, int) and size < PARALLEL_ELEMENTS)
+    least = PARALLEL_ELEMENTS if target is None or target.kind == "cpu" else 0
+    shared = size is not None and total != 1 and not (isinstance(size, int) and size < least)
     return For(f"{stem}_at", total, (*lets, *body(tuple(indices))), "parallel" if shared else "serial")
 
 

@@ -131,7 +131,7 @@ def non_max_suppression(region: Region, target: Target) -> Lowered:
     scratch = (order, selected, kept, numbers, COUNT)
     return Lowered(
         (
-            call(region, "suppress", [over((batches, classes), one_class, "class", size * 64)], scratch),
+            call(region, "suppress", [over((batches, classes), one_class, "class", size * 64, target)], scratch),
             call(region, "count_boxes", counting, scratch),
             bind_count(tensor.shape[0]),
             call(region, "list_boxes", [total.define(0), writing], scratch),

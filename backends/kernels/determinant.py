@@ -71,5 +71,5 @@ def schedule(region: Region, target: Target) -> Lowered:
             Store(result, flat_offset(where, tensor.shape), s.cast(total.value, tensor.dtype)),
         ]
 
-    body = over(x.shape[:-2], one, "matrix", product((size, size, size)))
+    body = over(x.shape[:-2], one, "matrix", product((size, size, size)), target)
     return Lowered((call(region, "determinant", [body], [work]),), (work,))

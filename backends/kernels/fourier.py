@@ -90,7 +90,7 @@ class _Transform:
     def __init__(
         self, region: Region, target: Target, x: Tensor, axis: int, length: int, inverse: bool, onesided: bool
     ) -> None:
-        self.region, self.x, self.axis, self.length = region, x, axis, length
+        self.region, self.target, self.x, self.axis, self.length = region, target, x, axis, length
         self.inverse, self.onesided, self.sign = inverse, onesided, 1 if inverse else -1
         self.dtype = F32 if x.dtype.bits < 32 else x.dtype
         self.lines = product((*x.shape[:axis], *x.shape[axis + 1 : -1]))
@@ -113,7 +113,8 @@ class _Transform:
         for number, stage in enumerate(self.stages):
             body += self._stage(stage, number % 2)
         body += self._results(len(self.stages) % 2)
-        tasks = over((self.groups,), lambda i: [Let("group", s.index(i[0])), *body], "task", self.size * 16)
+        work = self.size * 16
+        tasks = over((self.groups,), lambda i: [Let("group", s.index(i[0])), *body], "task", work, self.target)
         made = call(self.region, f"{self.dtype}_fft_{self.length}", [tasks], [self.work, self.waves])
         packed = {self.waves.name: self._table} if self.waves.name in made.arguments else {}
         return Lowered((made,), (self.work,), packed)

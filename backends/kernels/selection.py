@@ -55,7 +55,7 @@ def top_k(region: Region, target: Target) -> Lowered:
         found = [*heap.fill(element), *_offer_rest(heap, element, extent, largest), *heap.sorted()]
         return [If(s.index(0) < s.index(size), tuple(found))]
 
-    lines = over(replaced(x.shape, axis, 1), line, "line", extent)
+    lines = over(replaced(x.shape, axis, 1), line, "line", extent, target)
     return Lowered((call(region, "top_k", [lines], [numbers]),), () if rest else (numbers,))
 
 
