@@ -26,7 +26,7 @@ from .window_loader import Image, window_loader
 _THREADS = 256
 _LAUNCH = 2500.0  # clocks of another kernel in a graph
 _MEMORY_RATE = 2000.0  # bytes in a clock
-_GATHERED = 4.0  # accesses to memory, for a warp's elements that are gathered one by one
+_GATHERED = 3.0  # accesses to memory, for a warp's elements that are gathered one by one
 WIDE = 8
 """Bytes in a piece from which on it is worth no copy to have wider ones."""
 

@@ -197,6 +197,11 @@ class Loader(ABC):
     rounded = False
     held = 0
 
+    @property
+    def staged(self) -> DType:
+        """The type in which registers hold elements, of as many bits."""
+        return self.dtype
+
     def begin(self, pieces: Pieces) -> list[Statement]:
         return []
 
@@ -208,6 +213,11 @@ class Loader(ABC):
 
     def value(self, pieces: Pieces, number: Dim, tile: Dim) -> Scalar:
         raise NotImplementedError
+
+    def fetch(self, pieces: Pieces, number: Dim, tile: Dim, valid: Scalar, staged: Buffer) -> list[Statement]:
+        """The statements that bring a computed element to its register, zero where it is not `valid`."""
+        value = s.select(valid, self.value(pieces, number, tile), s.const(0, self.dtype))
+        return [Store(staged, number, value)]
 
 
 class Multiplier(ABC):
@@ -247,7 +257,7 @@ class Operand:
     @property
     def staged(self) -> Buffer:
         """Registers that hold computed elements until their place in shared memory is free."""
-        return Buffer(f"{self.pieces.side}_staged", self.loader.dtype, self.pieces.count, "register")
+        return Buffer(f"{self.pieces.side}_staged", self.loader.staged, self.pieces.count, "register")
 
 
 @dataclass(frozen=True)
@@ -350,9 +360,7 @@ class Pipeline:
                 name = f"copy_async_{loader.elements * loader.dtype.bytes}"
                 result += pieces.each([Intrinsic(name, (target, Address(piece.buffer, piece.offset)), (valid,))])
             else:
-                zero = s.const(0, loader.dtype)
-                value = s.select(valid, loader.value(pieces, number, whole), zero)
-                result += pieces.each([Store(operand.staged, number, value)])
+                result += pieces.each(loader.fetch(pieces, number, whole, valid, operand.staged))
         return [*result, Intrinsic("copy_async_commit")]
 
     def _deposit(self, left: Buffer, right: Buffer, slot: Dim) -> list[Statement]:
@@ -362,7 +370,8 @@ class Pipeline:
             pieces = operand.pieces
             if not operand.loader.asynchronous:
                 target = slot * pieces.shared.size + pieces.shared.offset(*pieces.place(pieces.number))
-                result += pieces.each([Store(buffer, target, s.load(operand.staged, pieces.number))])
+                value = s.bitcast(s.load(operand.staged, pieces.number), operand.loader.dtype)
+                result += pieces.each([Store(buffer, target, value)])
         return result
 
     def _valid(self, pieces: Pieces, number: Dim, tile: Dim) -> Scalar:

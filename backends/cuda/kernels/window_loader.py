@@ -14,7 +14,7 @@ from functools import reduce
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_min, divide_exactly, product, symbol
-from ....ir.dtypes import BOOL, I32, I64
+from ....ir.dtypes import BOOL, I32, I64, U16, DType
 from ....ir.loops import Alloc, Barrier, Define, For, If, Let, Statement, Store
 from ....ir.ops.windows import Windows
 from ....ir.scalars import Buffer, Scalar
@@ -146,10 +146,14 @@ class _Windows(Loader):
     def _needed(self, pieces: Pieces) -> Buffer:
         return Buffer(f"{pieces.side}_needed", I32, 1, "register")
 
-    def _tables(self, pieces: Pieces) -> tuple[Buffer, Buffer]:
-        size = self._table_size(pieces)
-        shifts = Buffer(f"{pieces.side}_shifts", self.index_type, size, "shared")
-        return shifts, Buffer(f"{pieces.side}_needs", I32, size, "shared")
+    def _table(self, pieces: Pieces) -> Buffer:
+        """For each element of the depth how far it is from the origin, and the bits that it needs where any does."""
+        size = self._table_size(pieces) * self._told_of
+        return Buffer(f"{pieces.side}_table", self.index_type, size, "shared")
+
+    @property
+    def _told_of(self) -> int:
+        return 2 if self.image.tested else 1
 
     def _table_size(self, pieces: Pieces) -> int:
         """All elements of the depth, in whole stages."""
@@ -170,7 +174,7 @@ class _Windows(Loader):
             body += self._inside(pieces, row, bits, number)
         result: list[Statement] = [Alloc(origins), *([Alloc(bits)] if image.tested else [])]
         result += [For("piece", count, tuple(body), "unrolled")] if count > 1 else body
-        return result + (self._made_tables(pieces) if self._has_table(pieces) else [])
+        return result + (self._made_table(pieces) if self._has_table(pieces) else [])
 
     def _inside(self, pieces: Pieces, row: Dim, bits: Buffer, number: Dim) -> list[Statement]:
         """Which taps of a pixel lie in the image, as bits."""
@@ -190,22 +194,18 @@ class _Windows(Loader):
             result += [For("tap", extent, (store,), "unrolled")] if extent > 1 else [store]
         return result
 
-    def _made_tables(self, pieces: Pieces) -> list[Statement]:
-        shifts, needs = self._tables(pieces)
-        size = self._table_size(pieces)
+    def _made_table(self, pieces: Pieces) -> list[Statement]:
+        table, size, width = self._table(pieces), self._table_size(pieces), self._told_of
         turns = ceildiv(size, pieces.threads)
         at = k.index_symbol("turn", turns) * pieces.threads + symbol("thread", 0, pieces.threads - 1)
         entry = symbol("entry", 0, size - 1)
-        body: list[Statement] = [
-            Let("entry", at),
-            Store(shifts, entry, s.cast(s.index(self.image.shift(entry)), self.index_type)),
-        ]
+        shift = Store(table, entry * width, s.cast(s.index(self.image.shift(entry)), table.dtype))
+        body: list[Statement] = [Let("entry", at), shift]
         if self.image.tested:
-            body.append(Store(needs, entry, self.image.needed(entry)))
+            body.append(Store(table, entry * width + 1, s.cast(self.image.needed(entry), table.dtype)))
         inside = s.index(at) < s.index(size)
         whole = tuple(body) if isinstance(inside, s.Const) else (If(inside, tuple(body)),)
-        loop = For("turn", turns, whole)
-        return [Alloc(shifts), *([Alloc(needs)] if self.image.tested else []), loop, Barrier()]
+        return [Alloc(table), For("turn", turns, whole), Barrier()]
 
     def turn(self, pieces: Pieces, tile: Dim) -> list[Statement]:
         if self._has_table(pieces):
@@ -220,42 +220,66 @@ class _Windows(Loader):
             result.append(Define(self._needed(pieces), self.image.needed(depth)))
         return result
 
-    def _found(self, pieces: Pieces, number: Dim, tile: Dim) -> tuple[Dim, Scalar]:
+    def _told(self, pieces: Pieces, number: Dim, tile: Dim) -> tuple[Scalar, Scalar]:
+        """What the depth of a piece tells: how far it is from the origin, and the bits that its pixel must have."""
+        if not self._has_table(pieces):
+            return s.index(symbol(f"{pieces.side}_shift", None)), s.load(self._needed(pieces), 0)
+        entry = self._entry(pieces, number, tile)
+        told = [s.load(self._table(pieces), entry + which) for which in range(self._told_of)]
+        return told[0], s.cast(told[-1], I32)
+
+    def _entry(self, pieces: Pieces, number: Dim, tile: Dim) -> Dim:
+        """Where the table tells of a piece; it ends with the last stage."""
+        stage = pieces.shared.inner if self.along_depth else pieces.shared.outer
+        last = self._table_size(pieces) // stage - 1
+        return pieces.depth(number, dim_min(tile, last)) * self._told_of
+
+    def _found(self, pieces: Pieces, number: Dim, told: tuple[Scalar, Scalar]) -> tuple[Dim, Scalar]:
         """Where the first element of a piece lies, and whether the image has it."""
         count = self._rows(pieces)
         row = number % count if count < pieces.count else number
-        origin = s.as_dim(s.load(self._origins(pieces), row))
-        if self._has_table(pieces):
-            shifts, needs = self._tables(pieces)
-            depth = dim_min(pieces.depth(number, tile), self._table_size(pieces) - 1)  # of stages behind the last
-            shift, needed = s.as_dim(s.load(shifts, depth)), s.load(needs, depth)
-        else:
-            shift = symbol(f"{pieces.side}_shift", None)
-            needed = s.load(self._needed(pieces), 0)
+        shift, needed = told
+        offset = s.as_dim(s.load(self._origins(pieces), row)) + s.as_dim(shift)
         if not self.image.tested:
-            return origin + shift, s.const(True, BOOL)
-        return origin + shift, s.binary("and", s.load(self._bits(pieces), row), needed).equal(needed)
+            return offset, s.const(True, BOOL)
+        return offset, s.binary("and", s.load(self._bits(pieces), row), needed).equal(needed)
 
 
 class WindowLoader(_Windows):
     """Windows by asynchronous copies of 16, 8 or 4 bytes."""
 
     def piece(self, pieces: Pieces, number: Dim, tile: Dim) -> Piece:
-        offset, valid = self._found(pieces, number, tile)
-        return Piece(self.image.memory.buffer, offset, None if isinstance(valid, s.Const) else valid)
+        offset, inside = self._found(pieces, number, self._told(pieces, number, tile))
+        return Piece(self.image.memory.buffer, offset, None if isinstance(inside, s.Const) else inside)
 
 
 class WindowValues(_Windows):
-    """Windows of narrow elements one at a time, by way of registers."""
+    """Windows of narrow elements one at a time, by way of registers, as the bits that memory holds."""
 
     asynchronous = False
+
+    @property
+    def staged(self) -> DType:
+        return U16 if self.dtype.bytes == 2 else self.dtype
 
     def piece(self, pieces: Pieces, number: Dim, tile: Dim) -> Piece:
         raise NotImplementedError
 
-    def value(self, pieces: Pieces, number: Dim, tile: Dim) -> Scalar:
-        offset, valid = self._found(pieces, number, tile)
-        return s.select(valid, s.load(self.image.memory.buffer, offset), s.const(0, self.dtype))
+    def fetch(self, pieces: Pieces, number: Dim, tile: Dim, valid: Scalar, staged: Buffer) -> list[Statement]:
+        result: list[Statement] = [Store(staged, number, s.const(0, staged.dtype))]
+        if isinstance(valid, s.Const) and not valid.value:
+            return result
+        told = self._told(pieces, number, tile)
+        if self._has_table(pieces):  # Read in one whether the element is there or not.
+            table, count = self._table(pieces), self._told_of
+            entry = Buffer(f"{pieces.side}_entry", table.dtype, count, "register")
+            both = s.load(table, self._entry(pieces, number, tile), count, aligned=count > 1)
+            result.append(Define(entry, both))
+            told = s.load(entry, 0), s.cast(s.load(entry, count - 1), I32)
+        offset, inside = self._found(pieces, number, told)
+        there = s.binary("and", valid, inside)
+        store = Store(staged, number, s.bitcast(s.load(self.image.memory.buffer, offset), staged.dtype))
+        return [*result, *([store] if isinstance(there, s.Const) else [If(there, (store,))])]
 
 
 def window_loader(image: Image, alignment: int) -> _Windows:
