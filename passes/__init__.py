@@ -15,11 +15,12 @@ from . import (
     reorder,
     scale,
     transposes,
+    unflatten,
 )
 
 DEFAULT_PIPELINE = (
     "canonicalize,fold,loops,canonicalize,fold,cleanup,"  # shapes become known, and what they decide constant
-    "rules,fold,scale,pads,cleanup,"  # algebra; convolutions take in what stands around them
+    "rules,fold,scale,pads,unflatten,cleanup,"  # algebra; convolutions take in what stands around them
     "layout,canonicalize,fold,cleanup,"
     "fuse,reorder"
 )
@@ -45,4 +46,5 @@ __all__ = [
     "reorder",
     "scale",
     "transposes",
+    "unflatten",
 ]
