@@ -323,16 +323,22 @@ def test_operand_that_is_a_view(images: int, group: int, transposed: bool) -> No
 
 
 @needs_compiler
-@pytest.mark.parametrize(("channels", "dtype"), [(3, "f16"), (16, "f32"), (64, "f16")])
-def test_channels_first(channels: int, dtype: str) -> None:
-    x, w, bias = numbers((2, channels, 9, 10), dtype), numbers((24, channels, 3, 3), dtype), numbers((24,), dtype)
-    attributes = {"pads": [1] * 4, "strides": [2, 1]}
+@pytest.mark.parametrize(
+    ("channels", "group", "dtype"), [(3, 1, "f16"), (16, 1, "f32"), (64, 1, "f16"), (8, 8, "f16"), (12, 4, "f32")]
+)
+def test_channels_first(channels: int, group: int, dtype: str) -> None:
+    x, w, bias = (
+        numbers((2, channels, 9, 10), dtype),
+        numbers((24, channels // group, 3, 3), dtype),
+        numbers((24,), dtype),
+    )
+    attributes = {"pads": [1] * 4, "strides": [2, 1], "group": group}
     region = aligned(make_region("Conv", [((N, *x.shape[1:]), x.dtype), w, bias], attributes))
     target = Target.parse("cuda:sm_90")
     lowered = schedule(region, target)
-    assert (lowered is not None and "_mma_" in text(lowered)) or dtype == "f32"
+    assert lowered is not None and (dtype == "f32" or "_mma_" in text(lowered))
     (result,) = run(region, lowered, target, [x, w, bias], {"N": 2})
-    expected = reference("Conv", np.moveaxis(x, 1, -1), w, bias, {**attributes, "group": 1})
+    expected = reference("Conv", np.moveaxis(x, 1, -1), w, bias, attributes)
     np.testing.assert_array_equal(np.float32(result), np.moveaxis(expected, -1, 1))
 
 
