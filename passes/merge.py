@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..ir.graph import Graph, Names, Node, TensorType, Value, constant_node, unite
+from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Value, constant_node, unite
 from .cleanup import without_dead_code
 from .pipeline import Pass, register
 
@@ -131,5 +131,5 @@ class _Merger:
             row = constant(rows, f"{first.output.name}.row")
             result = add("Add", (result, row), f"{branches[0].result.name}.merged", branches[0].addition)
         pieces = tuple(branch.result for branch in branches)
-        attributes = {"axis": len(result.shape) - 1, "split": tuple(widths)}
+        attributes: dict[str, Attribute] = {"axis": len(result.shape) - 1, "split": tuple(widths)}
         return [*nodes, Node("Split", (result,), pieces, attributes, origin=origin)]

@@ -50,7 +50,8 @@ def rows() -> list[Row]:
     found = [_row(name, operator, file) for name, (operator, file) in _declared().items() if not _refused(name)]
     for name, schema in _schemas().items():
         if name not in REGISTRY and _expands(schema):
-            found.append(Row(name, BY_SCHEMA, _types(name), *["the operators of its body"] * 2, ""))
+            body = "the operators of its body"
+            found.append(Row(name, BY_SCHEMA, _types(name), body, body, ""))
     return found
 
 
@@ -79,8 +80,8 @@ def _refused(name: str) -> bool:
 
 def _row(name: str, operator: Operator, file: str) -> Row:
     document = inspect.getdoc(operator.define) or ""
-    made_by = [_made_by(name, operator, schedules) for schedules in (SCHEDULES, GPU_SCHEDULES)]
-    return Row(name, file, _types(name), *made_by, document.partition("\n")[0])
+    compiled, on_gpu = (_made_by(name, operator, schedules) for schedules in (SCHEDULES, GPU_SCHEDULES))
+    return Row(name, file, _types(name), compiled, on_gpu, document.partition("\n")[0])
 
 
 def _made_by(name: str, operator: Operator, schedules: Mapping[str, Sequence[Schedule]]) -> str:
