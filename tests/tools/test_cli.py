@@ -124,6 +124,23 @@ def test_time_passes(onnxc_command: Command, small: Path) -> None:
     assert named == ["cleanup", "fuse", "import,", "in"]
 
 
+def test_run_in_16_bits(onnxc_command: Command, small: Path, tmp_path: Path) -> None:
+    """From the model, and from the text that shows which tensors are narrow."""
+    text = tmp_path / "narrow.txt"
+    assert onnxc_command("dump", small, "--precision", "f16", "-o", text).code == 0
+    assert "f16[4, 8]" in text.read_text()
+    x = np.random.default_rng(6).normal(size=(2, 4)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    for source, *options in ((small, "--precision", "f16"), (text, "--weights", small)):
+        outcome = onnxc_command("run", source, *options, "--input", tmp_path / "x.npy", "--save", tmp_path)
+        assert outcome.code == 0, outcome.err
+        difference = np.abs(np.load(tmp_path / "y.npy") - small_result(x)).max()
+        assert 1e-6 < difference < 1e-2
+    refused = onnxc_command("run", small, "--precision", "tf32")
+    assert refused.code == 4
+    assert "only f32, f16, bf16" in refused.err
+
+
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
