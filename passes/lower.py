@@ -22,7 +22,7 @@ from ..ir.ops import REGISTRY
 from ..ir.program import ALIGNMENTS, MARK, Assign, Bind, Choose, Memory, Place, Program, Repeat, Run, Step, Steps
 from ..ir.scalars import Buffer
 from ..ir.target import Target
-from ..ir.tensors import Indices, Tensor, buffer_tensor
+from ..ir.tensors import Tensor, buffer_tensor
 from .access import literal_tensor, view_of
 from .control import lower_loop, lower_scan
 from .nests import build_nests

@@ -76,7 +76,8 @@ def run(
         if isinstance(item, BindSymbol):
             known[item.symbol] = int(array(item.buffer).reshape(-1)[item.element])
         elif isinstance(item, Repeated):
-            for known[item.index] in range(evaluate(item.trips, known)):
+            for turn in range(evaluate(item.trips, known)):
+                known[item.index] = turn
                 for call in item.calls:
                     made(call)
         else:
