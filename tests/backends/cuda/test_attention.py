@@ -348,6 +348,33 @@ def test_a_result_that_goes_on() -> None:
 
 
 @emulated
+@pytest.mark.parametrize("kind", KINDS)
+def test_matrices_in_other_orders(kind: str) -> None:
+    """No batch; keys that lie along channels; values that do, of which a part is read backwards."""
+    text = """
+        graph @g(%q: T[l, 24], %k: T[24, s], %v: T[20, 2*s]) -> (%y: T[20, l]) {
+          %v1 = Slice(%v) {starts = [-1], ends = [-1-s], axes = [1], steps = [-1]} : T[20, s]
+          %v2 = Transpose(%v1) {perm = [1, 0]} : T[s, 20]
+          %products = MatMul(%q, %k) : T[l, s]
+          %weights = Softmax(%products) : T[l, s]
+          %rows = MatMul(%weights, %v2) : T[l, 20]
+          %y = Transpose(%rows) {perm = [1, 0]} : T[20, l]
+        }
+    """
+    graph = run_pipeline(parsed(text.replace("T[", f"{KINDS[kind][0]}[")), parse_pipeline("attention,fuse"))
+    assert [node.op for node in graph.nodes] == ["Fused"]
+    program = lower(graph, schedule, replace(TARGET, products=KINDS[kind][1]))
+    random = np.random.default_rng(5)
+    for rows, keys in ((3, 5), (40, 130)):
+        shapes = ((rows, 24), (24, keys), (20, 2 * keys))
+        q, k, v = (random.normal(size=shape).astype(BY_NAME[KINDS[kind][0]].numpy) for shape in shapes)
+        weights = np.exp(q.astype(np.float64) @ k.astype(np.float64))
+        expected = (weights / weights.sum(1, keepdims=True) @ v.astype(np.float64)[:, : keys - 1 : -1].T).T
+        (result,) = run_program(program, [q, k, v])
+        assert np.abs(result - expected).max() <= 2 * TOLERANCE[kind] * np.abs(expected).max()
+
+
+@emulated
 @pytest.mark.parametrize("multiprocessors", [LARGE, SMALL])
 @pytest.mark.parametrize("kind", KINDS)
 def test_races_and_addresses(kind: str, multiprocessors: int) -> None:
