@@ -611,3 +611,12 @@ def test_masks_and_epsilons(mask: list[list[float]], epsilon: float, size: float
 
 
 assert F32.limits[0] == LEAST
+
+
+@pytest.mark.parametrize("to", ["tf32", *NARROW])
+@pytest.mark.parametrize("name", ["small cnn", "transformer, least mask", "recurrent"])
+def test_models_agree_on_a_gpu(name: str, to: str, gpu: None) -> None:
+    make, inputs = MODELS[name]
+    wide, found = onnxc.compile(make()).run(inputs), onnxc.compile(make(), target="cuda", precision=to).run(inputs)
+    for output, expected in wide.items():
+        assert np.abs(found[output] - expected).max() <= (2e-3 if to == "tf32" else TOLERANCE) * np.abs(expected).max()
