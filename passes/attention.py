@@ -9,28 +9,25 @@ around one `onnxc.Attention`, which a schedule can make without storing the scor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..ir import scalars as s
-from ..ir.dims import Dim, Opaque, as_symbol, atoms, evaluate, linear, product, symbols
-from ..ir.dtypes import BF16, BOOL, F16, F32, I64
-from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Value, constant_node, unite
+from ..ir.dims import Dim, as_symbol, linear, product
+from ..ir.dtypes import BF16, F16, F32
+from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Value, unite
 from ..ir.infer import Inference
 from ..ir.ops import REGISTRY
 from ..ir.ops.attention import ZERO
 from ..ir.tensors import Tensor, flat_offset
-from .access import AccessAnalysis, literal_tensor, output_indices, probe_tensor
+from .access import literal_tensor, output_indices, probe_tensor
+from .bodies import Body, Masks
 from .cleanup import without_dead_code
 from .pipeline import Pass, register
-from .plan import HINT
 from .products import as_matrix_products
-from .rewriting import array_type
 
 TYPES = (F16, BF16, F32)
-CHEAP = 16
-"""Scalar operations up to which a mask is computed once more for each score rather than read from memory."""
 
 
 @register
@@ -60,49 +57,22 @@ class _Weights:
     chosen: Node | None = None
 
 
-@dataclass
-class _Body:
-    """Nodes of a group or region as they are made, each value under a name of its own."""
-
-    names: Names
-    inference: Inference
-    nodes: list[Node] = field(default_factory=list)
-
-    def add(self, op: str, inputs: Sequence[Value], stem: str, **attributes: Attribute) -> Value:
-        name = self.names.fresh(f"{stem}.inner")
-        (type,) = self.inference.outputs(op, inputs, attributes, {}, [name])
-        self.nodes.append(Node(op, tuple(inputs), (Value(name, type),), attributes))
-        return self.nodes[-1].output
-
-    def clone(self, node: Node, mapping: dict[Value, Value]) -> None:
-        """Adds the node with its operands as `mapping` has them, which then has its results too."""
-        results = tuple(Value(self.names.fresh(f"{value.name}.inner"), value.type) for value in node.outputs)
-        self.nodes.append(replace(node.with_inputs(mapping), outputs=results))
-        self.inference.node(self.nodes[-1])
-        mapping.update(zip(node.outputs, results, strict=True))
-
-    def reshaped(self, value: Value, shape: tuple[Dim, ...]) -> Value:
-        return value if value.shape == shape else self.add("Reshape", (value,), value.name, shape=shape)
-
-
 class _Finder:
     """Looks through one graph and its regions."""
 
     def __init__(self, graph: Graph, inference: Inference, names: Names, max_width: int) -> None:
         self.graph, self.inference, self.names, self.max_width = graph, inference, names, max_width
         self.outputs = set(graph.outputs)
-        self.analysis = AccessAnalysis(inference)
-        self.constants: list[Node] = []
-        self.readings: dict[Value, tuple[int, int, bool]] = {}
+        self.masks = Masks(graph, inference, names)
 
     def run(self) -> Graph:
         groups: dict[Value, list[Node]] = {}
         for node in self.graph.nodes:
             if node.op == "Softmax":
-                self.constants = []
                 found = self.attention(node)
+                constants = self.masks.take()
                 if found is not None:
-                    groups[found.output] = [*self.constants, found]
+                    groups[found.output] = [*constants, found]
         nodes: list[Node] = []
         for node in self.graph.nodes:
             nodes += groups[node.outputs[0]] if node.outputs and node.outputs[0] in groups else [self._inside(node)]
@@ -248,7 +218,7 @@ class _Finder:
         """The group, where the operands can be read and the scores mapped as a schedule wants it."""
         scores = softmax.operands[0]
         batch, second = scores.shape[:-2], weights.product
-        body = _Body(self.names, self.inference)
+        body = Body(self.names, self.inference)
         operands: list[Value] = []
         scales: list[tuple[str, Value]] = []
         for node, value in ((first, first.operands[0]), (first, first.operands[1]), (second, second.operands[1])):
@@ -274,7 +244,7 @@ class _Finder:
         origin = unite(*(node.origin for node in covered))
         return Node("Fused", graph.captures(), (last,), {"kind": "heavy"}, {"body": graph}, origin)
 
-    def operand(self, body: _Body, value: Value, scalable: bool) -> tuple[Value, list[tuple[str, Value]]]:
+    def operand(self, body: Body, value: Value, scalable: bool) -> tuple[Value, list[tuple[str, Value]]]:
         """An operand read through what moves or scales it, with the factors of all of it."""
         steps: list[Node] = []
         kept, current = 0, value
@@ -352,14 +322,14 @@ class _Finder:
         """The region that maps products to scores; None where a score depends on more than its own product."""
         shape = (*scores.shape[:-2], *first.output.shape[-2:])
         products = Value(self.names.fresh(f"{first.output.name}.inner"), TensorType(first.output.dtype, shape))
-        body = _Body(self.names, self.inference)
+        body = Body(self.names, self.inference)
         value = products
         for op, factor in scales:
             value = body.add(op, (value, factor), first.output.name)
         mapping = {first.output: body.reshaped(value, first.output.shape)}
         for node in inner:
             for operand in node.operands:
-                self.absorb(body, operand, mapping)
+                self.masks.absorb(body, operand, mapping)
             body.clone(node, mapping)
         region = Graph("scores", (products,), (body.reshaped(mapping[scores], scores.shape),), tuple(body.nodes))
         (tensor,) = self.inference.compose(region, [probe_tensor(products)], {})
@@ -369,78 +339,9 @@ class _Finder:
         alone = all(part.indices == at for part in own) and not any(isinstance(part, s.Reduce) for part in parts)
         return region if own and alone else None
 
-    # Masks and biases.
-
-    def absorb(self, body: _Body, value: Value, mapping: dict[Value, Value]) -> None:
-        """Lets the region compute a bias or mask where that reads less memory; else it is read as it is."""
-        node = self.producer(value)
-        if value in mapping or node is None or not self.reading(value)[2]:
-            return
-        if node.op == "Constant":
-            self.triangle(body, value, mapping)
-            return
-        for operand in node.operands:
-            self.absorb(body, operand, mapping)
-        body.clone(node, mapping)
-
-    def reading(self, value: Value) -> tuple[int, int, bool]:
-        """What it takes to have a bias or mask at hand: bytes read, scalar operations for an element, and whether it is
-        computed."""
-        if value not in self.readings:
-            node = self.producer(value)
-            size = _bytes(value) if isinstance(value.type, TensorType) and product(value.shape) != 1 else 0
-            found = (size, 0, False)
-            if node is not None and node.op == "Constant":
-                array = self.graph.constant(value)
-                found = (0, 2, True) if array is not None and diagonal(array) is not None else found
-            elif node is not None and (own := self.cost(node)) is not None:
-                parts = [self.reading(operand) for operand in node.operands]
-                read, cost = sum(part[0] for part in parts), own + sum(part[1] for part in parts)
-                if cost <= CHEAP and (read < size or REGISTRY[node.op].movement):
-                    found = (min(read, size), cost, True)
-            self.readings[value] = found
-        return self.readings[value]
-
-    def cost(self, node: Node) -> int | None:
-        """Scalar operations for an element of a node that can be computed where it is read; None for others."""
-        operator = REGISTRY.get(node.op)
-        if operator is None or operator.heavy or len(node.outputs) != 1:
-            return None
-        if any(node.inputs[position] is not None for position in operator.static_positions(len(node.inputs))):
-            return None
-        access = self.analysis(node)
-        indices = [index for found in access.reads.values() for where in found for index in where]
-        if access.kind != "map" or any(isinstance(atom, Opaque) for index in indices for atom in atoms(index)):
-            return None
-        return 0 if operator.movement else access.cost
-
-    def triangle(self, body: _Body, value: Value, mapping: dict[Value, Value]) -> None:
-        """A constant of two values, one on and below a diagonal and one above, by comparing row and column."""
-        array = self.graph.constant(value)
-        found = diagonal(array) if array is not None else None
-        if found is None or array is None:
-            return
-        offset, low, high = found
-        rows, columns = value.shape[-2:]
-        row = body.add("Range", (), value.name, start=(offset,), limit=(rows + offset,), delta=(1,), dtype=I64)
-        column = body.add("Range", (), value.name, start=(0,), limit=(columns,), delta=(1,), dtype=I64)
-        row = body.add("Reshape", (row,), value.name, shape=(*(1,) * (value.tensor.rank - 2), rows, 1))
-        inverted = value.dtype == BOOL and not low
-        made = body.add("Greater" if inverted else "LessOrEqual", (column, row), value.name)
-        if value.dtype != BOOL:
-            yes, no = (self.number(array.dtype.type(number), value.name) for number in (low, high))
-            made = body.add("Where", (made, yes, no), value.name)
-        mapping[value] = made
-
-    def number(self, number: np.generic, stem: str) -> Value:
-        array = np.asarray(number)
-        self.constants.append(constant_node(self.names.fresh(stem), array, array_type(array)))
-        self.inference.node(self.constants[-1])
-        return self.constants[-1].output
-
     # The result.
 
-    def finish(self, body: _Body, result: Value, weights: _Weights) -> tuple[Value, list[Node]]:
+    def finish(self, body: Body, result: Value, weights: _Weights) -> tuple[Value, list[Node]]:
         """Adds what follows the second product and can be written in place; returns the value that the group makes,
         and the nodes."""
         last, value = weights.product.output, body.reshaped(result, weights.product.output.shape)
@@ -473,24 +374,3 @@ class _Finder:
         own = {name for index in (row, column) for name in s.free_symbols(index)}
         plain = all(index == 0 or index in at for index in (row, column))
         return plain and (row != column or row == 0) and not any(s.free_symbols(index) & own for index in outer)
-
-
-def _bytes(value: Value) -> int:
-    """Bytes of a tensor, unknown sizes guessed."""
-    size = product(value.shape)
-    return evaluate(size, {symbol.name: HINT for symbol in symbols(size)}) * value.dtype.bytes
-
-
-def diagonal(array: np.ndarray) -> tuple[int, float, float] | None:
-    """(d, low, high) of matrices [1, ..., 1, rows, columns] that are `low` where column <= row + d, else `high`."""
-    rows, columns = array.shape[-2:] if array.ndim > 1 else (0, 0)
-    if min(rows, columns) < 2 or array.size != rows * columns:
-        return None
-    matrix = array.reshape(rows, columns)
-    low, high = matrix[-1, 0], matrix[0, -1]
-    below = np.arange(columns) - np.arange(rows)[:, None]  # column - row
-    if low == high or array.dtype.kind not in "fiub":
-        return None
-    offset = int(below[matrix == low].max())
-    fits = np.array_equal(matrix, np.where(below <= offset, low, high))
-    return (offset, low.item(), high.item()) if fits else None

@@ -157,6 +157,16 @@ def test_a_constant_triangle_is_a_comparison(dtype: str, inverted: bool) -> None
     assert ("Greater" if dtype == "bool" and inverted else "LessOrEqual") in scores_of(found)
 
 
+def test_constant_positions_are_indices() -> None:
+    lines = """%rows = constant @"rows" : i64[5, 1]
+               %keys = constant @"keys" : i64[7]
+               %seen = LessOrEqual(%keys, %rows) : bool[5, 7]
+               %scores = Where(%seen, %products, %lowest) : f32[b, 3, l, s]"""
+    found = attend(lines, constants={"rows": np.arange(2, 7)[:, None], "keys": np.arange(7)})
+    assert [value.name for value in found.operands] == ["q", "k", "v", "lowest"]
+    assert scores_of(found) == ["Range", "Range", "Reshape", "LessOrEqual", "Where"]
+
+
 def test_a_constant_that_is_no_triangle_is_read() -> None:
     array = np.tri(5, 7, dtype=np.float32)
     array[4, 3] = 2
