@@ -190,7 +190,7 @@ class Scope:
                 self._store(value, fixed=True, origin=Origin(stage=STAGES + 1))
         else:
             self._node(node, alone=not moves(node))
-            made = result_types(narrowed(node, self.facts.dtype)) if self.narrows(node) else ()
+            made = result_types(with_narrow_types(node, self.facts.dtype)) if self.narrows(node) else ()
             native = {value.name for value, dtype in zip(node.outputs, made, strict=bool(made)) if dtype != F32}
             for value in filter(is_f32, node.outputs):
                 self.stored.add(value.name)
@@ -361,11 +361,14 @@ class Scope:
     def _is_counted(self, name: str) -> bool:
         """Whether a kernel that reads the value counts or compares what it makes of each element."""
         waiting: list[Place] = [(self, name)]
+        seen = set(waiting)
         while waiting:
             scope, here = waiting.pop()
             if here in scope.counted:
                 return True
-            waiting += [place for place in scope.derived.get(here, ()) if place[1] not in place[0].stored]
+            found = {place for place in scope.derived.get(here, ()) if place[1] not in place[0].stored} - seen
+            seen |= found
+            waiting += found
         return False
 
     def _decided(self, root: Place) -> bool:
@@ -411,7 +414,7 @@ def is_control(node: Node) -> bool:
     return bool(node.regions) and node.op != "Fused" and not REGISTRY[node.op].heavy
 
 
-def narrowed(node: Node, dtype: DType) -> Node:
+def with_narrow_types(node: Node, dtype: DType) -> Node:
     """The node as it is with factors of the narrow type, its results as wide as it can make them."""
     positions = REGISTRY[node.op].positions(REGISTRY[node.op].products, len(node.inputs))
     inputs = list(node.inputs)

@@ -16,6 +16,8 @@ from onnxc.compiler.options import Options, target_of
 from onnxc.ir.dtypes import BY_NAME, F32
 from onnxc.ir.errors import OnnxcError, UnsupportedError
 from onnxc.ir.graph import Graph
+from onnxc.ir.ops import REGISTRY
+from onnxc.ir.ops.declare import SPECTRUM
 from onnxc.ir.text import print_graph
 from onnxc.passes.pipeline import parse_pipeline
 from onnxc.passes.precision import narrowed
@@ -322,6 +324,14 @@ def test_integer_products_are_left_alone() -> None:
         """
     before = transformed("fuse", parsed(text, {"w": np.arange(256, dtype=np.int8).reshape(16, 16)}))
     assert transformed("precision", before) is before
+
+
+def test_declarations_name_what_is_there() -> None:
+    for name, operator in REGISTRY.items():
+        operands = {parameter.name for parameter in operator.parameters}
+        assert operands >= set(operator.products), name
+        assert operands | {"result", SPECTRUM} >= set(operator.precise), name
+        assert "result" in operator.attributes or not operator.products, name
 
 
 # Constants.
