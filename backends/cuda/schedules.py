@@ -13,10 +13,7 @@ from .kernels import attention, conv, depthwise, gemm, general, listing, recurre
 from .launch import is_launchable
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
-    **dict.fromkeys(
-        ("LSTM", "GRU", "RNN", "com.microsoft.DynamicQuantizeLSTM"),
-        (lambda region, target: recurrent.schedule(region, target, schedule),),
-    ),
+    **dict.fromkeys(("LSTM", "GRU", "RNN", "com.microsoft.DynamicQuantizeLSTM"), (recurrent.schedule,)),
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),
     **dict.fromkeys(("MatMulInteger", "QLinearMatMul"), (gemm.schedule,)),
     **dict.fromkeys(("CumSum", "CumProd"), (scan.schedule,)),

@@ -27,7 +27,7 @@ from ....passes.regions import Call, Lowered, Region, Repeated
 from ....passes.threads import BLOCK, THREAD, warp_reduction
 from ...kernels.recurrent import Layer, Phase
 from ...kernels.recurrent_cells import Unit
-from . import general
+from . import gemm, general
 from .groups import call_of, where
 from .lanes import Lanes
 
@@ -41,12 +41,12 @@ VECTOR = 4
 """Weights of a row that a lane reads at once."""
 
 
-def schedule(region: Region, target: Target, products: Callable[[Region, Target], Lowered | None]) -> Lowered | None:
-    """The kernels of a recurrent layer; None where the number of hidden units is not known. `products` is the schedule
-    of the products with the inputs."""
+def schedule(region: Region, target: Target) -> Lowered | None:
+    """The kernels of a recurrent layer; None where the number of hidden units is not known."""
     if not isinstance(region.outputs[0][1].shape[-1], int):
         return None
-    return _Layer(region).lowered(lambda part: products(part, target))
+    # What all steps multiply with the inputs is one product.
+    return _Layer(region).lowered(lambda part: gemm.schedule(part, target) or general.schedule(part, target))
 
 
 class _Layer(Layer):
