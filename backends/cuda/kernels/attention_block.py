@@ -337,9 +337,9 @@ class BlockKernel:
         size = parts * tile.rows * pitch
         sums = Buffer("all_sums", F32, size, "shared")
         rows = Buffer("all_rows", F32, parts * tile.rows * 2, "shared")
-        over = warps.keys_tile.buffer
-        assert isinstance(over.size, int)
-        place: Statement = Alias(sums, over, 0) if over.size * over.dtype.bytes >= size * 4 else Alloc(sums)
+        over = warps.values_tile
+        assert over.size * over.slots * over.dtype.bytes >= size * 4, "sums take the place of values"
+        place = Alias(sums, over.buffer, 0)
         runs = warps.channels // warps.run
         first = counter("run", runs) * warps.run
         own = counter("warp_key", parts) * tile.rows + warps.row(self.line)

@@ -398,9 +398,9 @@ def test_races_where_blocks_share_keys() -> None:
 def test_no_spills_and_tensor_cores(width: int, kind: str, architecture: str) -> None:
     causal = Model(kind, width=width, depth=width, scores=CAUSAL)
     biased = Model(kind, width=width, depth=width, scores=BIASED, inputs=", %m: T[b, 1, 1, s]")
-    programs = (causal.program(LARGE), biased.program(LARGE), biased.program(SMALL))
+    programs = (causal.program(LARGE), biased.program(LARGE))
     texts = {name: render_kernel(kernel) for program in programs for name, kernel in program.kernels.items()}
-    assert len(texts) == 3
+    assert len(texts) == 2
     for name, result in nvrtc.compile_kernels(prelude(), texts, architecture).items():
         found = result.resources[name]
         assert found.spill_store_bytes == found.spill_load_bytes == found.stack_bytes == 0, name
