@@ -56,7 +56,8 @@ def contiguous(value: Scalar, index: str) -> list[Load]:
     """The loads of memory in an expression, inside its reductions too, that are contiguous along an index."""
     found = []
     for node in s.walk(value):
-        if isinstance(node, Load) and node.buffer.space == "parameter" and index in s.free_symbols(node.offset):
+        memory = isinstance(node, Load) and node.buffer.space in ("parameter", "shared")
+        if memory and isinstance(node, Load) and index in s.free_symbols(node.offset):
             split = linear(node.offset, index)
             if split is not None and split[0] == 1:
                 found.append(node)

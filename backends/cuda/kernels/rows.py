@@ -4,12 +4,12 @@ Where columns are contiguous, a few lanes of a warp share a short row, a block a
 threads lie along the rows and the columns are dealt out to parts of the block. Either way a thread moves 16 bytes at a
 time and keeps in registers what later stages need again, the columns it has seen or what was made of them; totals are
 combined by shuffles and, between warps, through shared memory, always in the same order. Rows that are too long for
-registers are read again by each stage, mostly from the caches.
+registers lie in shared memory, or are read again by each stage, mostly from the caches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,10 +20,11 @@ from ....ir.dtypes import BF16, BOOL, F16, F32, I64, DType
 from ....ir.intrinsics import WARP
 from ....ir.loops import Alloc, Barrier, Block, Define, For, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar
-from ....ir.tensors import unflatten
+from ....ir.tensors import flat_offset, unflatten
 from ....passes.nests import Axis, combined
 from ....passes.regions import Region
 from ....passes.threads import BLOCK, THREAD, block_reduction, warp_reduction
+from ..launch import SHARED_ALIGNMENT
 from .groups import blocks_of, where
 from .lanes import LANE, Lanes, lanes_of, multiples
 from .stages import Stage, Work, along_rows, common_parts
@@ -38,6 +39,8 @@ FULL = 1 << 17
 """Threads that fill half of a large GPU; where rows are few, more threads share each."""
 USUAL = 128
 """Threads for a row whose length only the run tells, and of a block of several rows."""
+SHARED_BYTES = 96 << 10
+"""Shared memory that keeps what registers do not: what every GPU gives a block that asks for it."""
 BESIDE = 256
 """Threads of a block that lie along the rows."""
 UNROLLED = 8
@@ -120,8 +123,8 @@ class Mapping:
         return lanes if all(found) else None
 
     def passes(self, lanes: Lanes, turns: int | None, tag: str = "") -> list[Statement]:
-        """All stages one after the other, then the outputs. What is needed again is kept where the number of turns is
-        given; else it is read again."""
+        """All stages one after the other, then the outputs. What is needed again is kept in registers where the number
+        of turns is given, else in shared memory; what has no place there is read again."""
         work, columns = self.work, [SLOT, *(axis.name for axis in self.work.columns)]
         results = {stage.result.name: replace(stage.result, size=self.width) for stage in work.stages}
         levels = work.levels
@@ -143,6 +146,10 @@ class Mapping:
                 total = results[stage.result.name]
                 statements += self._begun(stage, total)
                 inner.append(Store(total, self._lane, combined(stage.op, s.load(total, self._lane), body)))
+            if number == 0 and turns is None:
+                copies, bodies[1:], last = self._copied(lanes, bodies, last)
+                arrays += [Alloc(copy.buffer) for copy in copies]
+                inner = [*copies, *inner]
             statements += self._over_columns(inner, turns, lanes, results)
             registers = [(results[stage.result.name], stage.op) for stage in level]
             statements += self.combine(registers, f"partial{tag}{number}")
@@ -150,6 +157,32 @@ class Mapping:
         if stores:
             statements += self._over_columns(stores, turns, lanes, results)
         return [*arrays, *statements, *self._totals(lanes, results)]
+
+    def _copied(
+        self, lanes: Lanes, bodies: list[list[Scalar]], last: list[Scalar]
+    ) -> tuple[list[Store], list[list[Scalar]], list[Scalar]]:
+        """Stores that copy to shared memory what the first stages read and others read again, and those others: each
+        thread reads what it wrote."""
+        work, later = self.work, [*(value for values in bodies[1:] for value in values), *last]
+        names = {axis.name for axis in work.columns}
+        place = flat_offset([axis.index for axis in work.columns], [axis.extent for axis in work.columns])
+        again = {node.digest for value in later for node in s.walk(value)}
+        found = {node.digest: node for value in bodies[0] for node in s.walk(value) if isinstance(node, s.Load)}
+        copies: list[Store] = []
+        left = SHARED_BYTES
+        for load in found.values():
+            size = work.length * load.dtype.bytes
+            wanted = load.digest in again and load.buffer.space == "parameter" and load.free & names
+            if not wanted or not isinstance(size, int) or size > left or self.parts != self.threads:
+                continue
+            left -= size
+            shared = Buffer(f"row{len(copies)}", load.dtype, work.length, "shared")
+            copies.append(Store(shared, place, load))
+            swap = s.Rewriter(partial(_swapped, load, s.load(shared, place)))
+            bodies = [bodies[0], *([swap(value) for value in values] for values in bodies[1:])]
+            last = [swap(value) for value in last]
+        lanes.alignment = partial(_alignment, frozenset(copy.buffer.name for copy in copies), lanes.alignment)
+        return copies, bodies[1:], last
 
     @property
     def _lane(self) -> Dim:
@@ -341,6 +374,10 @@ def _by_reciprocals(value: Scalar, dtype: DType, columns: Sequence[str]) -> Scal
         return s.binary("mul", s.Rewriter(leaf)(node.left), s.binary("div", s.const(1.0, F32), node.right))
 
     return s.Rewriter(leaf)(value)
+
+
+def _alignment(shared: frozenset[str], others: Callable[[str], int], name: str) -> int:
+    return SHARED_ALIGNMENT if name in shared else others(name)
 
 
 def _swapped(part: Scalar, by: Scalar, node: Scalar) -> Scalar | None:

@@ -202,9 +202,12 @@ def test_rows_whose_length_only_the_run_tells(name: str, columns: int) -> None:
     check(make_region(op, [((M, N), "f4")], attributes), [x], expected, {"m": 3, "n": columns})
 
 
-def test_rows_too_long_for_registers() -> None:
-    x = array_of((2, 40000), "f4")
-    check(make_region("Softmax", [(x.shape, "f4")]), [x], softmax)
+@pytest.mark.parametrize(("columns", "times"), [(20000, 1), (30000, 3)])
+def test_rows_too_long_for_registers(columns: int, times: int) -> None:
+    """They lie in shared memory, and where that does not hold them either they are read again."""
+    x = array_of((2, columns), "f4")
+    source = check(make_region("Softmax", [(x.shape, "f4")]), [x], softmax, checked=True)
+    assert loads(source, "x0") == times
 
 
 @pytest.mark.parametrize("columns", [12, 256, 1000])
