@@ -21,6 +21,7 @@ from onnxc.ir.dims import (
     modulo,
     parse_dim,
     product,
+    remainder_in,
     substitute,
     symbol,
     symbols,
@@ -37,6 +38,19 @@ check = settings(deadline=None, max_examples=300)
 @given(trees, bindings())
 def test_arithmetic_agrees_with_integers(tree: Tree, values: dict[str, int]) -> None:
     assert evaluate(build(tree), values) == calculate(tree, values)
+
+
+@check
+@given(trees, st.sampled_from([2, 8, 24]), bindings())
+def test_remainders_are_found_again(tree: Tree, size: int, values: dict[str, int]) -> None:
+    """What is taken apart as rest + factor * (a mod n) is the same number; a mod n itself is found."""
+    for dim in (build(tree) % size, build(tree) * 3 + build(tree) // 4 % size):
+        found = remainder_in(dim)
+        if found is not None:
+            rest, factor, a, n = (evaluate(part, values) for part in found)
+            assert rest + factor * (a % n) == evaluate(dim, values)
+    x = symbol("x")
+    assert remainder_in(x // 8 % size) == (0, 1, x // 8, size)
 
 
 @check

@@ -35,8 +35,8 @@ ONE_BLOCK_BYTES = 256 << 10
 """Recurrent weights up to which one multiprocessor holds them all in its first-level cache."""
 WALKING, STEPPING = 512, 256
 """Threads of a block that walks all steps, and of one that makes a single step."""
-ROWS = 4
-"""Rows of the batch that share a load of the weights."""
+ROWS, MANY_ROWS = 4, 8
+"""Rows of the batch that share a load of the weights; the latter where there are twice as many at least."""
 VECTOR = 4
 """Weights of a row that a lane reads at once."""
 
@@ -71,7 +71,9 @@ class _Layer(Layer):
         bytes_of_weights = self.gates * self.hidden**2 * self.weights.dtype.bytes
         self.walks = bytes_of_weights <= ONE_BLOCK_BYTES
         self.threads = WALKING if self.walks else STEPPING
-        self.rows = max(1, min(ROWS, self.batch)) if isinstance(self.batch, int) else 1
+        self.rows = 1
+        if isinstance(self.batch, int):
+            self.rows = MANY_ROWS if self.batch >= 2 * MANY_ROWS else max(1, min(ROWS, self.batch))
 
     def lowered(self, products: Callable[[Region], Lowered | None]) -> Lowered:
         inputs = self.input_product(products)

@@ -208,10 +208,13 @@ def _renamed(work: Work) -> Work:
 
 
 def along_rows(work: Work) -> bool:
-    """Whether memory is contiguous along the last axis of the rows, not along the columns."""
+    """Whether memory is contiguous along the last axis of the rows, not along the columns; operands that many rows
+    share count less."""
     score = 0
+    names = {axis.name for axis in work.rows}
     for load in work.loads():
-        for axes, gain in ((work.rows, 1), (work.columns, -1)):
+        weight = 1 + len(names & load.free)
+        for axes, gain in ((work.rows, weight), (work.columns, -weight)):
             split = linear(load.offset, axes[-1].name) if axes else None
             score += gain if split is not None and split[0] == 1 else 0
     return score > 0

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_lowered import aligned, run, text
+from cuda_lowered import aligned, numbered, run, text
+from onnxc.backends.cuda import nvrtc
 from onnxc.backends.cuda.schedules import schedule
+from onnxc.backends.cuda.source import prelude, render_kernel
 from onnxc.ir.dims import Dim, evaluate, symbol
 from onnxc.ir.target import Target
 from onnxc.ir.tensors import Tensor, compute
@@ -387,3 +390,29 @@ def test_evaluated_sizes() -> None:
             region, lowered = lower(region)
             (found,) = run(region, lowered, TARGET, [x], sizes)
             assert found.shape == tuple(evaluate(d, sizes) for d in region.outputs[0][1].shape)
+
+
+# As a GPU's own compiler sees them.
+
+
+@pytest.mark.skipif(not nvrtc.is_available(), reason="NVRTC is not installed")
+@pytest.mark.parametrize("op", ["Softmax", "LayerNormalization", "columns"])
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+def test_rows_keep_to_registers(op: str, dtype: str) -> None:
+    """No spills, and so few registers that a thousand threads of a multiprocessor have them; across memory, where each
+    keeps vectors, two thirds of that."""
+    texts: dict[str, str] = {}
+    for length in (768, 4096, 16384):
+        if op == "columns":
+            region = make_region("Softmax", [((8, length // 64, 512), dtype)], {"axis": 1})
+        else:
+            shapes = [((512, length), dtype), *[((length,), dtype)] * (2 * (op == "LayerNormalization"))]
+            region = make_region(op, shapes)
+        _, lowered = lower(region)
+        for kernel in numbered(lowered):
+            name = f"{kernel.name}_{length}"
+            texts[name] = render_kernel(replace(kernel, name=name))
+    for name, result in nvrtc.compile_kernels(prelude(), texts, "sm_90").items():
+        found = result.resources[name]
+        assert found.spill_store_bytes == found.spill_load_bytes == 0, name
+        assert found.registers <= (96 if op == "columns" else 64), name
