@@ -13,6 +13,8 @@ from .names import memory_type, plain_name
 from .statements import StatementRenderer
 
 INDEX_TYPES = {32: "int", 64: "i64"}
+MUCH_SHARED = 16 << 10
+"""Bytes of shared memory from which it, not registers, limits the blocks of a multiprocessor."""
 
 
 @cache
@@ -60,7 +62,9 @@ def render_kernel(kernel: Kernel) -> str:
     for statement in nest.body:
         renderer.statement(statement)
     origin = "// from " + ", ".join(f'"{name}"' for name in kernel.origin).replace("\n", " ") if kernel.origin else ""
-    head = f'extern "C" __global__ void __launch_bounds__({launch.threads})\n'
+    # One block at once is enough where shared memory limits them: else ptxas spills registers to make room for more.
+    bounds = f"{launch.threads}, 1" if shared_bytes >= MUCH_SHARED else f"{launch.threads}"
+    head = f'extern "C" __global__ void __launch_bounds__({bounds})\n'
     head += f"{function_name(kernel)}({', '.join(parameters)})\n{{"
     return "\n".join([*([origin] if origin else []), head, *renderer.lines, "}\n"])
 
