@@ -41,6 +41,8 @@ USUAL = 128
 """Threads for a row whose length only the run tells, and of a block of several rows."""
 SHARED_BYTES = 96 << 10
 """Shared memory that keeps what registers do not: what every GPU gives a block that asks for it."""
+FEW = 64
+"""Rows whose blocks leave a GPU idle, however many threads they have."""
 BESIDE = 256
 """Threads of a block that lie along the rows."""
 UNROLLED = 8
@@ -215,23 +217,30 @@ class Mapping:
         """The stores for every column of a thread; those to memory are of all lanes at once."""
         work, turns = self.work, self.turns if limit is None else limit
         turn = k.index_symbol("turn", turns) if turns != 1 else 0
+        share = self.parts * self.together
         body = self._stored(stores, lanes, results, turn)
-        first = (turn * self.parts + self.part) * self.together
         single = len(work.columns) == 1
         name = work.columns[0].name if single else "at"
         if not single:
             extents = [axis.extent for axis in work.columns]
             indices = unflatten(symbol("at", 0, work.length - 1), extents)
             body = [*(Let(axis.name, at) for axis, at in zip(work.columns, indices, strict=True)), *body]
-        whole = turns * self.parts * self.together == work.length
-        inside = TRUE if whole else s.binary("lt", s.index(symbol(name)), s.index(work.length))
+        inside = TRUE if turns * share == work.length else s.binary("lt", s.index(symbol(name)), s.index(work.length))
         inside = inside if work.inside is None else s.binary("and", inside, work.inside)
-        statements = [Let(name, first), *where(inside, body)]
+
+        def at_turn(number: Dim, condition: Scalar) -> list[Statement]:
+            return [Let(name, number * share + self.part * self.together), *where(condition, body)]
+
         if turns == 1:
-            return where(TRUE, statements)
+            return at_turn(0, inside)
+        many = not isinstance(turns, int) or turns > 2 * UNROLLED
+        if limit is None and many and work.inside is None and inside != TRUE:
+            # Whole turns ask nothing, so that loads of several can be in flight.
+            whole = work.length // share
+            return [For("turn", whole, tuple(at_turn(turn, TRUE))), *at_turn(whole, inside)]
         keeps = any(SLOT in st.value.free for st in stores)
         unrolled = limit is not None and (keeps or limit <= UNROLLED)
-        return [For("turn", turns, tuple(statements), "unrolled" if unrolled else "serial")]
+        return [For("turn", turns, tuple(at_turn(turn, inside)), "unrolled" if unrolled else "serial")]
 
     def _stored(self, stores: Sequence[Store], lanes: Lanes, results: dict[str, Buffer], turn: Dim) -> list[Statement]:
         """Stores to registers lane by lane, those to memory after that."""
@@ -457,7 +466,8 @@ def _threads(way: type[Mapping], work: Work, lanes: int) -> tuple[int, int]:
 def _within(work: Work, lanes: int) -> tuple[int, int]:
     length, count = work.length, work.count
     if not isinstance(length, int):
-        return USUAL, USUAL
+        few = isinstance(count, int) and count <= FEW
+        return (LARGEST, LARGEST) if few else (USUAL, USUAL)
     vectors = -(-length // lanes)
     parts = min(_power(-(-length // SHARE)), _power(vectors), LARGEST)
     if parts > 1 and vectors % parts and vectors % (parts // 2) == 0 and vectors // (parts // 2) * lanes <= MOST:
