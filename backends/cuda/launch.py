@@ -11,7 +11,7 @@ from ...ir.loops import Alloc, For, Kernel, Let, Statement
 SHARED_ALIGNMENT = 128
 """Bytes to which every shared buffer is aligned: more than any access asks for, and one row of the banks."""
 LARGEST_32 = (1 << 31) - (1 << 24)
-"""Elements up to which 32-bit indices reach all of a buffer, and threads behind its end count further without overflow."""
+"""Elements up to which 32-bit indices reach all of a buffer; threads behind its end count further without overflow."""
 
 
 @dataclass(frozen=True)
