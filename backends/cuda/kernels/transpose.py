@@ -2,8 +2,9 @@
 
 What is wanted is recognised by strides alone: a load that is contiguous along another axis than the last one, along
 which the outputs are. A block reads its tile of each such operand with its warps along the operand's own axis, then
-computes the outputs with its warps along theirs; whatever else the outputs read is read there. Rows of a tile are 4
-bytes longer than its elements, so that the lanes of a warp find theirs in different banks of shared memory.
+computes the outputs with its warps along theirs; whatever else the outputs read is read there. Both sides move 16 bytes
+at a time where that is aligned. Rows of a tile are 4 bytes longer than its elements, so that no more than two threads of
+a warp find theirs in one bank of shared memory.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, known_le, linear, product, symbol
 from ....ir.dtypes import BOOL
-from ....ir.intrinsics import WARP
 from ....ir.loops import Alloc, Barrier, Block, For, Let, Statement, Store
 from ....ir.scalars import Buffer, Load, Scalar
 from ....ir.tensors import unflatten
@@ -23,17 +23,18 @@ from ....passes.nests import Axis, all_reductions
 from ....passes.regions import Region
 from ....passes.threads import BLOCK
 from .groups import THREADS, Group, blocks_of, thread_index, where
-from .lanes import Lanes, multiples
+from .lanes import Lanes, lanes_of, multiples
 
 BANK = 4
-"""Bytes of a bank of shared memory, and what a lane moves of a tile at once."""
+"""Bytes of a bank of shared memory, by which the rows of a tile are longer than their elements."""
+TILE, SMALL = 64, 32
+"""Elements along the sides of a tile."""
 SHORT = 16
 """Extents below which caches do as well as a tile would."""
 LINE = 32
 """Bytes of a stride up to which neighbouring reads share what memory delivers at least."""
 SHARED_BYTES = 40 << 10
 """Shared memory of all tiles: every GPU gives a block 48 KiB."""
-ROWS = THREADS // WARP
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,17 @@ def kernel(region: Region, group: Group) -> Block | None:
     if crossed is None:
         return None
     own, loads = crossed
-    widths = {load.dtype.bytes for load in loads} | {output.buffer.dtype.bytes for output in group.outputs}
-    narrow = min(widths)
     outputs = tuple(replace(output, value=value) for output, value in zip(group.outputs, values, strict=True))
     group = replace(group, outputs=outputs)
-    lanes = max(1, BANK // narrow) if max(widths) <= BANK else 1
-    known = [axis.extent for axis in (own, last) if isinstance(axis.extent, int)]
-    while lanes > 1 and (len(known) < 2 or min(known) < WARP * lanes):
-        lanes //= 2
-    return _tiled(region, group, own, loads, lanes) or _tiled(region, group, own, loads, 1)
+    whole = lanes_of([*(load.buffer for load in loads), *(output.buffer for output in outputs)])
+    extents = [axis.extent for axis in (own, last) if isinstance(axis.extent, int)]
+    for size, lanes in ((max(TILE, 8 * whole), whole), (SMALL, min(4, whole)), (SMALL, 1)):
+        # A tile that is mostly empty is no gain.
+        if size == SMALL or all(2 * extent >= 3 * (size // 2) for extent in extents):
+            found = _tiled(region, group, own, loads, size, lanes)
+            if found is not None:
+                return found
+    return None
 
 
 def _crossed(values: list[Scalar], group: Group) -> tuple[Axis, list[Load]] | None:
@@ -90,9 +93,10 @@ def _crossed(values: list[Scalar], group: Group) -> tuple[Axis, list[Load]] | No
     return own, list(found[own].values())
 
 
-def _tiled(region: Region, group: Group, own: Axis, loads: list[Load], lanes: int) -> Block | None:
-    """The body with so many lanes to an access; None where these are not aligned, or tiles too large."""
-    last, size = group.axes[-1], WARP * lanes
+def _tiled(region: Region, group: Group, own: Axis, loads: list[Load], size: int, lanes: int) -> Block | None:
+    """The body with tiles of a size and so many lanes to an access; None where these are not aligned, or the tiles too
+    large."""
+    last = group.axes[-1]
     tiles = []
     for number, load in enumerate(loads):
         pitch = size + max(1, BANK // load.dtype.bytes)
@@ -110,8 +114,15 @@ def _tiled(region: Region, group: Group, own: Axis, loads: list[Load], lanes: in
     copies: list[Statement] = []
     for tile in tiles:
         place = (symbol(last.name) - first[last.name]) * tile.pitch + symbol(own.name) - first[own.name]
-        whole = s.load(tile.load.buffer, tile.load.offset, lanes, aligned=lanes > 1)
-        copies.append(Store(tile.shared, place, whole, aligned=lanes > 1))
+        if lanes == 1:
+            copies.append(Store(tile.shared, place, s.load(tile.load.buffer, tile.load.offset)))
+            continue
+        # Rows of a tile are aligned to banks alone.
+        array, unit = reading.array(tile.load.buffer.name, tile.load), max(1, BANK // tile.load.dtype.bytes)
+        whole = s.load(tile.load.buffer, tile.load.offset, lanes, aligned=True)
+        copies += [Alloc(array), Store(array, 0, whole)]
+        for piece in range(0, lanes, unit):
+            copies.append(Store(tile.shared, place + piece, s.load(array, piece, unit), aligned=unit > 1))
     swapped = {
         tile.load.digest: s.load(
             tile.shared, (last.index - first[last.name]) * tile.pitch + own.index - first[own.name]
@@ -134,25 +145,22 @@ def _tiled(region: Region, group: Group, own: Axis, loads: list[Load], lanes: in
         names.append(Let(starts[axis.name].name if tiled else axis.name, at * size if tiled else at))
     body = [
         *map(Alloc, (tile.shared for tile in tiles)),
-        _steps(last, own, lanes, copies),
+        _steps(last, own, size, lanes, copies),
         Barrier(),
-        _steps(own, last, lanes, [*before, *stores]),
+        _steps(own, last, size, lanes, [*before, *stores]),
     ]
     return blocks_of(blocks, THREADS, body, names)
 
 
-def _steps(rows: Axis, along: Axis, lanes: int, body: list[Statement]) -> Statement:
-    """The body for every element of a tile, the lanes of a warp along one of its axes."""
-    size, thread = WARP * lanes, thread_index(THREADS)
-    steps = size // ROWS
-    step = k.index_symbol("step", steps)
-    places: list[tuple[Axis, Dim]] = [
-        (rows, thread // WARP + step * ROWS),
-        (along, thread % WARP * lanes),
-    ]
+def _steps(rows: Axis, along: Axis, size: int, lanes: int, body: list[Statement]) -> Statement:
+    """The body for every element of a tile, neighbouring threads along one of its axes."""
+    beside, thread = size // lanes, thread_index(THREADS)
+    together = THREADS // beside
+    step = k.index_symbol("step", size // together)
+    places: list[tuple[Axis, Dim]] = [(rows, thread // beside + step * together), (along, thread % beside * lanes)]
     lets = [Let(axis.name, symbol(f"first_{axis.name}") + place) for axis, place in places]
     inside: Scalar = s.const(True, BOOL)
     for axis, _ in places:
         if not (isinstance(axis.extent, int) and axis.extent % size == 0):
             inside = s.binary("and", inside, s.binary("lt", s.index(symbol(axis.name)), s.index(axis.extent)))
-    return For("step", steps, (*lets, *where(inside, body)), "unrolled")
+    return For("step", size // together, (*lets, *where(inside, body)), "unrolled")

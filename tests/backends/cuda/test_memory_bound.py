@@ -335,6 +335,7 @@ def test_stages_of_few_long_rows() -> None:
     [
         ((40, 70), [1, 0], "f4"),
         ((64, 128), [1, 0], "f2"),
+        ((100, 72), [1, 0], "f4"),
         ((3, 50, 34), [0, 2, 1], "f2"),
         ((128, 256), [1, 0], "i1"),
         ((2, 33, 3, 40), [0, 3, 2, 1], "f8"),
@@ -350,11 +351,11 @@ def test_transposes(shape: tuple[int, ...], order: list[int], dtype: str) -> Non
     assert ("barrier();" in source) != short
 
 
-def test_tiles_move_whole_banks() -> None:
+def test_tiles_are_moved_by_vectors() -> None:
     source = check(
         make_region("Transpose", [((64, 128), "f2")], {"perm": [1, 0]}), [array_of((64, 128), "f2")], np.transpose
     )
-    assert "*(const Pack<u16, 2>*)(x0" in source and "*(Pack<u16, 2>*)(y0" in source
+    assert "*(const Pack<u16, 8>*)(x0" in source and "*(Pack<u16, 8>*)(y0" in source
     assert "* 66" in source  # 64 elements of a row and 4 bytes more.
 
 
