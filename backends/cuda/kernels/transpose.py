@@ -3,7 +3,7 @@
 What is wanted is recognised by strides alone: a load that is contiguous along another axis than the last one, along
 which the outputs are. A block reads its tile of each such operand with its warps along the operand's own axis, then
 computes the outputs with its warps along theirs; whatever else the outputs read is read there. Both sides move 16 bytes
-at a time where that is aligned. Rows of a tile are 4 bytes longer than its elements, so that no more than two threads of
+at a time where that is aligned. Rows of a tile are 4 bytes longer than its elements: at most two threads of
 a warp find theirs in one bank of shared memory.
 """
 
