@@ -78,6 +78,9 @@ DRIVER(cuGetErrorString, int code, const char** text) {
 }
 DRIVER(cuGetErrorName, int code, const char** text) { return cuGetErrorString(code, text); }
 
+// NVRTC looks for a cache of compiled code behind this, and takes for granted that every driver has the function.
+DRIVER(cuGetExportTable, const void**, const void*) { return NOT_FOUND; }
+
 // Memory
 
 // The emulator of kernels, which checks their accesses where it was asked to: it is told what memory there is.
