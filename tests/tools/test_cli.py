@@ -366,7 +366,7 @@ def test_plan_without_fusion_has_more_steps(onnxc_command: Command) -> None:
 def test_ops(onnxc_command: Command) -> None:
     rows = {row["name"]: row for row in json.loads(onnxc_command("ops", "--json").out)}
     assert rows["Softmax"]["defined"] == "ir/ops/reduction.py"
-    assert "kernels/gemm.py" in rows["MatMul"]["compiled"]
+    assert "cpu/gemm.py" in rows["MatMul"]["compiled"] and "cuda/gemm.py" in rows["MatMul"]["on_gpu"]
     missing = onnxc_command("ops", "--missing").out.split()
     assert "StringConcat" in missing
     assert not set(missing) & set(rows)

@@ -243,7 +243,7 @@ class _Assuming(s.Rewriter):
             if found.op == "mul" and 0 in numbers and all(map(_is_finite, parts)):
                 return s.const(0, F32)
             if found.op == "add" and 0 in numbers:
-                return next(part for part in parts if not (isinstance(part, s.Const) and part.value == 0))
+                return next((part for part in parts if not (isinstance(part, s.Const) and part.value == 0)), parts[0])
         return found
 
 
