@@ -62,7 +62,6 @@ WARP_VALUES: Mapping[str, tuple[DType | None, ...]] = {
     "ballot": (BOOL,),
 }
 """Expressions (`scalars.Call`) over values of a whole warp, and the types of their arguments."""
-BALLOT_TYPE = U32
 CONVERSIONS: Mapping[str, tuple[DType, ...]] = {
     "f32_to_tf32": (F32, U32),
     "pack_f16": (F32, F32, U32),

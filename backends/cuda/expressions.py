@@ -7,13 +7,13 @@ that are used more than once are named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...ir import scalars as s
 from ...ir.dims import Dim, Extremum, Opaque, Quotient, Sum, Symbol, atoms, bounds, remainder_in
-from ...ir.dtypes import BOOL, F16, F32, F64, I32, I64, U32, DType
+from ...ir.dtypes import BOOL, F32, F64, I32, I64, U32, DType
 from ...ir.intrinsics import CONVERSIONS, WARP_VALUES
 from ...ir.scalars import Buffer, Scalar
 from ...passes.guards import guard_loads
@@ -524,4 +524,3 @@ _RENDER: dict[type[Scalar], Callable[[Any, Any], tuple[str, ...]]] = {
     s.Horizontal: ExpressionRenderer._horizontal,
     s.Call: ExpressionRenderer._call,
 }
-__all__ = ["F16", "ExpressionRenderer", "Frame", "Sequence", "Variable", "to_memory"]

@@ -6,7 +6,7 @@ counts. Only updates that cannot meet are shared among threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ...ir import functions as f
 from ...ir import scalars as s
@@ -93,25 +93,36 @@ def scatter_nd(region: Region, target: Target) -> Lowered:
     return _lowered(region, x, [over(outer, slices, "slice")])
 
 
-def max_unpool(region: Region, target: Target) -> Lowered:
-    """Zeros, then each element at its place; indices count in what MaxPool saw, the front of the result."""
-    x, indices = present(region, 0), present(region, 1)
-    arithmetic_type(region, x.dtype)
-    result, tensor = region.outputs[0]
+def unpooled(region: Region) -> tuple[Dim, Callable[[Dim], Dim]]:
+    """Of MaxUnpool: the elements of what MaxPool saw, and where each of them lies in the result, of which that is the
+    front."""
+    x, (_, tensor) = present(region, 0), region.outputs[0]
     kernel = attribute(region, "kernel_shape")
     rank = len(kernel)
     steps, pads = attribute(region, "strides") or (1,) * rank, attribute(region, "pads") or (0,) * (2 * rank)
     pooled = [(x.shape[2 + a] - 1) * steps[a] - pads[a] - pads[rank + a] + kernel[a] for a in range(rank)]
     shape = (*x.shape[:2], *pooled)
 
-    def put(i: Indices) -> list[Statement]:
-        position = symbol("position", 0, product(shape) - 1)
+    def place(position: Dim) -> Dim:
         where = [
             s.as_dim(f.minimum(s.index(d), s.index(extent - 1)), 0, extent - 1) if extent != own else d
             for d, extent, own in zip(unflatten(position, shape), tensor.shape, shape, strict=True)
         ]
-        found = position_of(indices, i, product(shape))
-        return [Let("position", s.index(found)), Store(result, flat_offset(where, tensor.shape), x.at(i))]
+        return flat_offset(where, tensor.shape)
+
+    return product(shape), place
+
+
+def max_unpool(region: Region, target: Target) -> Lowered:
+    """Zeros, then each element at its place; indices count in what MaxPool saw, the front of the result."""
+    x, indices = present(region, 0), present(region, 1)
+    arithmetic_type(region, x.dtype)
+    result, tensor = region.outputs[0]
+    size, place = unpooled(region)
+
+    def put(i: Indices) -> list[Statement]:
+        offset = place(symbol("position", 0, size - 1))
+        return [Let("position", s.index(position_of(indices, i, size))), Store(result, offset, x.at(i))]
 
     zero = compute(tensor.shape, tensor.dtype, lambda *i: const(0, tensor.dtype))
     return _lowered(region, zero, [over(x.shape, put, "element")])

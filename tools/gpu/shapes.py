@@ -116,7 +116,6 @@ PRODUCTS = [
     (4096, 11008, 4096), (1000, 999, 777),
 ]  # fmt: skip
 """Rows, columns and the summed extent."""
-SQUARE = PRODUCTS[:1]
 
 
 def products(precision: str, shapes: Sequence[tuple[int, int, int]] = PRODUCTS) -> Iterator[Operator]:

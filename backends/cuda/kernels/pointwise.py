@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeGuard
 
 from ....ir import loops as k
 from ....ir import scalars as s
@@ -130,10 +129,6 @@ def _vectors(region: Region, group: Group, lanes: int) -> tuple[list[Statement],
     rest = k.rebuild(tuple(_scalar(group, 1)), s.Rewriter(dims={last.name: at + symbol("tail", 0, lanes - 1)}))
     tail = [For("tail", group.total - at, rest)]
     return [start, *where(below(first + (lanes - 1), group.total, "element", lanes - 1), statements, tail)], condition
-
-
-def _is_output(statement: Statement) -> TypeGuard[Store]:
-    return isinstance(statement, Store) and statement.buffer.space == "parameter"
 
 
 def _one_by_one(group: Group, turns: int, in_place: bool) -> list[Statement]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ....ir import functions as f
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, product, symbol
@@ -25,6 +24,7 @@ from ....ir.target import Target
 from ....ir.tensors import Indices, Tensor, compute, flat_offset, normalize_axis, position_of, unflatten
 from ....passes.regions import Call, Lowered, Region
 from ...kernels.calls import arithmetic_type, attribute, present
+from ...kernels.scatter import unpooled
 from . import general
 from .groups import THREADS, below, block_index, blocks_of, call_of, thread_index, where
 
@@ -133,26 +133,14 @@ def max_unpool(region: Region, target: Target) -> Lowered:
     x, indices = present(region, 0), present(region, 1)
     arithmetic_type(region, x.dtype)
     _, tensor = region.outputs[0]
-    kernel = attribute(region, "kernel_shape")
-    rank = len(kernel)
-    steps, pads = attribute(region, "strides") or (1,) * rank, attribute(region, "pads") or (0,) * (2 * rank)
-    pooled = [(x.shape[2 + a] - 1) * steps[a] - pads[a] - pads[rank + a] + kernel[a] for a in range(rank)]
-    shape = (*x.shape[:2], *pooled)
-
-    def place(line: Dim, position: Dim) -> Dim:
-        found = [
-            s.as_dim(f.minimum(s.index(d), s.index(extent - 1)), 0, extent - 1) if extent != own else d
-            for d, extent, own in zip(unflatten(position, shape), tensor.shape, shape, strict=True)
-        ]
-        return flat_offset(found, tensor.shape)
-
+    size, place = unpooled(region)
     zero = compute(tensor.shape, tensor.dtype, lambda *i: const(0, tensor.dtype))
     own = Updates(
         1,
         x.size,
-        product(shape),
-        lambda line, number: position_of(indices, unflatten(number, indices.shape), product(shape)),
-        place,
+        size,
+        lambda line, number: position_of(indices, unflatten(number, indices.shape), size),
+        lambda line, position: place(position),
         lambda line, number: x.at(unflatten(number, x.shape)),
     )
     return _lowered(region, zero, own, "none")

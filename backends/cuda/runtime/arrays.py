@@ -19,7 +19,7 @@ from .driver import Block, Device, Stream
 from .graphs import LEGACY_STREAMS, order
 from .memory import Pool
 
-CUDA, CUDA_HOST, CUDA_MANAGED = 2, 3, 13
+CUDA, CUDA_MANAGED = 2, 13
 """DLPack's numbers of devices."""
 _CODES = {"int": 0, "uint": 1, "float": 2, "complex": 5, "bool": 6}
 _BFLOAT = 4

@@ -52,7 +52,6 @@ class DeviceProgram:
     ) -> None:
         self._device = device
         self._segments = code.segments
-        self._memories = code.memories
         self._outputs = outputs
         self._ready = ready
         self._output_shape = output_shape
