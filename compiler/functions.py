@@ -12,7 +12,7 @@ from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TypeProto
 from ..ir.errors import ModelError, UnsupportedError
 from ..ir.export import node_to_onnx, schema_of, type_to_onnx
 from ..ir.graph import Node
-from .lift import Call
+from .calls import Call
 
 Key = tuple[str, str, str]
 """Domain, name and overload of a model's function."""

@@ -23,9 +23,10 @@ from ..ir.errors import ModelError, OnnxcError, UnsupportedError
 from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Type, Value, constant_node
 from ..ir.infer import Inference
 from ..ir.ops import REGISTRY
+from .calls import Body, Call
 from .dimensions import Symbols, input_types
 from .functions import Function, Key, call_to_onnx, domain_of, local_functions, opsets_of, schema_function
-from .lift import Body, Call, lift
+from .lift import lift
 from .nodes import (
     check_call,
     check_node,

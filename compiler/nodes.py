@@ -15,9 +15,9 @@ from ..ir.dtypes import BY_ONNX
 from ..ir.errors import ModelError, UnsupportedError
 from ..ir.export import schema_of, type_name
 from ..ir.graph import Attribute, Constant
+from .calls import Call
 from .dimensions import Symbols, type_of
 from .functions import domain_of
-from .lift import Call
 from .weights import Weights
 
 _ELEMENT_TYPES = ("to", "dtype", "output_dtype", "output_datatype", "stash_type", "softmax_precision", "precision")
