@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +37,55 @@ def model_of(case: Any) -> onnx.ModelProto:
 
 
 def data_sets(case: Any) -> Iterator[tuple[list[Any], list[Any]]]:
-    """Pairs of inputs and expected outputs."""
+    """Pairs of inputs and expected outputs: arrays, lists of them for sequences, None for what is absent."""
     if case.model_dir is None:
-        yield from case.data_sets
+        yield from (([*map(_value, inputs)], [*map(_value, outputs)]) for inputs, outputs in case.data_sets)
         return
+    graph = model_of(case).graph
     for folder in sorted(Path(case.model_dir).glob("test_data_set_*")):
-        yield _arrays(folder, "input"), _arrays(folder, "output")
+        yield _read(folder, "input", graph.input), _read(folder, "output", graph.output)
 
 
-def _arrays(folder: Path, what: str) -> list[np.ndarray]:
-    count = len(list(folder.glob(f"{what}_*.pb")))
-    return [numpy_helper.to_array(onnx.load_tensor(folder / f"{what}_{position}.pb")) for position in range(count)]
+def _value(data: Any) -> Any:
+    """A value of the suite in plain Python: some cases hold their tensors as protobuf messages."""
+    for message, convert in _MESSAGES.items():
+        if isinstance(data, message):
+            return convert(data)
+    return data
+
+
+_MESSAGES: Mapping[type, Callable[[Any], Any]] = {
+    onnx.TensorProto: numpy_helper.to_array,
+    onnx.SequenceProto: numpy_helper.to_list,
+    onnx.OptionalProto: numpy_helper.to_optional,
+}
+
+
+def _read(folder: Path, what: str, ports: Sequence[onnx.ValueInfoProto]) -> list[Any]:
+    """The files' values, each of the message that the type of its port asks for."""
+    kinds = {"sequence_type": onnx.SequenceProto, "optional_type": onnx.OptionalProto}
+    found = []
+    for position in range(len(list(folder.glob(f"{what}_*.pb")))):
+        message = kinds.get(ports[position].type.WhichOneof("value") or "", onnx.TensorProto)()
+        message.ParseFromString((folder / f"{what}_{position}.pb").read_bytes())
+        found.append(_value(message))
+    return found
 
 
 def assert_agrees(actual: Any, expected: Any, case: Any) -> None:
-    """The same element type and shape; values within the suite's own tolerance, integers and text exactly."""
+    """The same element type and shape; values within the suite's own tolerance, integers and text exactly.
+
+    Sequences are lists that agree element by element, what is absent is None, and text is an array of str objects.
+    """
+    if expected is None or isinstance(expected, list):
+        assert type(actual) is type(expected), f"{type(actual)} for {type(expected)}"
+        for one, other in zip(actual or (), expected or (), strict=True):
+            assert_agrees(one, other, case)
+        return
     assert isinstance(actual, np.ndarray), f"{type(actual)} for {type(expected)}"
+    if expected.dtype.kind in "OSU":
+        assert actual.dtype == object and all(type(text) is str for text in actual.flat), f"{actual!r} is no text"
+        expected = expected.astype(object)
     assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
     if expected.dtype.kind in "biuOSU" and expected.dtype.itemsize:
         np.testing.assert_array_equal(actual, expected)
