@@ -9,7 +9,16 @@ Importing it does no work and imports nothing but the errors: the compiler comes
 
 from typing import TYPE_CHECKING, Any
 
-from .ir.errors import DeviceError, ModelError, OnnxcError, ShapeError, TargetError, UnsupportedError
+from .ir.errors import (
+    DeviceError,
+    IndexRangeError,
+    LimitError,
+    ModelError,
+    OnnxcError,
+    ShapeError,
+    TargetError,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from .backends.cuda.runtime.arrays import GpuArray
@@ -23,6 +32,7 @@ __all__ = [
     "DeviceError",
     "Executable",
     "GpuArray",
+    "IndexRangeError",
     "ModelError",
     "OnnxcError",
     "ShapeError",

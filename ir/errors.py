@@ -17,8 +17,17 @@ class ValueNeeded(UnsupportedError):
     """A value decides ranks or axes, and only the run tells it: compiling needs the value itself."""
 
 
+class LimitError(OnnxcError):
+    """The model asks for more memory than it may have (`max_memory`), or for more nesting than the compiler follows."""
+
+
 class ShapeError(OnnxcError):
     """An input or a dimension contradicts what the model declares or another dimension."""
+
+
+class IndexRangeError(ShapeError, IndexError):
+    """An index that an operator is given lies outside the axis that it counts in, or a size that a run computes cannot
+    be."""
 
 
 class TargetError(OnnxcError):

@@ -12,6 +12,7 @@ from .dims import Dim, Sum, bounds, dim_max, symbol, symbols
 from .dtypes import I32, I64
 from .errors import OnnxcError, ShapeError, UnsupportedError, ValueNeeded
 from .graph import Attribute, Constant, Graph, Node, TensorType, Type, Value
+from .guards import Guard, collecting_guards
 from .ops import REGISTRY
 from .ops.declare import Context, identifier
 from .symbolic import SymbolicValue, evaluate_scalar
@@ -25,7 +26,8 @@ class Inference:
     """Walks a graph in order and holds what is known of each value.
 
     `values` maps a value's name to the tuple of its elements (row-major) where they are known, `partly` where only some
-    are (the others are None), `ranges` to bounds of all elements; `assumptions` are pairs of dims taken for equal;
+    are (the others are None), `ranges` to bounds of all elements; `assumptions` are pairs of dims taken for equal,
+    `guards` those of the last definition that nothing proves;
     `bindings` tell for each symbol that only the run knows which element of which value it is.
     """
 
@@ -38,6 +40,7 @@ class Inference:
         self.ranges: dict[str, tuple[int | None, Dim | None]] = {}
         self.assumptions: list[tuple[Dim, Dim]] = []
         self.bindings: dict[str, tuple[str, int]] = {}
+        self.guards: list[Guard] = []
 
     def define(self, value: Value, array: np.ndarray) -> None:
         """Makes the content of a constant known."""
@@ -65,7 +68,9 @@ class Inference:
         tensors = self.definition(op, inputs, attributes, regions, output_names, origin)
         for name, tensor in zip(output_names, tensors, strict=False):
             if isinstance(tensor, Tensor) and name:
-                self._evaluate(name, tensor)
+                # What reads outside an axis has no value: the run refuses it, should it come there.
+                if not any(self.is_broken(guard) for guard in self.guards):
+                    self._evaluate(name, tensor)
                 if tensor.lower is not None or tensor.upper is not None:
                     self.ranges[name] = tensor.lower, tensor.upper
         return tuple(TensorType(t.dtype, t.shape) if isinstance(t, Tensor) else t for t in tensors)
@@ -105,7 +110,7 @@ class Inference:
             return self.compose(bodies[name], given, outside)
 
         try:
-            with collecting_assumptions() as assumed:
+            with collecting_assumptions() as assumed, collecting_guards() as guards:
                 context = Context(tuple(output_names), bodies, types, known, self.mark, compose)
                 result = operator(arguments, attributes, context)
         except ValueNeeded as error:
@@ -129,7 +134,28 @@ class Inference:
                 f"{where} on ({shapes}): operands or attributes do not fit the operator: {error}"
             ) from error
         self._assume(assumed)
+        self.guards = guards
         return result
+
+    def is_broken(self, guard: Guard) -> bool:
+        """Whether known elements surely break a guard, be the sizes what they may."""
+        found = self.elements(guard)
+        if found is None or not found.size:
+            return False
+        least, end = guard.least, guard.end
+        return (isinstance(least, int) and int(found.min()) < least) or (
+            isinstance(end, int) and int(found.max()) >= end
+        )
+
+    def elements(self, guard: Guard) -> np.ndarray | None:
+        """The elements that a guard speaks of, where they are known numbers."""
+        buffer = guard.indices.buffer
+        if buffer is None:
+            return None
+        array, known = self.arrays.get(buffer.name), self.values.get(buffer.name)
+        if array is None and known is not None and all(type(number) is int for number in known):
+            array = np.array(known, np.int64).reshape([int(str(extent)) for extent in guard.indices.shape])
+        return array if array is None or guard.column is None else array[..., guard.column]
 
     def compose(self, region: Graph, inputs: Sequence[Tensor], outside: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """A region's outputs as tensors over its inputs and over what it reads from outside, by name."""

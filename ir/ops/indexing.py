@@ -5,7 +5,8 @@ from __future__ import annotations
 from ..dims import Dim, modulo
 from ..dtypes import I64
 from ..errors import ShapeError
-from ..functions import cast, where
+from ..functions import cast, maximum, minimum, where
+from ..guards import assume_at_most, guard
 from ..scalars import Scalar, as_dim, index
 from ..tensors import Tensor, assume_equal, compute, inside, normalize_axis, position_of
 from .declare import Registry, Static
@@ -18,6 +19,7 @@ declare = Registry()
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     """Slices of `x` along an axis, one for each element of `indices`."""
     axis = normalize_axis(axis, x.rank)
+    guard(indices, x.shape[axis])
     shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
     def element(*i: Dim) -> Scalar:
@@ -35,6 +37,10 @@ def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     axis = normalize_axis(axis, x.rank)
     if indices.rank != x.rank:
         raise ShapeError(f"indices of rank {indices.rank} for an operand of rank {x.rank}")
+    for position in range(x.rank):
+        if position != axis:
+            assume_at_most(indices.shape[position], x.shape[position], f"axis {position} of the indices")
+    guard(indices, x.shape[axis])
 
     def element(*i: Dim) -> Scalar:
         return x.at(replaced(i, {axis: position_of(indices, i, x.shape[axis])}))
@@ -53,6 +59,8 @@ def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
     for axis in range(batch_dims):
         assume_equal(x.shape[axis], indices.shape[axis], f"batch axis {axis} of operand and indices")
     outer = indices.rank - 1
+    for k in range(depth):
+        guard(indices, x.shape[batch_dims + k], column=k)
 
     def element(*i: Dim) -> Scalar:
         chosen = [position_of(indices, (*i[:outer], k), x.shape[batch_dims + k]) for k in range(depth)]
@@ -81,12 +89,14 @@ def one_hot(indices: Tensor, depth: Static, values: Tensor, *, axis: int = -1) -
 @declare.op("ReverseSequence", movement=True)
 def reverse_sequence(x: Tensor, sequence_lens: Tensor, *, batch_axis: int = 1, time_axis: int = 0) -> Tensor:
     """The first sequence_lens[b] elements along the time axis in reverse order, for each batch entry b."""
+    last = x.shape[time_axis] - 1
+    guard(sequence_lens, last + 2, 0, "sequences")
 
     def element(*i: Dim) -> Scalar:
         time = index(i[time_axis])
         length = cast(sequence_lens.at((i[batch_axis],)), I64)
-        source = where(time < length, length - 1 - time, time)
-        return x.at(replaced(i, {time_axis: as_dim(source, 0, x.shape[time_axis] - 1)}))
+        source = where(time < length, minimum(length - 1 - time, index(last)), time)
+        return x.at(replaced(i, {time_axis: as_dim(source, 0, last)}))
 
     return compute(x.shape, x.dtype, element, x, sequence_lens)
 
@@ -98,9 +108,11 @@ def tensor_scatter(
     """The cache with `update` written along the axis from write_indices[batch] on, round its end where "circular"."""
     along = normalize_axis(axis, past_cache.rank)
     extent, length = past_cache.shape[along], update.shape[along]
+    if write_indices is not None:
+        guard(write_indices, 1 << 62 if mode == "circular" else extent - length + 1, 0, "a cache")
 
     def element(*i: Dim) -> Scalar:
-        start: Dim = 0 if write_indices is None else as_dim(cast(write_indices.at((i[0],)), I64), 0, extent)
+        start: Dim = 0 if write_indices is None else as_dim(maximum(cast(write_indices.at((i[0],)), I64), 0), 0)
         place = i[along] - start
         place = modulo(place, extent) if mode == "circular" else place
         return where(inside(place, length), update.at(replaced(i, {along: place})), past_cache.at(i))

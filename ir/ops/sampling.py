@@ -8,6 +8,7 @@ from ..dims import Dim, ceildiv, dim_max, dim_min, floordiv, modulo, product
 from ..dtypes import F32, I64
 from ..errors import UnsupportedError
 from ..functions import absolute, cast, ceil, floor, maximum, round_even, where
+from ..guards import guard
 from ..scalars import Scalar, as_dim, as_scalar, const, index
 from ..tensors import (
     Indices,
@@ -173,6 +174,7 @@ def roi_align(
     half = 0.5 if coordinate_transformation_mode == "half_pixel" else 0.0
     bins = (output_height, output_width)
     extents = x.shape[2:]
+    guard(batch_indices, x.shape[0], 0, "a batch")
 
     def element(r: Dim, c: Dim, *o: Dim) -> Scalar:
         image = position_of(batch_indices, (r,), x.shape[0])
@@ -219,9 +221,10 @@ def _or_zero(value: Scalar, counts: Sequence[Dim]) -> Scalar:
 @declare.op("MaxRoiPool", precise=("rois",))
 def max_roi_pool(x: Tensor, rois: Tensor, *, pooled_shape: Sequence[int], spatial_scale: float = 1.0) -> Tensor:
     """[R, C, *pooled_shape]: maxima of the bins that each of rois [R, 5] = batch, x1, y1, x2, y2 is cut into."""
+    guard(compute(rois.shape[:1], I64, lambda r: cast(rois.at((r, 0)), I64), rois), x.shape[0], 0, "a batch")
 
     def element(r: Dim, c: Dim, *o: Dim) -> Scalar:
-        image = as_dim(cast(rois.at((r, 0)), I64), 0, x.shape[0] - 1)
+        image = clipped(rois.at((r, 0)), x.shape[0])
         firsts, counts = [], []
         for axis in range(2):
             start, end = (

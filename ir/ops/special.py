@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..dims import Dim, dim_min
+from ..dims import Dim, dim_min, product
 from ..dtypes import I64, DType
 from ..errors import ShapeError
+from ..guards import assume_at_most, guard
 from ..tensors import Tensor, assume_equal, normalize_axis, opaque_tensor
 from .declare import Context, Registry, Static
 from .movement import replaced
@@ -46,7 +47,9 @@ def compress(x: Tensor, condition: Tensor, *, axis: int | None = None, context: 
     if condition.rank != 1:
         raise ShapeError(f"a condition of rank {condition.rank} where a vector is wanted")
     along = None if axis is None else normalize_axis(axis, x.rank)
-    limit = dim_min(condition.shape[0], x.size if along is None else x.shape[along])
+    extent = x.size if along is None else x.shape[along]
+    assume_at_most(condition.shape[0], extent, "conditions and what they are of")
+    limit = dim_min(condition.shape[0], extent)
     count = context.fresh("count", limit)
     return opaque_tensor((count,) if along is None else replaced(x.shape, {along: count}), x.dtype, x, condition)
 
@@ -85,11 +88,14 @@ def non_max_suppression(
 @declare.op("ScatterElements")
 def scatter_elements(x: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none") -> Tensor:
     """`x` with updates[i] put (or combined by `reduction`) where i has its position on the axis be indices[i]."""
-    normalize_axis(axis, x.rank)
+    axis = normalize_axis(axis, x.rank)
     if indices.rank != x.rank or updates.rank != x.rank:
         raise ShapeError(f"indices of rank {indices.rank} and updates of rank {updates.rank} for rank {x.rank}")
     for position, (a, b) in enumerate(zip(indices.shape, updates.shape, strict=True)):
         assume_equal(a, b, f"axis {position} of indices and updates")
+        if position != axis:
+            assume_at_most(a, x.shape[position], f"axis {position} of the indices")
+    guard(indices, x.shape[axis])
     return opaque_tensor(x.shape, x.dtype, x, indices, updates)
 
 
@@ -104,6 +110,8 @@ def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = 
         raise ShapeError(f"updates of rank {updates.rank} where {len(wanted)} is wanted")
     for position, (a, b) in enumerate(zip(wanted, updates.shape, strict=True)):
         assume_equal(a, b, f"axis {position} of the updates")
+    for column in range(depth):
+        guard(indices, x.shape[column], column=column)
     return opaque_tensor(x.shape, x.dtype, x, indices, updates)
 
 
@@ -123,6 +131,9 @@ def max_unpool(
     spatial = tuple(
         (x.shape[2 + a] - 1) * steps[a] - padding[a] - padding[rank + a] + kernel_shape[a] for a in range(rank)
     )
+    for axis, (a, b) in enumerate(zip(x.shape, indices.shape, strict=True)):
+        assume_equal(a, b, f"axis {axis} of the maxima and of their indices")
+    guard(indices, product((*x.shape[:2], *spatial)), 0, "an image")
     return opaque_tensor(output_shape or (*x.shape[:2], *spatial), x.dtype, x, indices)
 
 
