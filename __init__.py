@@ -33,6 +33,7 @@ __all__ = [
     "Executable",
     "GpuArray",
     "IndexRangeError",
+    "LimitError",
     "ModelError",
     "OnnxcError",
     "ShapeError",

@@ -27,6 +27,7 @@ def compile(
     shapes: Mapping[str, Sequence[int | None]] | None = None,
     threads: int | None = None,
     precision: str = "f32",
+    max_memory: int | str | None = None,
 ) -> Interface | SpecializingExecutable:
     """Compiles a model: a path, the bytes of one, or a ModelProto.
 
@@ -34,9 +35,11 @@ def compile(
     `dims` ({"batch": 1}) and `shapes` ({"x": (1, 3, None, None)}) specialise symbolic dims; without them one compile
     serves every size. `threads` limits the threads of a call (default: all this process may use). `precision` "f16" or
     "bf16" keeps weights and what lies between kernels in 16 bits, "tf32" forms products on a GPU of rounded operands;
-    sums are f32 in all of them. Raises ModelError, UnsupportedError, ShapeError or TargetError.
+    sums are f32 in all of them. `max_memory` (bytes, or "2G") limits what the model's constants may take, and what a
+    run may for intermediate values and outputs; without it the limit is this machine's memory.
+    Raises ModelError, UnsupportedError, ShapeError, TargetError, or LimitError for a model that asks for more memory.
     """
-    options = Options(here(resolve_target(target)), dims, shapes, threads, precision)
+    options = Options(here(resolve_target(target)), dims, shapes, threads, precision, max_memory=max_memory)
     found = ModelCache.default().find(model, options)
     if found is not None:
         return executable_of(found, model, options)
@@ -46,14 +49,20 @@ def compile(
     return compile_model(model, options)
 
 
-def load(path: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True) -> Interface:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    verify: bool = True,
+    max_memory: int | str | None = None,
+) -> Interface:
     """Loads what `Executable.save` or `onnxc compile` wrote as `*.onnxc`; nothing is compiled, weights are mapped.
 
     An artifact is machine code: load only what you would run. `verify=False` leaves the weights' checksum unread.
     Raises ModelError for a damaged file, UnsupportedError for another version's, TargetError where this machine lacks
     what the code uses.
     """
-    return loaded(read(path, verify), threads)
+    return loaded(read(path, verify), threads, max_memory)
 
 
 __all__ = ["Executable", "compile", "load"]

@@ -19,6 +19,7 @@ from ..ir.graph import Value
 from .binding import check_names
 from .compiled import Compiled
 from .interface import Interface, computed_shape
+from .limits import check_outputs, check_run
 
 SHAPES_KEPT = 64
 """How many settings of the input shapes are remembered, with their launches: some 300 bytes a kernel each."""
@@ -33,8 +34,9 @@ class CudaExecutable(Interface):
     takes is not installed, DeviceError where memory is short or a kernel fails.
     """
 
-    def __init__(self, compiled: Compiled) -> None:
+    def __init__(self, compiled: Compiled, most: int | None = None) -> None:
         super().__init__(compiled)
+        self._most = most
         if compiled.device is None:
             raise TargetError(f"code for {compiled.target.name} does not run on a GPU")
         self._device = open_device()
@@ -92,6 +94,9 @@ class CudaExecutable(Interface):
 
     def _new_setting(self, shapes: tuple[tuple[int, ...], ...]) -> Setting:
         bound, outputs = self._bound(shapes)
+        if self._most is not None:
+            written = check_outputs(self._compiled.outputs, outputs, self._most)
+            check_run(self._compiled.arena.slots[0], written, bound, self._most)
         return Setting(bound, shapes, outputs)
 
 

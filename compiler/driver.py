@@ -27,6 +27,7 @@ from .compiled import Compiled, here
 from .graph_text import specialised
 from .importer import import_model
 from .interface import Interface
+from .limits import check_program, limit_of
 from .loading import executable_of, loaded
 from .options import Model, Options, resolve_target, target_of
 from .specialize import SpecializingExecutable, load_proto
@@ -141,13 +142,14 @@ def compiled_model(model: Model, options: Options) -> Compiled:
 
 def compile_graph(graph: Graph, target: Target, options: Options) -> Interface:
     """Compiles a graph that all passes have seen, for this process."""
-    return loaded(compiled_graph(graph, target, options, {}), options.threads)
+    return loaded(compiled_graph(graph, target, options, {}), options.threads, options.max_memory)
 
 
 def compiled_graph(graph: Graph, target: Target, options: Options, texts: Mapping[str, str]) -> Compiled:
     """Code and weights of a graph that all passes have seen; `texts` are the stages before it that are kept."""
     texts = {**texts, "graph": print_graph(graph)}
     programs = [program_of(graph, target)]
+    check_program(programs[0], limit_of(options.max_memory))
     del graph
     program, constants = constants_of(programs.pop())
     report = options.progress

@@ -14,6 +14,7 @@ from ..ir.errors import ShapeError, UnsupportedError
 from ..ir.program import ALIGNMENT
 from .compiled import Compiled, check_runs_here
 from .interface import Interface, computed_shape
+from .limits import check_outputs, check_run
 
 SHAPES_KEPT = 64
 """How many settings of the symbolic dims are remembered; each costs some hundred bytes."""
@@ -85,10 +86,11 @@ class Executable(Interface):
     as a tuple. Raises ShapeError where an argument does not fit, TargetError where its code cannot run on this machine.
     """
 
-    def __init__(self, compiled: Compiled, threads: int) -> None:
+    def __init__(self, compiled: Compiled, threads: int, most: int) -> None:
         check_runs_here(compiled.target)
         super().__init__(compiled)
         self._threads = threads
+        self._most = most
         count = compiled.segments
         functions = [f"onnxc_{what}_{i}" for what in ("run", "size") for i in range(count)]
         self._image = CodeImage(compiled.objects, functions, compiled.target)
@@ -152,25 +154,30 @@ class Executable(Interface):
             for position, ready in enumerate(compiled.ready):
                 if ready == segment:
                     shape = computed_shape(compiled.outputs[position], bound)
+                    check_outputs([compiled.outputs[position]], [shape], self._most)
                     outputs[position] = np.empty(shape, self._output_dtypes[position])
                     table[len(compiled.inputs) + position] = outputs[position].ctypes.data
             if segment == compiled.segments:
                 break
             self._size_segment[segment](ctypes.addressof(symbol_values), ctypes.addressof(workspace.arena_bytes))
-            if not 0 <= workspace.arena_bytes[segment] < 1 << 46:
-                raise ShapeError(f"sizes computed from data ask for {workspace.arena_bytes[segment]} bytes: {bound}")
+            if workspace.arena_bytes[segment] != check_run(compiled.arena.slots[segment], [], bound, self._most):
+                raise ShapeError(f"sizes computed from data are too large: {bound}")
             workspace.arena(segment, workspace.arena_bytes[segment])
             self._run_segment[segment](*workspace.arguments)
 
     def _sizes(self, shapes: tuple[tuple[int, ...], ...]) -> _Sizes:
         compiled = self._compiled
         bound, found = self._bound(shapes)
+        written = check_outputs(compiled.outputs, found, self._most)
+        arena = check_run(compiled.arena.slots[0], written, bound, self._most)
         values = tuple(bound.get(name, 0) for name in compiled.symbols)
         # Memory for what later segments tell the shape of comes when they do.
         outputs = tuple(((0,) if s is None else s, t) for s, t in zip(found, self._output_dtypes, strict=True))
         symbol_values = (ctypes.c_int64 * max(len(values), 1))(*values)
         result = (ctypes.c_int64 * compiled.segments)()
         self._size_segment[0](ctypes.addressof(symbol_values), ctypes.addressof(result))
+        if result[0] != arena:
+            raise ShapeError(f"inputs of shapes {shapes} give sizes that are too large")
         if len(self._known) >= SHAPES_KEPT:
             self._known = {}
         sizes = self._known[shapes] = _Sizes(values, outputs, result[0])

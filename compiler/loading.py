@@ -8,16 +8,19 @@ from ..ir.program import Program
 from .compiled import Compiled
 from .executable import Executable
 from .interface import Interface
+from .limits import check_constants, limit_of
 from .options import Model, Options, target_of, usable_threads
 
 
-def loaded(compiled: Compiled, threads: int | None) -> Interface:
-    """The model ready to run. TargetError where this machine lacks what its code uses."""
+def loaded(compiled: Compiled, threads: int | None, max_memory: int | str | None = None) -> Interface:
+    """The model ready to run. TargetError where this machine lacks what its code uses, LimitError where the constants
+    take more than `max_memory`."""
+    check_constants({name: array.nbytes for name, array in compiled.constants.items()}, limit_of(max_memory))
     if compiled.target.kind == "cuda":
         from .cuda_executable import CudaExecutable
 
-        return CudaExecutable(compiled)
-    return Executable(compiled, usable_threads(threads))
+        return CudaExecutable(compiled, None if max_memory is None else limit_of(max_memory))
+    return Executable(compiled, usable_threads(threads), limit_of(max_memory))
 
 
 def executable_of(compiled: Compiled, model: Model, options: Options) -> Interface:
@@ -30,4 +33,4 @@ def executable_of(compiled: Compiled, model: Model, options: Options) -> Interfa
             return program_of(graph_of(model, options), target_of(options))
 
         compiled = replace(compiled, program=program)
-    return loaded(compiled, options.threads)
+    return loaded(compiled, options.threads, options.max_memory)

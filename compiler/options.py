@@ -26,6 +26,8 @@ class Options:
     `passes.DEFAULT_PIPELINE`).
 
     `shapes` may leave axes open by None; those that stay symbols of their own are taken to be `smallest` or larger.
+    `max_memory` is a limit in bytes (or "2G") for constants, and for intermediate values with outputs (None: the memory
+    that this machine has).
     `progress(what, done, total)` and `after(pass, graph, seconds)` are told how compiling goes on.
     """
 
@@ -37,6 +39,7 @@ class Options:
     pipeline: str = ""
     folder: str | None = None
     smallest: int = 0
+    max_memory: int | str | None = None
     progress: Callable[[str, int, int], None] | None = field(default=None, compare=False)
     after: Callable[[Pass, Graph, float], None] | None = field(default=None, compare=False)
 

@@ -1,0 +1,114 @@
+"""How much memory a model may ask for: when it is compiled, and when it runs.
+
+A model of a few hundred bytes can ask for terabytes: constants that are made large, intermediate values, outputs whose
+sizes its data tell. All are measured before anything is allocated, with Python's integers, which do not overflow.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import numpy as np
+
+from ..ir.dims import evaluate
+from ..ir.errors import LimitError, OnnxcError
+from ..ir.graph import Value
+from ..ir.program import ALIGNMENT, ArenaSlot, Program
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes as a number, or as a text such as "500M" or "2G" (powers of 1024). OnnxcError for another text."""
+    if isinstance(text, int):
+        return text
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?) ?([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise OnnxcError(f"{text!r} is no amount of memory: write 500M or 2G")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def format_bytes(size: int) -> str:
+    """Bytes as a person reads them."""
+    if size >= 1 << 50:
+        return f"2^{size.bit_length() - 1} bytes"
+    unit, name = next(((u, n) for n, u in reversed(_UNITS.items()) if size >= u), (1, ""))
+    return f"{size / unit:.3g} {name}B"
+
+
+def memory_of_machine() -> int:
+    """Bytes of memory that this process can have: the machine's, or what its control group leaves."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _GROUPS:
+        try:
+            found.append(int(Path(path).read_text()))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return min(found)
+
+
+def limit_of(wanted: int | str | None) -> int:
+    """The limit in bytes: the one that is wanted, else the machine's memory."""
+    return memory_of_machine() if wanted is None else parse_bytes(wanted)
+
+
+def _refuse(what: str, size: int, most: int) -> LimitError:
+    limit = f"the limit is {format_bytes(most)}: max_memory= (--max-memory) sets another"
+    return LimitError(f"{what} {format_bytes(size)}; {limit}")
+
+
+def check_program(program: Program, most: int) -> None:
+    """Raises LimitError where constants, or by the sizes that are known a run, take more than `most` bytes."""
+    memories = [memory for memory in program.memories.values() if memory.role == "constant"]
+    check_constants({memory.name: memory.bytes for memory in memories if isinstance(memory.bytes, int)}, most)
+    # Memories whose sizes symbols tell count as nothing here; a run measures them.
+    known = {slot.memory: slot for slots in program.plan.slots for slot in slots if isinstance(slot.bytes, int)}
+    for slots in program.plan.slots:
+        if all(slot.memory in known for slot in slots):
+            check_run(slots, [], {}, most)
+    for slot in known.values():
+        if isinstance(slot.bytes, int) and slot.bytes > most:
+            raise _refuse(f"the intermediate value {slot.memory!r} takes", slot.bytes, most)
+    check_outputs(program.outputs, [v.shape if v.tensor.static else None for v in program.outputs], most)  # type: ignore[misc]
+
+
+def check_constants(sizes: Mapping[str, int], most: int) -> None:
+    """Raises LimitError where constants of these bytes, by name, take more than `most`."""
+    total = sum(sizes.values())
+    if total > most:
+        raise _refuse(f"the model's constants (the largest: {max(sizes, key=sizes.__getitem__)!r}) take", total, most)
+
+
+def check_run(slots: Sequence[ArenaSlot], outputs: Sequence[int], bound: Mapping[str, int], most: int) -> int:
+    """The bytes of a segment's arena for these values of the symbols.
+
+    Raises LimitError where it takes, with `outputs` (their bytes), more than `most`.
+    """
+    ends = [0] * len(slots)
+    for index in TopologicalSorter({i: slot.below for i, slot in enumerate(slots)}).static_order():
+        slot = slots[index]
+        size = max(evaluate(slot.bytes, bound), 0)
+        if size > most:
+            raise _refuse(f"the intermediate value {slot.memory!r} takes", size, most)
+        ends[index] = max((ends[lower] for lower in slot.below), default=0) + -(-size // ALIGNMENT) * ALIGNMENT
+    arena = max(ends, default=0)
+    if arena + sum(outputs) > most:
+        raise _refuse("intermediate values and outputs take", arena + sum(outputs), most)
+    return arena
+
+
+def check_outputs(values: Sequence[Value], shapes: Sequence[Sequence[int] | None], most: int) -> list[int]:
+    """The bytes of the outputs, 0 for one whose shape is not known yet. Raises LimitError above `most` bytes."""
+    found = []
+    for value, shape in zip(values, shapes, strict=True):
+        size = 0 if shape is None else math.prod(shape) * max(np.dtype(value.dtype.numpy).itemsize, 1)
+        if size > most or any(dim >= 1 << 62 for dim in shape or ()):
+            raise _refuse(f"the output {value.name!r} takes", max(size, 1), most)
+        found.append(size)
+    return found
