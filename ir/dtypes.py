@@ -41,6 +41,11 @@ class DType:
     def is_integer(self) -> bool:
         return self.kind in ("int", "uint")
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether kernels hold elements as their bits in a byte: floats of 8 bits or less, integers of less than 8."""
+        return self.bits < 8 or (self.bits == 8 and self.is_float)
+
     @cached_property
     def numpy(self) -> np.dtype[np.generic]:
         """The numpy (or ml_dtypes) type that holds one element."""
@@ -63,7 +68,8 @@ _NUMPY: dict[str, Any] = {
     "f16": np.float16, "f32": np.float32, "f64": np.float64, "bf16": ml_dtypes.bfloat16,
     "f8e4m3fn": ml_dtypes.float8_e4m3fn, "f8e4m3fnuz": ml_dtypes.float8_e4m3fnuz, "f8e5m2": ml_dtypes.float8_e5m2,
     "f8e5m2fnuz": ml_dtypes.float8_e5m2fnuz, "f8e8m0": ml_dtypes.float8_e8m0fnu, "f4e2m1": ml_dtypes.float4_e2m1fn,
-    "i2": ml_dtypes.int2, "u2": ml_dtypes.uint2, "i4": ml_dtypes.int4, "u4": ml_dtypes.uint4,
+    "f6e2m3": ml_dtypes.float6_e2m3fn, "f6e3m2": ml_dtypes.float6_e3m2fn, "i2": ml_dtypes.int2,
+    "u2": ml_dtypes.uint2, "i4": ml_dtypes.int4, "u4": ml_dtypes.uint4,
     "i8": np.int8, "i16": np.int16, "i32": np.int32, "i64": np.int64,
     "u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64,
     "bool": np.bool_, "c64": np.complex64, "c128": np.complex128, "string": np.object_,
@@ -82,6 +88,7 @@ ALL: tuple[DType, ...] = (
     DType("f8e5m2", 19, 8, "float"), DType("f8e5m2fnuz", 20, 8, "float"),
     DType("u4", 21, 4, "uint"), DType("i4", 22, 4, "int"), DType("f4e2m1", 23, 4, "float"),
     DType("f8e8m0", 24, 8, "float"), DType("u2", 25, 2, "uint"), DType("i2", 26, 2, "int"),
+    DType("f6e2m3", 27, 6, "float"), DType("f6e3m2", 28, 6, "float"),
 )  # fmt: skip
 BY_NAME = {dtype.name: dtype for dtype in ALL}
 BY_ONNX = {dtype.onnx: dtype for dtype in ALL}

@@ -277,7 +277,8 @@ def _spell(scalar: Scalar, text: Callable[[Scalar], str]) -> str:
     if isinstance(scalar, s.Select):
         return f"select({text(scalar.condition)}, {text(scalar.yes)}, {text(scalar.no)})"
     if isinstance(scalar, s.Cast | s.Bitcast):
-        return f"{'bits_as ' if isinstance(scalar, s.Bitcast) else ''}{kind}({text(scalar.operand)})"
+        how = "bits_as " if isinstance(scalar, s.Bitcast) else "saturated " if scalar.saturate else ""
+        return f"{how}{kind}({text(scalar.operand)})"
     if isinstance(scalar, s.Fma):
         return f"fma({text(scalar.a)}, {text(scalar.b)}, {text(scalar.c)})"
     if isinstance(scalar, s.Broadcast):

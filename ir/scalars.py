@@ -248,9 +248,13 @@ class Select(Scalar):
 
 @dataclass(frozen=True, eq=False)
 class Cast(Scalar):
-    """Conversion as ONNX's Cast: float to integer truncates, to bool is != 0, between floats rounds to even."""
+    """Conversion as ONNX's Cast: float to integer truncates, to bool is != 0, between floats rounds to even.
+
+    What a float of 8 bits cannot hold becomes its greatest value where `saturate`, else infinity or NaN.
+    """
 
     operand: Scalar
+    saturate: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -477,7 +481,7 @@ def select(condition: Scalar, yes: Scalar, no: Scalar) -> Scalar:
     return Select(yes.dtype, lanes, widen(condition, lanes), widen(yes, lanes), widen(no, lanes))
 
 
-def cast(operand: Scalar, dtype: DType) -> Scalar:
+def cast(operand: Scalar, dtype: DType, saturate: bool = False) -> Scalar:
     """`operand` converted as ONNX's Cast does; nothing where the type is already that."""
     if operand.dtype == dtype:
         return operand
@@ -485,7 +489,7 @@ def cast(operand: Scalar, dtype: DType) -> Scalar:
     if isinstance(operand, Const) and not truncates and dtype in (F32, F64, I64, BOOL):
         value = float(np.float32(operand.value)) if dtype == F32 else operand.value
         return const(value, dtype)
-    return Cast(dtype, operand.lanes, operand)
+    return Cast(dtype, operand.lanes, operand, saturate)
 
 
 def fma(a: Scalar, b: Scalar, c: Scalar) -> Scalar:
@@ -557,7 +561,7 @@ class Rewriter:
         if isinstance(scalar, Select):
             return select(self(scalar.condition), self(scalar.yes), self(scalar.no))
         if isinstance(scalar, Cast):
-            return cast(self(scalar.operand), scalar.dtype)
+            return cast(self(scalar.operand), scalar.dtype, scalar.saturate)
         if isinstance(scalar, Fma):
             return fma(self(scalar.a), self(scalar.b), self(scalar.c))
         if isinstance(scalar, Element):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..ir import scalars as s
-from ..ir.dtypes import F64, U32, U64
+from ..ir.dtypes import F32, F64, U32, U64
 from ..ir.scalars import Scalar, ScalarLike, bitcast, select
 
 
@@ -67,3 +67,14 @@ def quick_two_sum(a: Scalar, b: Scalar) -> tuple[Scalar, Scalar]:
     """(t, e) with t = round(a + b) and t + e = a + b exactly, for |a| >= |b|."""
     total = a + b
     return total, b - (total - a)
+
+
+def odd_f32(x: Scalar) -> Scalar:
+    """f64 to f32 rounded to odd, which makes a second rounding to a narrower type exact."""
+    nearest = s.Cast(F32, x.lanes, x)
+    wide = s.cast(nearest, F64)
+    bits = bitcast(nearest, U32)
+    too_far = s.unary("abs", x) < s.unary("abs", wide)
+    toward_zero = bits - select(too_far, s.const(1, U32, x.lanes), s.const(0, U32, x.lanes))
+    exact = wide.equal(x) | s.unary("isnan", x)
+    return bitcast(select(exact, bits, toward_zero | 1), F32)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..ir.dims import Dim, dim_factor, dim_max, product, substitute, symbol, sym
 from ..ir.dtypes import BF16, BOOL, I64, DType
 from ..ir.errors import UnsupportedError
 from ..ir.graph import Graph, Node, TensorType, Value
+from ..ir.guards import Guard
 from ..ir.infer import Inference
 from ..ir.loops import Block, For, Kernel, Let, Store, free_sizes, kernel_digest
 from ..ir.loops import walk as walk_statements
@@ -24,7 +26,9 @@ from ..ir.scalars import Buffer
 from ..ir.target import Target
 from ..ir.tensors import Tensor, buffer_tensor
 from .access import literal_tensor, view_of
+from .checks import Checks
 from .control import lower_loop, lower_scan
+from .narrow_types import without_narrow_types
 from .nests import build_nests
 from .plan import plan_arena
 from .regions import BindSymbol, Call, Lowered, Region, Repeated, Schedule, anchor_tensor
@@ -114,11 +118,13 @@ class Lowering:
     digests: dict[str, str] = field(default_factory=dict)
     count: int = 0
     _arguments: dict[str, Place] = field(default_factory=dict)
+    _guards: list[tuple[Node, Guard]] = field(default_factory=list)
     _anchor: tuple[Tensor | None, tuple[Tensor | None, ...]] = (None, ())
 
     def program(self, hints: Mapping[str, int]) -> Program:
         graph = self.graph
         self.inference.graph(graph)
+        self.checks.begin()
         for value in graph.inputs:
             if not isinstance(value.type, TensorType):
                 raise UnsupportedError(f"input %{value.name} is a {value.type}; only tensors can be passed")
@@ -132,6 +138,7 @@ class Lowering:
             self.memories[name] = Memory(name, value.dtype, product(value.shape), "output")
             results.append(Place(name))
         steps = self.region(graph, results)
+        self.checks.finish()
         segments = cut(steps, self.memories)
         self.memories = settle(self.memories, segments)
         plan = plan_arena(self.memories, segments, self.kernels, hints)
@@ -148,6 +155,7 @@ class Lowering:
             constants=constants,
             plan=plan,
             assumptions=tuple(self.inference.assumptions),
+            checks=tuple(self.checks.texts),
         )
 
     # Graphs and regions
@@ -170,8 +178,11 @@ class Lowering:
             if computed and offset == 0 and root not in claimed and sizes.get(root) == product(value.shape):
                 claimed[root] = place
         steps: list[Step] = []
+        self.checks.depth += 1
         for node in graph.nodes:
-            steps += self._node(node, views, claimed)
+            made = self._node(node, views, claimed)
+            steps += [*made, *self.checks.sizes(node, made)]
+        self.checks.depth -= 1
         for value, place in zip(graph.outputs, results, strict=True):
             if self._place(value) != place:
                 steps += self.copy(value, place)
@@ -190,7 +201,7 @@ class Lowering:
                 tensor = self._definition(node, {})[0]
                 if tensor.kind != "opaque":
                     view = view_of(tensor.at, tensor.shape)
-                    if view is not None:
+                    if view is not None and not self.inference.guards:
                         found[node.output.name] = view
         return found
 
@@ -231,7 +242,9 @@ class Lowering:
         if node.op == "Scan":
             return lower_scan(self, node)
         steps = self._bindings(node)
-        return steps + self._emit(self._region_of(node), [self.places[v.name] for v in node.outputs])
+        region, guards = self._region_of(node), self._guards
+        steps += self.checks.indices(node, region, guards)
+        return steps + self.emit(region, [self.places[v.name] for v in node.outputs])
 
     def _choose(self, node: Node) -> list[Step]:
         results = [self.places[value.name] for value in node.outputs]
@@ -277,6 +290,15 @@ class Lowering:
                         steps.append(Bind(name, Place(place.memory, place.offset + element), value.dtype, -(1 << 62)))
         return steps
 
+    @cached_property
+    def _has_narrow_types(self) -> bool:
+        return any(isinstance(v.type, TensorType) and v.dtype.is_narrow for v in _values(self.graph))
+
+    @cached_property
+    def checks(self) -> Checks:
+        """The checks of indices and sizes that only the run tells."""
+        return Checks(self)
+
     @property
     def _bound(self) -> set[str]:
         return self.__dict__.setdefault("_bound_symbols", set())  # type: ignore[no-any-return]
@@ -312,7 +334,7 @@ class Lowering:
         true = value is None or bool(self.arrays[value.name].all())
         self._arguments = {}
         tensor = Tensor((), BOOL, lambda i: s.const(true, BOOL))
-        return self._emit(Region("condition", (), ((Buffer("y0", BOOL, 1), tensor),)), [place])
+        return self.emit(Region("condition", (), ((Buffer("y0", BOOL, 1), tensor),)), [place])
 
     def arena(self, name: str, dtype: DType, size: Dim) -> Place:
         """A new arena memory; the name is made unique."""
@@ -356,7 +378,7 @@ class Lowering:
         inputs: list[Tensor] = []
         operands: dict[str, Tensor] = {}
         constants: dict[str, np.ndarray] = {}
-        self._arguments = {}
+        self._arguments, self._guards = {}, []
         inner = {value for item in body for value in item.outputs}
         static = self._static_only(body)
         for value in dict.fromkeys(v for item in body for v in item.operands):
@@ -380,6 +402,7 @@ class Lowering:
             self._anchor = (None, ())
             for item in body:
                 found = self._definition(item, env)
+                self._guards += [(item, guard) for guard in self.inference.guards]
                 if item is anchor and with_anchor:
                     reads = tuple(None if v is None else env.get(v.name) for v in item.inputs)
                     self._anchor = (found[0], reads)
@@ -388,6 +411,7 @@ class Lowering:
             return [(Buffer(f"y{i}", v.dtype, product(v.shape)), env[v.name]) for i, v in enumerate(ends)]
 
         outputs = define(anchor is not None)
+        self._guards = list(self._guards)  # not what it is defined again for
         anchor_output, reads = self._anchor
         if anchor is None and len(body) == 1:
             anchor = body[0]
@@ -444,6 +468,10 @@ class Lowering:
                 found[name] = self.inference.static(value)
         return found
 
+    def argument(self, name: str) -> Place:
+        """Where an operand of the region that was made last lies."""
+        return self._resolved(self._arguments[name])
+
     def _lazy_place(self, value: Value) -> Place:
         return self.places.get(value.name) or Place(f"?{value.name}")
 
@@ -459,7 +487,7 @@ class Lowering:
                     (static if position in positions else data).add(value)
         return static - data
 
-    def _emit(self, region: Region, results: Sequence[Place]) -> list[Step]:
+    def emit(self, region: Region, results: Sequence[Place]) -> list[Step]:
         """The kernel calls of a region."""
         arguments = dict(self._arguments)
         arguments.update({f"y{i}": place for i, place in enumerate(results)})
@@ -486,18 +514,19 @@ class Lowering:
             elif isinstance(call, Repeated):
                 index = self.fresh_symbol(call.index)
                 at = {call.index: symbol(index, 0, call.trips - 1)}
-                body = tuple(self._run(inner, arguments, region, at) for inner in call.calls)
+                body = tuple(self.run(inner, arguments, region, at) for inner in call.calls)
                 steps.append(Repeat(index, call.trips, None, body))
             else:
-                steps.append(self._run(call, arguments, region))
+                steps.append(self.run(call, arguments, region))
         return steps
 
-    def _run(
+    def run(
         self, call: Call, arguments: Mapping[str, Place], region: Region, values: Mapping[str, Dim] | None = None
     ) -> Run:
         places = tuple(self._resolved(arguments[name]) for name in call.arguments)
         sizes = tuple(substitute(size, values or {}) for size in call.sizes)
-        return Run(self._shared(call.kernel), places, sizes, region.origin)
+        kernel = without_narrow_types(call.kernel) if self._has_narrow_types else call.kernel
+        return Run(self._shared(kernel), places, sizes, region.origin)
 
     def _resolved(self, place: Place) -> Place:
         return self.place_of(place.memory[1:]) if place.memory.startswith("?") else place
@@ -518,11 +547,11 @@ class Lowering:
         y = Buffer("y0", value.dtype, count)
         same = Tensor((count,), value.dtype, lambda i: x.at(i), "map", (x,))
         self._arguments = {"x0": source or self._place(value)}
-        return self._emit(Region("copy", (x,), ((y, same),)), [place])
+        return self.emit(Region("copy", (x,), ((y, same),)), [place])
 
     def store_index(self, index: Dim, place: Place) -> list[Step]:
         """Steps that write a size or loop index as an i64 in memory."""
         y = Buffer("y0", I64, 1)
         tensor = Tensor((), I64, lambda i: s.index(index))
         self._arguments = {}
-        return self._emit(Region("index", (), ((y, tensor),)), [place])
+        return self.emit(Region("index", (), ((y, tensor),)), [place])

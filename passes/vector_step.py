@@ -224,7 +224,7 @@ class Step(Rewriter):
         if isinstance(scalar, Select):
             return s.select(self.vector(scalar.condition), self.vector(scalar.yes), self.vector(scalar.no))
         if isinstance(scalar, s.Cast):
-            return s.cast(self.vector(scalar.operand), scalar.dtype)
+            return s.cast(self.vector(scalar.operand), scalar.dtype, scalar.saturate)
         if isinstance(scalar, s.Bitcast):
             return s.bitcast(self.vector(scalar.operand), scalar.dtype)
         if isinstance(scalar, s.Fma):

@@ -12,6 +12,7 @@ from typing import Any
 from ...ir import scalars as s
 from ...ir.dtypes import BOOL, F16, F32, F64, I8, I64, U16, DType
 from ...ir.scalars import Buffer, Scalar
+from ...passes.float_arithmetic import odd_f32
 from ...passes.guards import guard_loads
 from .addresses import (
     AddressRenderer,
@@ -26,7 +27,7 @@ from .addresses import (
     vector_type,
 )
 from .dot_products import find
-from .legalize import HALF, Given, expand, has_half_conversions, narrow_bits, odd_f32, widened_bits
+from .legalize import HALF, Given, expand, has_half_conversions, narrow_bits, widened_bits
 
 _FLOAT_OPS = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
 _INTEGER_OPS = {name: name for name in ("add", "sub", "mul", "and", "or", "xor")} | {"bare_shl": "shl"}

@@ -157,17 +157,6 @@ def _float_to_integer(x: Scalar, dtype: DType) -> Scalar | None:
     return s.select(x < half, s.bitcast(s.cast(x, I64), U64), high)
 
 
-def odd_f32(x: Scalar) -> Scalar:
-    """f64 to f32 rounded to odd, which makes a second rounding to a narrower type exact."""
-    nearest = s.Cast(F32, x.lanes, x)
-    wide = s.cast(nearest, F64)
-    bits = s.bitcast(nearest, U32)
-    too_far = s.unary("abs", x) < s.unary("abs", wide)
-    toward_zero = bits - s.select(too_far, like(1, bits), like(0, bits))
-    exact = wide.equal(x) | s.unary("isnan", x)
-    return s.bitcast(s.select(exact, bits, toward_zero | like(1, bits)), F32)
-
-
 def narrow_bits(x: Scalar, dtype: DType) -> Scalar:
     """The bits (u16) of an f32 rounded to f16 or bf16, half to even; NaN stays NaN."""
     bits = s.bitcast(x, U32)

@@ -43,6 +43,7 @@ from ..functions import (
     where,
 )  # fmt: skip
 from ..scalars import Scalar, bitcast, const
+from ..scalars import cast as scalar_cast
 from ..tensors import Tensor, elementwise
 from .declare import SPECTRUM, Registry
 
@@ -251,28 +252,15 @@ def _as_power_of_two(x: Scalar, saturate: bool, round_mode: str) -> Scalar:
     return bitcast(cast(rounded, U8), E8M0)
 
 
-def _power_of_two(x: Scalar) -> Scalar:
-    """The f32 that an e8m0 stands for."""
-    exponent = cast(bitcast(x, U8), U32)
-    bits = where(exponent.equal(0xFF), 0x7FC00000, where(exponent.equal(0), 0x400000, shift_left(exponent, 23)))
-    return bitcast(bits, F32)
-
-
 def converted(x: Scalar, to: DType, saturate: bool = True, round_mode: str = "up") -> Scalar:
     """x in another type; what exceeds a float8 becomes its greatest value where `saturate`."""
     if "string" in (to.kind, x.dtype.kind):
         raise UnsupportedError("conversion between text and numbers is not compiled")
     if x.dtype == to:
         return x
-    if x.dtype == E8M0:
-        x = _power_of_two(x)
     if to == E8M0:
         return _as_power_of_two(x, saturate, round_mode)
-    if to.is_float and to.bits == 8:
-        x = x if x.dtype.is_float else cast(x, F32)
-        if saturate:
-            x = minimum(maximum(x, to.limits[0]), to.limits[1])
-    return cast(x, to)
+    return scalar_cast(x, to, saturate and to.is_narrow)
 
 
 @declare.pointwise("Cast")
