@@ -18,6 +18,7 @@ from . import scalars
 from .dims import Dim, Symbol, dim_min, known_le, product, symbol
 from .dtypes import BOOL, I64, DType
 from .errors import ShapeError
+from .rounding import rounded
 from .scalars import Buffer, Const, Reduce, Scalar, free_symbols
 
 Indices: TypeAlias = tuple[Dim, ...]
@@ -80,7 +81,7 @@ class Tensor:
         assert len(key) == len(self.shape), f"{len(key)} indices for shape {self.shape}"
         found = self._memo.get(key)
         if found is None:
-            found = self._memo[key] = self.element(key)
+            found = self._memo[key] = rounded(self.element(key))
             assert found.dtype == self.dtype, f"element of {found.dtype} in a tensor of {self.dtype}"
         return found
 

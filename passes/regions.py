@@ -15,7 +15,8 @@ import numpy as np
 from ..ir.dims import Dim
 from ..ir.graph import Node
 from ..ir.loops import Kernel
-from ..ir.scalars import Buffer, Const, Element
+from ..ir.rounding import converted
+from ..ir.scalars import Buffer, Const, Element, Scalar
 from ..ir.target import Target
 from ..ir.tensors import Indices, Tensor
 
@@ -130,9 +131,9 @@ Schedule: TypeAlias = Callable[[Region, Target], Lowered | None]
 
 
 def anchor_tensor(shape: Sequence[Dim], like: Tensor) -> Tensor:
-    """The anchor's result as an operand of its epilogue: its elements come from the schedule."""
+    """The anchor's result as an operand of its epilogue: its elements come from the schedule, not yet rounded."""
 
-    def element(indices: Indices) -> Element:
-        return Element(like.dtype, 1, ANCHOR, indices)
+    def element(indices: Indices) -> Scalar:
+        return converted(Element(like.dtype, 1, ANCHOR, indices))
 
     return Tensor(tuple(shape), like.dtype, element, "anchor", like.sources)

@@ -155,17 +155,15 @@ _scan("CumProd", "mul", 1)
 @declare.op("Softmax", precise=("x",))
 def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     axes = (normalize_axis(axis, x.rank),)
-    wide = widened(x)
-    e = exp(wide - reduce_max(wide, axes))
-    return cast(e / reduce_sum(e, axes), x.dtype)
+    e = exp(x - reduce_max(x, axes))
+    return e / cast(reduce_sum(widened(e), axes), x.dtype)
 
 
 @declare.op("LogSoftmax", precise=("x",))
 def log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
     axes = (normalize_axis(axis, x.rank),)
-    wide = widened(x)
-    shifted = wide - reduce_max(wide, axes)
-    return cast(shifted - log(reduce_sum(exp(shifted), axes)), x.dtype)
+    shifted = x - reduce_max(x, axes)
+    return shifted - cast(log(reduce_sum(widened(exp(shifted)), axes)), x.dtype)
 
 
 @declare.op("Hardmax")

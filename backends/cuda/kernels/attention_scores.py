@@ -100,10 +100,13 @@ def score_of(value: Scalar) -> Score:
 
 
 class _Widened(s.Rewriter):
-    """Halves as f32: they are read and explicitly rounded as before, but arithmetic rounds no more than any in f32."""
+    """Halves as f32: they are read and explicitly converted as before, but arithmetic rounds no more than any in f32:
+    what is never stored need not be rounded at each operator (`ir.rounding`)."""
 
     def rebuild(self, scalar: Scalar) -> Scalar:
         if isinstance(scalar, s.Cast) and scalar.dtype in _HALF:
+            if isinstance(scalar.operand, s.Cast) and scalar.operand.operand.dtype == scalar.dtype:
+                return self(scalar.operand.operand)
             return s.cast(_rounded(self(scalar.operand), scalar.dtype), F32)
         if scalar.dtype not in _HALF:
             return super().rebuild(scalar)
