@@ -177,10 +177,11 @@ def bitwise_not(a: Scalar) -> Scalar:
 
 @declare.pointwise("BitShift")
 def bit_shift(a: Scalar, b: Scalar, *, direction: str) -> Scalar:
-    """a shifted by b bits; to the right, signed numbers keep their sign however far."""
+    """a shifted by b bits; to the right, signed numbers keep their sign however far. Negative b are far too (numpy)."""
     if direction == "LEFT":
         return shift_left(a, b)
-    return shift_right(a, minimum(b, a.dtype.bits - 1) if a.dtype.kind == "int" else b)
+    far = a.dtype.bits - 1
+    return shift_right(a, where(b < 0, far, minimum(b, far)) if a.dtype.kind == "int" else b)
 
 
 @declare.pointwise("Equal")
