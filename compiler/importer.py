@@ -24,6 +24,7 @@ from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Type, Value, c
 from ..ir.infer import Inference
 from ..ir.ops import REGISTRY
 from .calls import Body, Call
+from .composites import COMPOSITES
 from .dimensions import Symbols, input_types
 from .functions import Function, Key, call_to_onnx, domain_of, local_functions, opsets_of, schema_function
 from .lift import lift
@@ -140,6 +141,10 @@ class Importer:
         """The array of a value that is a constant."""
         return None if value is None else self._arrays.get(value.name)
 
+    def settled(self, value: Value) -> bool:
+        """Whether each element is known: a constant, or what the types of other values tell."""
+        return value.name in self._arrays or value.name in self._rules.values
+
     def region(self, name: str, types: Sequence[Type], fill: Callable[[tuple[Value, ...]], Sequence[Value]]) -> Graph:
         """A region with inputs of its own names."""
         values = tuple(Value(self._names.fresh(f"{name}.in{i}"), type) for i, type in enumerate(types))
@@ -254,7 +259,7 @@ class Importer:
         schema = schema_in(node, scope.opsets)
         if schema is not None:
             check_node(node, attributes, schema)
-        elif not domain_of(node.domain) or operator_name(node) not in self._operators:
+        elif not domain_of(node.domain) or not {operator_name(node)} & (self._operators | set(COMPOSITES)):
             raise UnsupportedError(
                 "neither ONNX nor onnxc knows this operator, and the model brings no function for it; "
                 "`onnxc ops` lists those there are: export the model without it"

@@ -17,6 +17,8 @@ from ..ir.dtypes import BOOL, BY_ONNX, F32, I64, DType
 from ..ir.errors import UnsupportedError
 from ..ir.graph import Attribute, Constant, Graph, TensorType, Type, Value
 from .calls import NEWEST, Builder, Call, Lift
+from .composites import COMPOSITES
+from .expand import expand
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def lift(call: Call, build: Builder) -> Call | None:
     Raises UnsupportedError for the rare old meaning that has no newer form.
     """
     name, version = call.op, call.version
+    if name in COMPOSITES:
+        return expand(COMPOSITES[name], call, build)
     before, dropped = DROPPED.get(name, _CONSUMED)
     if version < before:
         call = call.with_attributes(dropped)
@@ -146,6 +150,30 @@ def _flattening(call: Call, build: Builder) -> Call:
 def _reshaped(call: Call, build: Builder, value: Value, like: Value) -> Call:
     shape = _one(build, call, "Shape", [like])
     return replace(call, op="Reshape", inputs=(value, shape), attributes={"allowzero": 1})
+
+
+def _reshape(call: Call, build: Builder) -> Call:
+    """A shape that only the run tells may hold 0 (the extent there is) and -1 (what the others leave): both are
+    computed, so that each element is an extent."""
+    x, shape = _operand(call), call.input(1)
+    if shape is None or shape.shape == (0,) or build.settled(shape) or not isinstance(shape.shape[0], int):
+        return call
+
+    def one(op: str, *inputs: Value, **attributes: Attribute) -> Value:
+        return _one(build, call, op, inputs, **attributes)
+
+    count, rank = shape.shape[0], x.tensor.rank
+    zero, free, unit = (_ints(build, call, [number]) for number in (0, -1, 1))
+    if not call.integer("allowzero", 0):
+        there = [one("Shape", x, end=min(count, rank))] if rank else []
+        there += [_ints(build, call, [0] * (count - rank))] if count > rank else []
+        kept = one("Concat", *there, axis=0) if len(there) > 1 else there[0]
+        shape = one("Where", one("Equal", shape, zero), kept, shape)
+    is_free = one("Equal", shape, free)
+    others = one("ReduceProd", one("Where", is_free, unit, shape), keepdims=1)
+    left = one("Div", one("Size", x), one("Max", others, unit))
+    extents = one("Where", is_free, left, shape)
+    return call.with_input(1, extents).with_attributes(allowzero=1)
 
 
 def _dropout(call: Call, build: Builder) -> Call | None:
@@ -288,6 +316,7 @@ _FUNCTIONS: Mapping[str, tuple[int, Lift]] = {
     "CastLike": (NEWEST, _cast_like),
     "Dropout": (NEWEST, _dropout),
     "GroupNormalization": (21, _group_normalization),
+    "Reshape": (NEWEST, _reshape),
     "Scan": (9, _scan),
     "Scatter": (NEWEST, lambda call, build: replace(call, op="ScatterElements")),
     "Split": (18, _split),
