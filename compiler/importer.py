@@ -18,8 +18,8 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 from onnx.defs import OpSchema
 
-from ..ir.dtypes import BOOL, BY_ONNX, I64, of_numpy
-from ..ir.errors import ModelError, OnnxcError, UnsupportedError
+from ..ir.dtypes import BOOL, BY_ONNX, I64, STRING, of_numpy
+from ..ir.errors import HostNeeded, ModelError, OnnxcError, UnsupportedError
 from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Type, Value, constant_node
 from ..ir.infer import Inference
 from ..ir.ops import REGISTRY
@@ -27,6 +27,7 @@ from .calls import Body, Call
 from .composites import COMPOSITES
 from .dimensions import Symbols, input_types
 from .functions import Function, Key, call_to_onnx, domain_of, local_functions, opsets_of, schema_function
+from .host.kinds import NUMBERS, STEPS, has_text_attribute, kind_of_type
 from .lift import lift
 from .nodes import (
     check_call,
@@ -41,6 +42,7 @@ from .nodes import (
     read_attribute,
     schema_in,
 )  # fmt: skip
+from .sequences import Item, ItemCall, resolved
 from .weights import Weights, load_model
 
 
@@ -81,11 +83,11 @@ class Scope:
     prefix: str = ""
     origin: tuple[str, ...] = ()
     arguments: Mapping[str, AttributeProto] | None = None
-    values: dict[str, Value | None] = field(default_factory=dict)
+    values: dict[str, Item] = field(default_factory=dict)
     declared: Mapping[str, int] = field(default_factory=dict)
 
-    def find(self, name: str) -> Value | None:
-        """The value that a name stands for here."""
+    def find(self, name: str) -> Item:
+        """What a name stands for here."""
         scope: Scope | None = self
         while scope is not None:
             if name in scope.values:
@@ -122,13 +124,16 @@ class Importer:
         constants = {tensor.name for tensor in proto.initializer} | {t.values.name for t in proto.sparse_initializer}
         # An initializer that is an input too is a default value; it is taken as the constant of IR version 3.
         inputs = [value for value in proto.input if value.name not in constants]
+        for value in inputs:
+            if kind_of_type(value.type) != NUMBERS:
+                raise HostNeeded(f'the input "{value.name}" is a {kind_of_type(value.type)}')
         types = input_types(inputs, self._symbols, dims, shapes, smallest)
         _refuse_twins([value.name for value in inputs], "inputs")
         _refuse_twins([value.name for value in proto.output], "outputs")
         scope = Scope(opsets_of(self._model), frozenset(), declared=_declared(proto))
         values = tuple(Value(self._define(name), type) for name, type in types.items())
         scope.values.update(zip(types, values, strict=True))
-        outputs = self._body(proto, scope)
+        outputs = _only_values(self._body(proto, scope), proto)
         return Graph(proto.name or "graph", values, outputs, tuple(self._nodes))
 
     # What lifts may do (`lift.Builder`).
@@ -157,17 +162,18 @@ class Importer:
         check_call(call)
         stem = next(filter(None, call.outputs), call.origin[0] if call.origin else "value")
         names = [name or self._names.fresh(f"{stem}.{call.op.lower()}") for name in call.outputs]
+        if call.op in STEPS or has_text_attribute(call.attributes) or any(map(_is_text, call.inputs)):
+            raise HostNeeded(f"{call.op} on {', '.join(str(v.type) for v in call.inputs if v) or 'nothing'}")
         if call.op not in self._operators:
             return self._expand_schema(replace(call, outputs=tuple(names)))
-        taken = self._taken_branch(call)
-        if taken is not None:
-            return self._inline(taken, tuple(names), call.origin)
         regions = self._regions(call)
         wanted = (names[0], *call.outputs[1:])
         types = self._rules.outputs(call.op, call.inputs, call.attributes, regions, wanted)
         if len(types) < len(names):
             raise UnsupportedError(f"{call.op} gives {len(types)} outputs, but {len(names)} are read")
         values = tuple(map(Value, names, types))
+        if any(map(_is_text, values)):
+            raise HostNeeded(f"{call.op} gives text")
         self._nodes.append(Node(call.op, call.inputs, values, call.attributes, regions, call.origin))
         self._values.update((value.name, value) for value in values)
         return values
@@ -202,8 +208,8 @@ class Importer:
 
     # Graphs and nodes.
 
-    def _body(self, proto: GraphProto, scope: Scope) -> tuple[Value, ...]:
-        """Adds a graph's constants and nodes; its outputs."""
+    def _body(self, proto: GraphProto, scope: Scope) -> tuple[Item, ...]:
+        """Adds a graph's constants and nodes; what its outputs stand for."""
         scope.read = frozenset(names_read(proto.node)) | {value.name for value in proto.output}
         tensors = [(tensor.name, partial(self._weights.array, tensor)) for tensor in proto.initializer]
         tensors += [(t.values.name, partial(self._weights.dense, t)) for t in proto.sparse_initializer]
@@ -213,7 +219,7 @@ class Importer:
                 scope.values[name] = self._constant(array(), self._define(name), (name,))
         self._import(proto.node, scope)
         with _located("", "the graph's outputs"):
-            return tuple(_present(scope.find(value.name), value.name) for value in proto.output)
+            return tuple(scope.find(value.name) for value in proto.output)
 
     def _import(self, nodes: Sequence[NodeProto], scope: Scope) -> None:
         for index, node in in_order(nodes):
@@ -229,23 +235,52 @@ class Importer:
         name = node_name(node, index)
         origin = scope.origin or (f"{scope.prefix}{name}",)
         attributes = _resolved(node, scope)
-        inputs = tuple(scope.find(text) if text else None for text in node.input)
+        items = tuple(scope.find(text) if text else None for text in node.input)
         read = _outputs_read(node, scope)
         outputs = tuple(self._output_name(text, scope) if text else "" for text in read)
+        found: tuple[Item, ...] | None
         function = self._functions.get((domain_of(node.domain), node.op_type, node.overload))
         if function is not None:
             given = {attribute.name: attribute for attribute in attributes}
-            self._expand(function, inputs, outputs, given, f"{origin[0]}/", ())
+            found = self._expand(function, items, outputs, given, f"{origin[0]}/", ())
         else:
-            call = self._call(node, attributes, inputs, outputs, origin, scope)
-            if call.op == "Constant":
-                self._constant(constant_array(call.attributes), outputs[0] or self._names.fresh(name), origin)
-            elif (lifted := lift(call, self)) is not None:
-                self.emit(lifted)
-        for text, output in zip(read, outputs, strict=True):
+            call = self._call(node, attributes, _without_sequences(items), outputs, origin, scope)
+            found = self._resolved(call, items, scope)
+            if found is None:
+                if call.op == "Constant":
+                    self._constant(constant_array(call.attributes), outputs[0] or self._names.fresh(name), origin)
+                elif (lifted := lift(call, self)) is not None:
+                    self.emit(lifted)
+                found = tuple(self._values.get(output) for output in outputs)
+        for text, item in zip(read, found, strict=False):
             if text:
-                self._check_declared(text, self._values[output], scope)
-                scope.values[text] = self._values[output]
+                if isinstance(item, Value):
+                    self._check_declared(text, item, scope)
+                scope.values[text] = item
+
+    def _resolved(self, call: Call, items: tuple[Item, ...], scope: Scope) -> tuple[Item, ...] | None:
+        """What a node gives that makes or takes sequences and optionals, or that is an If whose condition is known:
+        the branch that is not taken may not even fit the types. None for all other nodes."""
+        if call.op != "If":
+            body = call.graphs.get("body")
+            inlined = None if body is None else partial(self._inlined, body, scope)
+            return resolved(ItemCall(call, items, self, self._rules.values, inlined))
+        value = call.input(0)
+        condition = None if value is None else self._rules.values.get(value.name)
+        if not condition or not isinstance(condition[0], bool | int):
+            return None
+        branch = call.graphs.get("then_branch" if condition[0] else "else_branch")
+        if branch is None:
+            raise ModelError("it lacks a branch")
+        found = self._inlined(branch, scope, ())
+        if len(found) != len(call.outputs):
+            raise ModelError(f"the branch has {len(found)} outputs, its node {len(call.outputs)}")
+        return tuple(self._renamed(*pair, call.origin) for pair in zip(found, call.outputs, strict=True))
+
+    def _renamed(self, item: Item, name: str, origin: tuple[str, ...]) -> Item:
+        if not isinstance(item, Value) or not name or item.name == name:
+            return item
+        return self.emit(Call("Identity", (item,), {}, (name,), origin=origin))[0]
 
     def _output_name(self, text: str, scope: Scope) -> str:
         if text in scope.names:
@@ -288,11 +323,7 @@ class Importer:
 
     def _body_of(self, proto: GraphProto, outer: Scope) -> Body:
         def make(types: Sequence[Type]) -> Graph:
-            if len(types) != len(proto.input):
-                raise ModelError(f'the graph "{proto.name}" has {len(proto.input)} inputs, its node gives {len(types)}')
-            _refuse_twins([value.name for value in proto.input], "inputs")
-            inner = Scope(outer.opsets, frozenset(), outer, prefix=outer.prefix, origin=outer.origin)
-            inner.arguments, inner.declared = outer.arguments, _declared(proto)
+            inner = _inner_scope(proto, outer, len(types))
             values = []
             for declared, type in zip(proto.input, types, strict=True):
                 value = Value(self._output_name(declared.name, inner), _as_declared(declared, type))
@@ -300,10 +331,16 @@ class Importer:
                 inner.values[declared.name] = value
                 values.append(value)
             with self._collecting() as nodes:
-                outputs = self._body(proto, inner)
+                outputs = _only_values(self._body(proto, inner), proto)
             return Graph(proto.name or "body", tuple(values), outputs, tuple(nodes))
 
         return make
+
+    def _inlined(self, proto: GraphProto, outer: Scope, items: Sequence[Item]) -> tuple[Item, ...]:
+        """Adds the nodes of an inner graph to those around it; what its outputs stand for."""
+        inner = _inner_scope(proto, outer, len(items))
+        inner.values.update(zip((value.name for value in proto.input), items, strict=True))
+        return self._body(proto, inner)
 
     def _regions(self, call: Call) -> dict[str, Graph]:
         if not call.bodies:
@@ -312,29 +349,12 @@ class Importer:
         if call.op == "If":
             return {name: body(()) for name, body in call.bodies.items()}
         if call.op == "Loop":
-            return {"body": self._loop_body(call.bodies["body"], _all_present(types[2:]))}
+            return {"body": self._loop_body(call.bodies["body"], _all_present(types[2:]), call.origin)}
         if call.op == "Scan":
             return {"body": call.bodies["body"](_scan_types(call, _all_present(types)))}
         raise UnsupportedError("only If, Loop and Scan may have graphs as attributes")
 
-    def _taken_branch(self, call: Call) -> Body | None:
-        """The branch of an If whose condition is known: the other one may not even fit the types."""
-        value = call.input(0)
-        condition = self._rules.values.get(value.name) if call.op == "If" and value is not None else None
-        if not condition or not isinstance(condition[0], bool | int):
-            return None
-        return call.bodies.get("then_branch" if condition[0] else "else_branch")
-
-    def _inline(self, body: Body, names: tuple[str, ...], origin: tuple[str, ...]) -> tuple[Value, ...]:
-        """Adds a branch's nodes to the graph around it; its outputs, under the given names."""
-        region = body(())
-        if len(region.outputs) != len(names):
-            raise ModelError(f"the branch has {len(region.outputs)} outputs, its node {len(names)}")
-        self._nodes += region.nodes
-        pairs = zip(region.outputs, names, strict=True)
-        return tuple(self.emit(Call("Identity", (v,), outputs=(name,), origin=origin))[0] for v, name in pairs)
-
-    def _loop_body(self, body: Body, state: list[Type]) -> Graph:
+    def _loop_body(self, body: Body, state: list[Type], origin: tuple[str, ...]) -> Graph:
         """The body for a state that may change its shape from one iteration to the next: such sizes are symbols."""
         widened: set[tuple[int, int]] = set()
         while True:
@@ -354,7 +374,9 @@ class Importer:
                         f"the loop's state {position} enters an iteration as {before}, but leaves as {after}"
                     )
                 if before.rank != after.rank:
-                    raise UnsupportedError(f"the loop's state {position} changes its rank from {before} to {after}")
+                    # Named to the driver: no other form of the loop can be compiled.
+                    reason = f"the loop's state {position} changes its rank from {before} to {after}"
+                    raise HostNeeded(reason, origin)
                 shape = list(before.shape)
                 for axis, (old, new) in enumerate(zip(before.shape, after.shape, strict=True)):
                     if old != new and (position, axis) not in widened:
@@ -374,12 +396,13 @@ class Importer:
         if function is None:
             raise UnsupportedError("onnxc does not compile this operator; `onnxc ops` lists those that it does")
         given = {attribute.name: attribute for attribute in node.attribute}
-        return self._expand(function, call.inputs, call.outputs, given, f"{call.outputs[0]}.", call.origin)
+        found = self._expand(function, call.inputs, call.outputs, given, f"{call.outputs[0]}.", call.origin)
+        return tuple(_present(item, name) for item, name in zip(found, call.outputs, strict=True))
 
     def _expand(
-        self, function: Function, inputs: tuple[Value | None, ...], outputs: tuple[str, ...],
+        self, function: Function, inputs: tuple[Item, ...], outputs: tuple[str, ...],
         attributes: Mapping[str, AttributeProto], prefix: str, origin: tuple[str, ...],
-    ) -> tuple[Value, ...]:  # fmt: skip
+    ) -> tuple[Item, ...]:  # fmt: skip
         """Adds the nodes of a function's body for the given operands; its outputs, under the given names."""
         proto, key = function.proto, f"{function.name}:{function.proto.overload}"
         if key in self._expanding:
@@ -399,13 +422,8 @@ class Importer:
         self._expanding.append(key)
         self._import(proto.node, scope)
         self._expanding.pop()
-        values = []
-        for inner, name in zip(proto.output, outputs, strict=False):
-            value = _present(scope.find(inner), inner)
-            if name and value.name != name:
-                (value,) = self.emit(Call("Identity", (value,), {}, (name,), origin=origin or (prefix.rstrip("/"),)))
-            values.append(value)
-        return tuple(values)
+        pairs = zip(proto.output, outputs, strict=False)
+        return tuple(self._renamed(scope.find(inner), name, origin or (prefix.rstrip("/"),)) for inner, name in pairs)
 
 
 @contextmanager
@@ -424,10 +442,40 @@ def _located(name: str, op: str) -> Iterator[None]:
         ) from error
 
 
-def _present(value: Value | None, name: str) -> Value:
-    if value is None:
+def _present(item: Item, name: str) -> Value:
+    if isinstance(item, tuple):
+        raise HostNeeded(f'the output "{name}" is a sequence')
+    if item is None:
         raise ModelError(f'the output "{name}" is an operand that is absent')
-    return value
+    if _is_text(item):
+        raise HostNeeded(f'the output "{name}" is text')
+    return item
+
+
+def _only_values(items: Sequence[Item], graph: GraphProto) -> tuple[Value, ...]:
+    """A graph's outputs, which the code has as tensors. Raises HostNeeded for all else."""
+    for item, output in zip(items, graph.output, strict=True):
+        if item is None and kind_of_type(output.type) != NUMBERS:
+            raise HostNeeded(f'the output "{output.name}" is a {kind_of_type(output.type)}')
+    return tuple(_present(item, output.name) for item, output in zip(items, graph.output, strict=True))
+
+
+def _without_sequences(items: Sequence[Item]) -> tuple[Value | None, ...]:
+    return tuple(None if isinstance(item, tuple) else item for item in items)
+
+
+def _is_text(value: Value | None) -> bool:
+    return value is not None and isinstance(value.type, TensorType) and value.dtype == STRING
+
+
+def _inner_scope(proto: GraphProto, outer: Scope, given: int) -> Scope:
+    """The scope of a graph inside another one, for so many inputs."""
+    if given != len(proto.input):
+        raise ModelError(f'the graph "{proto.name}" has {len(proto.input)} inputs, its node gives {given}')
+    _refuse_twins([value.name for value in proto.input], "inputs")
+    inner = Scope(outer.opsets, frozenset(), outer, prefix=outer.prefix, origin=outer.origin)
+    inner.arguments, inner.declared = outer.arguments, _declared(proto)
+    return inner
 
 
 def _all_present(types: Sequence[Type | None]) -> list[Type]:

@@ -1,5 +1,9 @@
 """The errors that users meet. Each message names the node, what was found and what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class OnnxcError(Exception):
     """Base of all errors that onnxc raises on purpose."""
@@ -15,6 +19,17 @@ class UnsupportedError(OnnxcError):
 
 class ValueNeeded(UnsupportedError):
     """A value decides ranks or axes, and only the run tells it: compiling needs the value itself."""
+
+
+class HostNeeded(UnsupportedError):
+    """Only Python can run a part of the model: text, sequences of unknown length, loops whose state changes its shape.
+
+    `nodes` are the ONNX names of loops that can be compiled no other way, where that is the reason.
+    """
+
+    def __init__(self, message: str, nodes: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.nodes = tuple(nodes)
 
 
 class LimitError(OnnxcError):
