@@ -73,6 +73,9 @@ class Builder(Protocol):
     def known(self, value: Value | None) -> np.ndarray | None:
         """The array of a value that is a constant."""
 
+    def settled(self, value: Value) -> bool:
+        """Whether every element of a small value is known: a number, or a size of the model."""
+
     def region(self, name: str, types: Sequence[Type], fill: Callable[[tuple[Value, ...]], Sequence[Value]]) -> Graph:
         """A region with inputs of the given types; `fill` adds its nodes and returns its outputs."""
 
