@@ -1,0 +1,149 @@
+"""Inputs that nobody gave: of sensible sizes, and of numbers that suit what the model does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ...compiler.binding import Port
+from ...ir.dims import evaluate
+from ...ir.dtypes import BY_ONNX, DType
+from ...ir.graph import Graph, SequenceType, Type, Value
+from ..arrays import dims_of, sizes_for
+from .uses import Role, Uses
+
+Array = NDArray[Any]
+LONGEST = 3
+"""Elements of a sequence that is made up."""
+WORDS = ("a", "the", "Zebra", "onnx", "café", "")
+GROWN: Sequence[Mapping[int, int]] = (
+    {}, {16: 32}, {224: 256, 16: 64}, {224: 320, 16: 128}, {224: 48, 16: 8}, {16: 512},
+)  # fmt: skip
+"""Other sizes to try in place of the usual ones, where the model cannot be evaluated with these."""
+
+
+def ports_of(graph: onnx.GraphProto, constants: Mapping[str, Any]) -> list[Port]:
+    """The inputs as the model declares them; a sequence as its elements."""
+    return [_port(value) for value in graph.input if value.name not in constants]
+
+
+def _port(value: onnx.ValueInfoProto) -> Port:
+    type = value.type
+    while type.WhichOneof("value") in ("sequence_type", "optional_type"):
+        inner = type.sequence_type if type.HasField("sequence_type") else type.optional_type
+        type = inner.elem_type
+    tensor = type.tensor_type
+    shape = tuple(_size(dim) for dim in tensor.shape.dim)
+    return Port(value.name, BY_ONNX[tensor.elem_type].name if tensor.elem_type in BY_ONNX else "f32", shape)
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str:
+    """A size that is negative stands for any."""
+    return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or "?"
+
+
+def shapes_for(
+    ports: Sequence[Port], given: Mapping[str, Any], dims: Mapping[str, int], attempt: int = 0
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of all inputs; `attempt` counts other choices of the sizes that nobody gave."""
+    arrays = {name: array for name, array in given.items() if isinstance(array, np.ndarray)}
+    usual, known = sizes_for(ports, arrays), sizes_for(ports, arrays) | dict(dims)
+    told = {name for name, size in sizes_for(ports, {}).items() if usual[name] != size} | set(dims)
+    grown = GROWN[attempt]
+    sizes = {name: size if name in told else grown.get(size, size) for name, size in known.items()}
+    found = {port.name: tuple(evaluate(dim, sizes) for dim in dims_of(port)) for port in ports}
+    return found | {name: array.shape for name, array in arrays.items()}
+
+
+def made_inputs(
+    graph: Graph, given: Mapping[str, Any], fills: Mapping[str, str], random: np.random.Generator
+) -> dict[str, Any]:
+    """An array for each input of a graph whose sizes are numbers; those given stay as they are."""
+    uses = Uses(graph)
+    found: dict[str, Any] = {}
+    for value in graph.inputs:
+        if value.name in given:
+            found[value.name] = given[value.name]
+        elif value.name in fills and fills[value.name] != "random":
+            found[value.name] = np.full(_shape(value.type), float(fills[value.name] == "ones")).astype(
+                value.dtype.numpy
+            )
+        else:
+            found[value.name] = made_value(value, uses.role(value), random)
+    return found
+
+
+def made_value(value: Value, role: Role, random: np.random.Generator) -> Any:
+    """An array for one input; for a sequence a list of them."""
+    if isinstance(value.type, SequenceType):
+        inner = Value(value.name, value.type.element)
+        return [made_value(inner, role, random) for _ in range(int(random.integers(1, LONGEST, endpoint=True)))]
+    if not hasattr(value.type, "dtype"):
+        return made_value(Value(value.name, value.type.element), role, random)
+    return made_array(value.dtype, _shape(value.type), role, random)
+
+
+def _shape(type: Type) -> tuple[int, ...]:
+    shape = getattr(type, "shape", ())
+    return tuple(size if isinstance(size, int) else 1 for size in shape)
+
+
+def made_array(dtype: DType, shape: tuple[int, ...], role: Role, random: np.random.Generator) -> Array:
+    """An array of numbers that suit the role."""
+    if dtype.kind == "string":
+        return random.choice(np.array(WORDS, object), shape).astype(object).reshape(shape)
+    if role.choices and not role.mask:
+        return random.choice(np.array(role.choices), shape).astype(dtype.numpy).reshape(shape)
+    if role.mask:
+        array: Any = _mask(shape, random)
+    elif role.boxes and shape and shape[-1] == 4:
+        corners = np.sort(random.random((*shape[:-1], 2, 2)), axis=-2)
+        array = corners.reshape(shape) * 8
+    elif dtype.is_integer:
+        array = _integers(dtype, shape, role, random)
+    elif dtype.kind == "complex":
+        array = random.normal(size=shape) + 1j * random.normal(size=shape)
+    else:
+        array = _floats(dtype, shape, role, random)
+    for column, (low, high) in role.columns.items():
+        array[..., column] = random.integers(int(low), int(high), array.shape[:-1], endpoint=True)
+    return np.asarray(array).astype(dtype.numpy).reshape(shape)
+
+
+def _mask(shape: tuple[int, ...], random: np.random.Generator) -> Array:
+    """Zeros and ones; along the last axis of several ones first, as padding leaves them, and never none."""
+    if not shape or not shape[-1]:
+        return (random.random(shape) < 0.5).astype(np.int64)
+    lengths = random.integers(1, shape[-1], (*shape[:-1], 1), endpoint=True)
+    return (np.arange(shape[-1]) < lengths).astype(np.int64)
+
+
+def _integers(dtype: DType, shape: tuple[int, ...], role: Role, random: np.random.Generator) -> Array:
+    least, most = (int(x) for x in dtype.limits)
+    low = 0 if role.low is None else int(np.ceil(role.low))
+    high = (low + 9 if dtype.bits > 8 else most) if role.high is None else int(np.floor(role.high))
+    if role.low is None and role.high is None and dtype.bits <= 8:
+        low = least
+    if role.divisor:
+        low = max(low, 1)
+    low, high = max(low, least), min(max(low, high), most)
+    return random.integers(low, high, shape, np.int64 if most < 1 << 63 else np.uint64, endpoint=True)
+
+
+def _floats(dtype: DType, shape: tuple[int, ...], role: Role, random: np.random.Generator) -> Array:
+    low, high = role.low, role.high
+    if low is not None and high is not None and high - low <= 4:
+        return np.asarray(random.uniform(low, high, shape))
+    array = random.normal(size=shape)
+    if role.divisor:
+        array = np.where(array < 0, -1.0, 1.0) * (0.25 + np.abs(array))
+    if low is not None and low >= 0:
+        array = low + np.abs(array)
+    return np.clip(array, low, high) if low is not None or high is not None else np.asarray(array)
+
+
+__all__ = ["GROWN", "made_array", "made_inputs", "made_value", "ports_of", "shapes_for"]
