@@ -39,7 +39,7 @@ def read_graph(path: str | os.PathLike[str], weights: str | os.PathLike[str] | N
         raise ModelError(f"{os.fspath(path)}: cannot be read as text ({error})") from error
     try:
         graph = parse_graph(text, {} if weights is None else _constants(text, weights))
-        inference = Inference()
+        inference = Inference(probing=True)
         verify_graph(graph, check_types=lambda node: inference.node(node)[: len(node.outputs)])
     except (ModelError, VerifierError) as error:
         missing = _HANDLE.search(str(error))

@@ -581,7 +581,7 @@ def import_model(
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else "the model"
     try:
         proto, weights = load_model(model, folder)
-        return Importer(proto, weights, Inference(), REGISTRY).graph(dims, shapes, smallest)
+        return Importer(proto, weights, Inference(probing=True), REGISTRY).graph(dims, shapes, smallest)
     except OnnxcError as error:
         raise type(error)(f"{name}: {error}") from error
     except RecursionError as error:

@@ -31,9 +31,11 @@ class Inference:
     `bindings` tell for each symbol that only the run knows which element of which value it is.
     """
 
-    def __init__(self, mark: str = "") -> None:
-        """`mark` begins the names of the symbols that are made here."""
+    def __init__(self, mark: str = "", probing: bool = False) -> None:
+        """`mark` begins the names of the symbols that are made here; where `probing`, one element of each output is
+        formed, so that operands of a wrong rank are found where the node is known."""
         self.mark = mark
+        self.probing = probing
         self.values: dict[str, tuple[SymbolicValue, ...]] = {}
         self.partly: dict[str, tuple[SymbolicValue | None, ...]] = {}
         self.arrays: dict[str, np.ndarray] = {}
@@ -113,6 +115,8 @@ class Inference:
             with collecting_assumptions() as assumed, collecting_guards() as guards:
                 context = Context(tuple(output_names), bodies, types, known, self.mark, compose)
                 result = operator(arguments, attributes, context)
+            if self.probing:
+                _probe(result)
         except ValueNeeded as error:
             raise ValueNeeded(f"{where}: {error}") from error
         except OnnxcError as error:
@@ -126,7 +130,7 @@ class Inference:
             KeyError,
             IndexError,
             AttributeError,
-            ZeroDivisionError,
+            ArithmeticError,
         ) as error:
             self._blame_values(where, arguments, static, inputs, error)
             shapes = ", ".join(str(value.type) if value is not None else "absent" for value in inputs)
@@ -283,6 +287,13 @@ class Inference:
             return tuple(value.type for value in node.regions["body"].outputs)
         names = [value.name for value in node.outputs]
         return self.outputs(node.op, node.inputs, node.attributes, node.regions, names, node.origin)
+
+
+def _probe(outputs: Sequence[Tensor | Type]) -> None:
+    """Forms the expression of an element of each output; raises what the operator's definition meets."""
+    for tensor in outputs:
+        if isinstance(tensor, Tensor) and tensor.kind != "opaque":
+            tensor.at(tuple(0 if d == 1 else symbol(f"i{axis}", 0, d - 1) for axis, d in enumerate(tensor.shape)))
 
 
 def _array_type(array: np.ndarray) -> TensorType:
