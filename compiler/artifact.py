@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .specialize import SpecializingExecutable
 
 MAGIC = b"\x89onnxc\r\n"
-VERSION = 1
+VERSION = 2
 """Of the format and of what it holds: the functions in the code, what they are passed, the runtime that they call."""
 PAGE = 4096
 _HEADER = struct.Struct("<8sQQQQ16s16s16s")
@@ -175,6 +175,7 @@ def _write(compiled: Compiled, file: IO[bytes]) -> None:
         "assumptions": [[dim_text(a), dim_text(b)] for a, b in compiled.assumptions],
         "segments": compiled.segments,
         "ready": compiled.ready,
+        "checks": compiled.checks,
         "arena": {
             "slots": [[[s.memory, dim_text(s.bytes), s.below] for s in slots] for slots in compiled.arena.slots],
             "size": compiled.arena.size,
@@ -298,6 +299,7 @@ def _decode(manifest: Mapping[str, Any], content: memoryview) -> Compiled:
         kernels={name: tuple(origin) for name, origin in manifest["kernels"].items()},
         texts={stage: zlib.decompress(code(place)).decode() for stage, place in manifest["texts"].items()},
         device=_decode_device(manifest, code) if "device" in manifest else None,
+        checks=tuple(map(str, manifest["checks"])),
     )
 
 

@@ -95,10 +95,11 @@ class MemoryPlan:
 class Compiled:
     """Code, weights and the description of a model that is compiled for `target`: a CPU runs `objects`, a GPU `device`.
 
-    The code's table of addresses holds the inputs, the outputs and the constants in these orders, then the arenas, one
-    per segment. `ready` tells for each output the segment before which its shape is known: 0 where the inputs tell it.
-    `kernels` names, for each kernel, the ONNX nodes it was made of; `texts` are the stages of the model that are kept
-    as text; `program` gives the program without its constants, None in what was loaded.
+    The code's table of addresses holds the inputs, the outputs and the constants in these orders, then the records of
+    `checks` (messages for what they find) if there are any, then the arenas, one per segment. `ready` tells for each
+    output the segment before which its shape is known: 0 where the inputs tell it. `kernels` names, for each kernel,
+    the ONNX nodes it was made of; `texts` are the stages of the model that are kept as text; `program` gives the program
+    without its constants, None in what was loaded.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Compiled:
     texts: Mapping[str, str]
     program: Callable[[], Program] | None = None
     device: DeviceCode | None = None
+    checks: tuple[str, ...] = ()
 
     @staticmethod
     def of_gpu(built: BuiltForGpu, constants: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Compiled:
@@ -135,7 +137,7 @@ class Compiled:
         order = table_order(program)
         ports = [*(value.name for value in program.inputs), *program.results]
         assert order[: len(ports)] == ports, "inputs and outputs come first in the table of addresses"
-        held = {name: constants[name] for name in order[len(ports) :]}
+        held = {name: constants[name] for name in order[len(ports) :] if program.memories[name].role == "constant"}
         return Compiled._of(program, built.target, held, texts, built.objects)
 
     @staticmethod
@@ -163,6 +165,7 @@ class Compiled:
             texts=texts,
             program=lambda: program,
             device=device,
+            checks=program.checks,
         )
 
     @property

@@ -49,6 +49,7 @@ class CudaExecutable(Interface):
             compiled.arena,
             compiled.constants,
             partial(_shape_of, compiled.outputs),
+            compiled.checks,
         )
         self._known: OrderedDict[tuple[tuple[int, ...], ...], Setting] = OrderedDict()
 

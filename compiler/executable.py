@@ -12,6 +12,7 @@ from ..backends.cpu.jit import CodeImage
 from ..ir.dims import symbols
 from ..ir.errors import ShapeError, UnsupportedError
 from ..ir.program import ALIGNMENT
+from ..passes.checks import raise_faults, words_of
 from .compiled import Compiled, check_runs_here
 from .interface import Interface, computed_shape
 from .limits import check_outputs, check_run
@@ -51,7 +52,9 @@ class _Workspace:
     `sizes` is the setting that it was last prepared for.
     """
 
-    def __init__(self, table: Sequence[int], symbol_count: int, arenas: int, threads: int) -> None:
+    def __init__(self, table: Sequence[int], checks: int, symbol_count: int, arenas: int, threads: int) -> None:
+        self.faults = (ctypes.c_int64 * words_of(checks))()
+        table = [*table, *([ctypes.addressof(self.faults)] if checks else [])]
         self.table = (ctypes.c_size_t * (len(table) + arenas))(*table)
         self.symbols = (ctypes.c_int64 * max(symbol_count, 1))()
         self.arena_bytes = (ctypes.c_int64 * arenas)()
@@ -102,7 +105,8 @@ class Executable(Interface):
         self._run_first = self._run_segment[0]
         self._ports = len(compiled.inputs) + len(compiled.outputs)
         given = {symbol.name for value in compiled.inputs for dim in value.shape for symbol in symbols(dim)}
-        self._simple = count == 1 and given == set(compiled.symbols)  # the run computes no sizes
+        # The run computes no sizes, and looks at no indices.
+        self._simple = count == 1 and given == set(compiled.symbols) and not compiled.checks
         self._table = [0] * self._ports + [array.ctypes.data for array in compiled.constants.values()]
         self._free: list[_Workspace] = []
         # Neither this nor the list above needs a lock: a thread that forks in the middle of a call leaves none held.
@@ -135,7 +139,9 @@ class Executable(Interface):
         try:
             workspace = self._free.pop()
         except IndexError:
-            workspace = _Workspace(self._table, len(self._compiled.symbols), self._compiled.segments, self._threads)
+            checks = len(self._compiled.checks)
+            symbol_count, segments = len(self._compiled.symbols), self._compiled.segments
+            workspace = _Workspace(self._table, checks, symbol_count, segments, self._threads)
         if workspace.sizes is not sizes:
             workspace.prepare(sizes)
         workspace.table[: self._ports] = addresses
@@ -146,10 +152,13 @@ class Executable(Interface):
         return outputs
 
     def _later_segments(self, workspace: _Workspace, outputs: list[np.ndarray]) -> None:
-        """Runs the segments whose memory depends on what the first computed."""
+        """Runs the segments whose memory depends on what the first computed. IndexRangeError where a check has found
+        something: then the workspace is not used again."""
         table, symbol_values, compiled = workspace.table, workspace.symbols, self._compiled
         workspace.sizes = None  # the run writes symbols
         for segment in range(1, compiled.segments + 1):
+            if workspace.faults and workspace.faults[0]:
+                raise_faults(compiled.checks, workspace.faults)
             bound = dict(zip(compiled.symbols, symbol_values, strict=False))
             for position, ready in enumerate(compiled.ready):
                 if ready == segment:

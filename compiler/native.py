@@ -26,11 +26,15 @@ from ..ir.errors import TargetError, UnsupportedError
 from ..ir.graph import Value
 from ..ir.program import ALIGNMENT
 from ..ir.target import Target
+from ..passes.checks import RECORD, words_of
 from .binding import Port, plain
 from .compiled import Compiled
 
 LARGEST = 7 << 28
 """Bytes of weights that code reaches with the 32-bit distances of the small code model; some room is the code's."""
+
+FIRST_CHECK = 16
+"""The status that the first of a model's checks gives; those below are the interface's own."""
 
 _C_TYPES = {"f32": "float", "f64": "double", "bool": "uint8_t"} | {
     f"{letter}{bits}": f"{prefix}int{bits}_t" for letter, prefix in (("i", ""), ("u", "u")) for bits in (8, 16, 32, 64)
@@ -88,7 +92,7 @@ def _interface(compiled: Compiled, name: str, weights: str, offsets: list[int]) 
     """
     symbol_count, given = max(len(compiled.symbols), 1), len(_input_symbols(compiled))
     inputs, outputs = len(compiled.inputs), len(compiled.outputs)
-    entries = inputs + outputs + len(offsets) + 1
+    entries = inputs + outputs + len(offsets) + bool(compiled.checks) + 1
     number = count()
 
     def address(array: str, element: str, index: int) -> tuple[str, str]:
@@ -113,6 +117,19 @@ def _interface(compiled: Compiled, name: str, weights: str, offsets: list[int]) 
     for i, offset in enumerate(offsets):
         place = f"ptr getelementptr inbounds (i8, ptr @{weights}, i64 {offset})"
         table += stored(place, "%table", inputs + outputs + i)
+    words, status = words_of(len(compiled.checks)), "i64 0"
+    faults = f"  %faults = alloca [{words} x i64]\n" if words else ""
+    found = ""
+    if words:
+        # Zero by store, not by memset: the object file needs no library.
+        table += "".join(stored("i64 0", "%faults", i) for i in (0, *range(1, words, RECORD)))
+        table += stored("ptr %faults", "%table", inputs + outputs + len(offsets))
+        for i in reversed(range(len(compiled.checks))):
+            at, text = address("%faults", "i64", 1 + RECORD * i)
+            value, bad, code = (f"%v.{next(number)}" for _ in range(3))
+            found += f"{text}  {value} = load i64, ptr {at}\n  {bad} = icmp ne i64 {value}, 0\n"
+            found += f"  {code} = select i1 {bad}, i64 {FIRST_CHECK + i}, {status}\n"
+            status = f"i64 {code}"
     table += stored("ptr %arena", "%table", entries - 1)
     return f"""target triple = "{compiled.target.triple}"
 @{weights} = external hidden constant i8, align {ALIGNMENT}
@@ -140,7 +157,7 @@ define i32 @{name}_run(ptr %inputs, ptr %outputs, ptr %sizes, ptr %arena, i32 %t
   %table = alloca [{entries} x ptr]
   %symbols = alloca [{symbol_count} x i64]
   %result = alloca i64
-{prepare}
+{faults}{prepare}
   call void @sizes_fit(ptr %symbols, ptr %result)
   %fits = load i64, ptr %result
   %good = icmp ne i64 %fits, 0
@@ -155,7 +172,8 @@ go:
   %wanted = call i32 @llvm.smax.i32(i32 %threads, i32 1)
   %participants = sext i32 %wanted to i64
   call void @onnxc_run_0(ptr %table, ptr %symbols, i64 %participants)
-  ret i32 0
+{found}  %status = trunc {status} to i32
+  ret i32 %status
 refuse:
   ret i32 1
 misplaced:
@@ -219,6 +237,8 @@ def c_header(compiled: Compiled, name: str) -> str:
     guard, names = name.upper(), [s.removeprefix("$") for s in _input_symbols(compiled)]
     rules = [f"{plain(a)} = {plain(b)}" for a, b in compiled.assumptions]
     ports = [("INPUT", compiled.inputs), ("OUTPUT", compiled.outputs)]
+    found = [text.replace("{value}", "(value)").replace("{limit}", "(limit)") for text in compiled.checks]
+    refusals = "".join(f";\n   {FIRST_CHECK + i}: {_comment(text)}" for i, text in enumerate(found)) + "."
     target = compiled.target
     lines = [
         f"/* {_comment(compiled.name)}, compiled by onnxc {__version__} for {target.triple}, {target.cpu}.",
@@ -246,7 +266,7 @@ int64_t {name}_arena_bytes(const int64_t* sizes);
 /* Runs the model. inputs[i] and outputs[i] point to contiguous arrays in row-major order, the caller's own; sizes hold
    the symbolic sizes in the order above (NULL if there are none); arena has {name}_arena_bytes(sizes) bytes at a
    multiple of {guard}_ALIGNMENT (NULL if 0). At most `threads` threads work on it. Calls with different arenas may run
-   at once. Returns 0; 1 where the sizes do not fit the model; 2 where the arena is not aligned. */
+   at once. Returns 0; 1 where the sizes do not fit the model; 2 where the arena is not aligned{refusals} */
 int {name}_run(const void* const* inputs, void* const* outputs, const int64_t* sizes, void* arena, int threads);
 
 #ifdef __cplusplus

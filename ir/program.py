@@ -33,8 +33,8 @@ def dim_text(dim: Dim) -> str | int:
 
 @dataclass(frozen=True)
 class Memory:
-    """A block of `size` elements. `role` is "input", "output", "constant" or "arena"; `segment` is the first segment
-    of the program at whose start the size is known."""
+    """A block of `size` elements. `role` is "input", "output", "constant", "arena" or "fault" (what checks write);
+    `segment` is the first segment of the program at whose start the size is known."""
 
     name: str
     dtype: DType
@@ -140,7 +140,9 @@ class ArenaPlan:
 
 @dataclass(frozen=True)
 class Program:
-    """Everything that a backend compiles and a runtime needs; `results` names the memory of each output."""
+    """Everything that a backend compiles and a runtime needs; `results` names the memory of each output.
+
+    `checks` are messages: where the word of the memory of role "fault" that a check writes is not 0, its message holds."""
 
     name: str
     inputs: tuple[Value, ...]
@@ -152,6 +154,7 @@ class Program:
     constants: Mapping[str, Callable[[], np.ndarray]]
     plan: ArenaPlan
     assumptions: tuple[tuple[Dim, Dim], ...] = ()
+    checks: tuple[str, ...] = ()
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -212,7 +215,7 @@ def print_program(program: Program) -> str:
     outputs = ", ".join(f"%{value.name}: {value.type}" for value in program.outputs)
     lines = [f"program @{program.name}({inputs}) -> ({outputs}):"]
     for memory in program.memories.values():
-        if memory.role in ("arena", "constant"):
+        if memory.role in ("arena", "constant", "fault"):
             offset = program.plan.offsets.get(memory.name)
             where = f" at {offset}" if offset is not None and not isinstance(memory.size, Sum) else ""
             lines.append(f"  {memory.role} {memory.name}: {memory.dtype}[{memory.size}]{where}")

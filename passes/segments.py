@@ -20,12 +20,12 @@ def cut(steps: Sequence[Step], memories: Mapping[str, Memory]) -> tuple[Steps, .
     segments: list[list[Step]] = [[]]
     for step in steps:
         segments[-1].append(step)
-        if needed & set(_made_known((step,))):
+        if needed & set(made_known((step,))):
             segments.append([])
     return tuple(tuple(segment) for segment in segments if segment) or ((),)
 
 
-def _made_known(steps: Steps) -> Iterator[str]:
+def made_known(steps: Steps) -> Iterator[str]:
     """Names of the symbols that steps give values to."""
     for step in walk(steps):
         if isinstance(step, Bind | Assign):
@@ -42,7 +42,7 @@ def settle(memories: Mapping[str, Memory], segments: Sequence[Steps]) -> dict[st
     known_from: dict[str, int] = {}
     first_use: dict[str, int] = {}
     for number, segment in enumerate(segments):
-        known_from |= dict.fromkeys(_made_known(segment), number + 1)
+        known_from |= dict.fromkeys(made_known(segment), number + 1)
         for step in walk(segment):
             for place in _places(step):
                 first_use.setdefault(place, number)

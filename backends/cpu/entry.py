@@ -20,7 +20,7 @@ from .llvm import THREADS, FunctionRenderer
 
 def table_order(program: Program) -> list[str]:
     """Names of the memories whose addresses the table holds; after them come the arenas, one per segment."""
-    roles = {"input": 0, "output": 1, "constant": 2}
+    roles = {"input": 0, "output": 1, "constant": 2, "fault": 3}
     named = [memory for memory in program.memories.values() if memory.role in roles]
     return [memory.name for memory in sorted(named, key=lambda memory: roles[memory.role])]
 

@@ -8,7 +8,7 @@ from ...ir.errors import UnsupportedError
 from ...ir.target import Target
 from ...passes.lower import generic
 from ...passes.regions import Lowered, Region, Schedule
-from ..kernels import detection, determinant, fourier, scan, scatter, selection
+from ..kernels import checks, detection, determinant, fourier, scan, scatter, selection, trees
 from .kernels import conv, depthwise, gemm, recurrent
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
@@ -28,6 +28,9 @@ SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     "DFT": (fourier.dft,),
     "STFT": (fourier.stft,),
     "Det": (determinant.schedule,),
+    "onnxc.TreeEnsemble": (trees.schedule,),
+    "onnxc.CheckIndex": (checks.check_index,),
+    "onnxc.CheckSize": (checks.check_size,),
 }
 """For an anchor's operator: the schedules to try in order, before the generic loop nest."""
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ...ir.target import Target
 from ...passes.regions import BindSymbol, Call, Lowered, Region, Repeated, Schedule
 from ...passes.threads import distribute
-from ..kernels import detection, determinant, fourier, selection
+from ..kernels import checks, detection, determinant, fourier, selection, trees
 from .kernels import attention, conv, depthwise, gemm, general, listing, recurrent, scan, scatter, top_k
 from .launch import is_launchable
 
@@ -31,6 +31,9 @@ SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     "DFT": (fourier.dft,),
     "STFT": (fourier.stft,),
     "Det": (determinant.schedule,),
+    "onnxc.TreeEnsemble": (trees.schedule,),
+    "onnxc.CheckIndex": (checks.check_index,),
+    "onnxc.CheckSize": (checks.check_size,),
 }
 """For an anchor's operator: the schedules to try in order, before those for any region."""
 GENERAL: tuple[Schedule, ...] = (general.schedule,)

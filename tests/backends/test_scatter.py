@@ -83,14 +83,6 @@ def test_many_updates_are_shared_among_threads() -> None:
     assert_equal(compiled(model, inputs), reference(model, inputs))
 
 
-def test_an_index_outside_stays_inside_memory() -> None:
-    x, updates = np.zeros(4, np.float32), np.ones(2, np.float32)
-    (found,) = run_node("ScatterElements", {"x": x, "i": np.array([99, -99]), "u": updates})
-    np.testing.assert_array_equal(found, [1, 0, 0, 1])
-    (found,) = run_node("ScatterND", {"x": x, "i": np.array([[99], [-99]]), "u": updates})
-    np.testing.assert_array_equal(found, [1, 0, 0, 1])
-
-
 def test_what_feeds_a_scatter_and_what_follows_it() -> None:
     """The operands are computed, and the result goes on."""
     nodes = [

@@ -140,7 +140,7 @@ def test_another_version_is_refused(saved: tuple[onnxc.Executable, Path], tmp_pa
     content[8] = 99
     path = tmp_path / "future.onnxc"
     path.write_bytes(content)
-    with pytest.raises(onnxc.UnsupportedError, match="format 99, but this onnxc reads 1: compile it anew"):
+    with pytest.raises(onnxc.UnsupportedError, match="format 99, but this onnxc reads 2: compile it anew"):
         onnxc.load(path)
 
 

@@ -95,6 +95,8 @@ static void meet_emulator(const char* path) {
     checks.forget = (decltype(checks.forget))dlsym(kept, "emulator_forget_range");
     for (const auto& [address, allocation] : allocations)
         if (checks.add) checks.add((const void*)address, allocation.bytes, "the GPU's memory", 1);
+    for (const auto& [address, bytes] : pinned)
+        if (checks.add) checks.add(address, bytes, "page-locked memory", 1);
 }
 DRIVER(cuMemGetInfo_v2, size_t* free, size_t* total) {
     LOCKED;
@@ -163,6 +165,7 @@ DRIVER(cuMemHostAlloc, void** address, size_t bytes, unsigned) {
     if (!found) return OUT_OF_MEMORY;
     memset(found, 0xff, bytes);
     pinned[found] = bytes;
+    if (checks.add) checks.add(found, bytes, "page-locked memory", 1);
     *address = found;
     ++counters["pinned"];
     return SUCCESS;
@@ -172,6 +175,7 @@ DRIVER(cuMemFreeHost, void* address) {
     if (!pinned.count((char*)address)) return INVALID_VALUE;
     if (drain_all() && !broken) ++counters["frees_of_pending_work"];
     pinned.erase((char*)address);
+    if (checks.forget) checks.forget(address);
     free(address);
     --counters["pinned"];
     return SUCCESS;

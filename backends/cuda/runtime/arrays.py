@@ -7,7 +7,7 @@ import ctypes
 import functools
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -89,8 +89,11 @@ class GpuArray:
         block: Block,
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
+        checked: Callable[[], None] = lambda: None,
     ) -> None:
+        """`checked` raises the error of the run that makes the content, once that is done."""
         self.shape = shape
+        self._checked = checked
         self.dtype = dtype
         self.device = device
         self.stream = stream
@@ -122,6 +125,7 @@ class GpuArray:
         result = np.empty(self.shape, self.dtype)
         with self.device, self.device.errors("an array cannot be copied from the GPU"):
             self.stream.pycuda.synchronize()
+            self._checked()
             if result.nbytes:
                 self.device.driver.memcpy_dtoh(result.reshape(-1).view(np.uint8), self.address)
         return result

@@ -14,7 +14,7 @@ from ..launch import Launch
 if TYPE_CHECKING:
     from ..build import Built
 
-ROLES = ("input", "output", "constant", "arena")
+ROLES = ("input", "output", "constant", "arena", "fault")
 
 
 @dataclass(frozen=True)

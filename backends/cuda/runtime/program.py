@@ -36,7 +36,8 @@ class DeviceProgram:
     """A program whose kernels and weights are on a GPU. Calls from several threads at once are fine.
 
     `constants` are the arrays of the memories of that role, `ready` the segment before which each output's shape is
-    known (0: the inputs tell it). Raises TargetError where no image suits the GPU, DeviceError where memory is short.
+    known (0: the inputs tell it), `checks` the messages for what a run finds wrong. Raises TargetError where no image
+    suits the GPU, DeviceError where memory is short.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class DeviceProgram:
         arena: ArenaPlan,
         constants: Mapping[str, np.ndarray],
         output_shape: OutputShape,
+        checks: Sequence[str] = (),
     ) -> None:
         self._device = device
         self._segments = code.segments
@@ -59,6 +61,9 @@ class DeviceProgram:
         self._dtypes = tuple(dtype.numpy for _, dtype in (*inputs, *outputs))
         ports = [*(name for name, _ in inputs), *code.results]
         self._places = {name: Where(1 + i, 0) for i, name in enumerate(ports)}
+        faults = [memory.name for memory in code.memories.values() if memory.role == "fault"]
+        self._places |= {name: Where(1 + len(ports), 0) for name in faults}
+        self._checks = checks
         self._arenas = [Arena(slots) for slots in arena.slots]
         self._fixed = len(code.segments) == 1 and is_fixed(code.segments[0]) and not any(ready)
         self._most = max(LAUNCHES_KEPT, len(code.segments[0]))
@@ -138,7 +143,7 @@ class DeviceProgram:
 
     def _new_workspace(self) -> Workspace:
         address = 0 if self._constants is None else self._constants.address
-        return Workspace(self._device, address, self._dtypes, self._inputs, len(self._segments))
+        return Workspace(self._device, address, self._dtypes, self._inputs, len(self._segments), self._checks)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -159,6 +164,7 @@ class DeviceProgram:
         on_device: bool,
         fixed: bool,
     ) -> list[np.ndarray] | list[GpuArray]:
+        workspace.raise_faults()  # of a call that nobody has waited for
         stream = workspace.stream
         views = [argument if isinstance(argument, View) else None for argument in arguments]
         sources = tuple(map(_source, views))
@@ -200,12 +206,13 @@ class DeviceProgram:
             given = {i: (blocks[i], shape) for i, shape in enumerate(setting.outputs) if shape is not None} | late
             return [self._array(workspace, i, *given[i]) for i in range(len(self._outputs))]
         workspace.finish()
+        workspace.raise_faults()
         results = {i: room.copy() for i, room in ports.taken} | {i: self._fetched(i, *late[i]) for i in late}
         return [results[i] for i in range(len(self._outputs))]
 
     def _array(self, workspace: Workspace, position: int, block: Block, shape: tuple[int, ...]) -> GpuArray:
         dtype = self._dtypes[self._inputs + position]
-        return GpuArray(self._device, workspace.stream, workspace.pool, block, shape, dtype)
+        return GpuArray(self._device, workspace.stream, workspace.pool, block, shape, dtype, workspace.raise_faults)
 
     def _fetched(self, position: int, block: Block, shape: tuple[int, ...]) -> np.ndarray:
         result = np.empty(shape, self._dtypes[self._inputs + position])
@@ -266,7 +273,7 @@ class DeviceProgram:
     # Programs that the host walks
 
     def _arena_region(self, segment: int) -> int:
-        return 1 + len(self._dtypes) + segment
+        return 2 + len(self._dtypes) + segment
 
     def _walk_segments(
         self, workspace: Workspace, bound: dict[str, int], on_device: bool
@@ -318,6 +325,7 @@ class DeviceProgram:
         region, offset = places[place.memory]
         offset += evaluate(place.offset, bound) * dtype.bytes
         content = workspace.read(int(workspace.regions[region]) + offset, dtype.bytes)
+        workspace.raise_faults()
         return int(np.frombuffer(content, np.uint8 if dtype == BOOL else dtype.numpy)[0])
 
 

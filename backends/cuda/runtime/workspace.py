@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ....passes.checks import raise_faults, words_of
 from .driver import Block, Device, Stream
 from .graphs import CaptureBroken, Graph
 from .memory import Pool, checked_bytes, rounded
@@ -68,18 +69,31 @@ class Ports(NamedTuple):
 class Workspace:
     """A stream, the arenas and the memory for inputs and outputs, which grow to the largest call; graphs of calls.
 
-    `regions` are the addresses of the constants, the inputs, the outputs and the arenas, in this order; `dtypes` those
-    of inputs and outputs.
+    `regions` are the addresses of the constants, the inputs, the outputs, the records of checks and the arenas, in this
+    order; `dtypes` those of inputs and outputs; `checks` messages for the records (see `passes.checks`).
     """
 
     def __init__(
-        self, device: Device, constants: int, dtypes: Sequence[np.dtype[Any]], inputs: int, arenas: int
+        self,
+        device: Device,
+        constants: int,
+        dtypes: Sequence[np.dtype[Any]],
+        inputs: int,
+        arenas: int,
+        checks: Sequence[str] = (),
     ) -> None:
         self.device = device
         self.stream = Stream(device)
         self.pool = Pool(device)
-        self.regions = np.zeros(1 + len(dtypes) + arenas, np.uint64)
+        self.regions = np.zeros(2 + len(dtypes) + arenas, np.uint64)
         self.regions[0] = constants
+        self._checks = checks
+        self._faults: np.ndarray | None = None
+        if checks:
+            # GPUs write page-locked memory at the address that it has for the host: a run without faults costs nothing.
+            self._faults = device.allocate_pinned(8 * words_of(len(checks)), "what checks find").view(np.int64)
+            self._faults[:] = 0
+            self.regions[1 + len(dtypes)] = self._faults.ctypes.data
         self.busy = False
         """Whether work may be queued that no call has waited for."""
         self._capturing = Stream(device, apart=True)
@@ -178,6 +192,13 @@ class Workspace:
         return self._word[:size].tobytes()
 
     # Work
+
+    def raise_faults(self) -> None:
+        """IndexRangeError for what checks have found since this was asked last."""
+        if self._faults is not None and self._faults[0]:
+            words = self._faults.tolist()
+            self._faults[:] = 0
+            raise_faults(self._checks, words)
 
     def launch(self, key: Any, record: Callable[[Stream], None]) -> None:
         """Queues what `record` does at a stream, by a graph from the second time on that the key comes."""
