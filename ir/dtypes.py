@@ -46,6 +46,11 @@ class DType:
         """Whether kernels hold elements as their bits in a byte: floats of 8 bits or less, integers of less than 8."""
         return self.bits < 8 or (self.bits == 8 and self.is_float)
 
+    @property
+    def part(self) -> DType:
+        """The type of the real and the imaginary part of a complex number; the type itself where it is not complex."""
+        return self if self.kind != "complex" else F32 if self.bits == 64 else F64
+
     @cached_property
     def numpy(self) -> np.dtype[np.generic]:
         """The numpy (or ml_dtypes) type that holds one element."""

@@ -27,6 +27,7 @@ from ..ir.target import Target
 from ..ir.tensors import Tensor, buffer_tensor
 from .access import literal_tensor, view_of
 from .checks import Checks
+from .complex_types import without_complex_types
 from .control import lower_loop, lower_scan
 from .narrow_types import without_narrow_types
 from .nests import build_nests
@@ -242,7 +243,7 @@ class Lowering:
         if node.op == "Scan":
             return lower_scan(self, node)
         steps = self._bindings(node)
-        region, guards = self._region_of(node), self._guards
+        region, guards = self._region_of(node), tuple(self._guards)
         steps += self.checks.indices(node, region, guards)
         return steps + self.emit(region, [self.places[v.name] for v in node.outputs])
 
@@ -291,8 +292,10 @@ class Lowering:
         return steps
 
     @cached_property
-    def _has_narrow_types(self) -> bool:
-        return any(isinstance(v.type, TensorType) and v.dtype.is_narrow for v in _values(self.graph))
+    def _kinds(self) -> Mapping[str, bool]:
+        """Whether the graph has elements of types that no machine has."""
+        dtypes = {value.dtype for value in _values(self.graph) if isinstance(value.type, TensorType)}
+        return {"narrow": any(t.is_narrow for t in dtypes), "complex": any(t.kind == "complex" for t in dtypes)}
 
     @cached_property
     def checks(self) -> Checks:
@@ -411,7 +414,6 @@ class Lowering:
             return [(Buffer(f"y{i}", v.dtype, product(v.shape)), env[v.name]) for i, v in enumerate(ends)]
 
         outputs = define(anchor is not None)
-        self._guards = list(self._guards)  # not what it is defined again for
         anchor_output, reads = self._anchor
         if anchor is None and len(body) == 1:
             anchor = body[0]
@@ -525,7 +527,11 @@ class Lowering:
     ) -> Run:
         places = tuple(self._resolved(arguments[name]) for name in call.arguments)
         sizes = tuple(substitute(size, values or {}) for size in call.sizes)
-        kernel = without_narrow_types(call.kernel) if self._has_narrow_types else call.kernel
+        kernel = call.kernel
+        if self._kinds["complex"]:
+            kernel = without_complex_types(kernel)
+        if self._kinds["narrow"]:
+            kernel = without_narrow_types(kernel)
         return Run(self._shared(kernel), places, sizes, region.origin)
 
     def _resolved(self, place: Place) -> Place:

@@ -109,8 +109,8 @@ class Variable:
 
 
 def arithmetic_type(region: Region, dtype: DType) -> DType:
-    """`dtype` where the kernels can compute with it; UnsupportedError for text and other types without arithmetic."""
-    if dtype.kind in ("float", "int", "uint", "bool") and dtype.bits >= 8:
+    """`dtype` where the kernels can compute with it; UnsupportedError for text."""
+    if dtype.kind != "string":
         return dtype
     assert region.anchor is not None
     raise UnsupportedError(f"{region.anchor.where}: elements of type {dtype} are not compiled")

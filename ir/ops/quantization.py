@@ -33,29 +33,31 @@ def spread(parameter: Tensor, x: Tensor, axis: int, block_size: int = 0) -> Tens
     return view(parameter, x.shape, source)
 
 
-def saturated(value: Scalar, zero: Scalar | None, dtype: DType) -> Scalar:
-    """A real number rounded to even, moved to the zero point, and taken into the range of the type."""
+def saturated(value: Scalar, zero: Scalar | None, dtype: DType, saturate: bool = True) -> Scalar:
+    """A real number rounded to even, moved to the zero point, and taken into the range of the type (a float8 only where
+    `saturate`)."""
     if dtype.is_float:
-        return converted(value, dtype)
+        return converted(value if zero is None else value + cast(zero, value.dtype), dtype, saturate)
     rounded = round_even(value)
     if zero is not None:
+        rounded = cast(rounded, F32) if rounded.dtype.bits < 32 else rounded
         rounded = rounded + cast(zero, rounded.dtype)
     return cast(minimum(maximum(rounded, dtype.limits[0]), dtype.limits[1]), dtype)
 
 
-def quantized(x: Tensor, scale: Tensor, zero: Tensor | None, dtype: DType) -> Tensor:
+def quantized(x: Tensor, scale: Tensor, zero: Tensor | None, dtype: DType, saturate: bool = True) -> Tensor:
     """round(x / scale) + zero in the given type, for operands that broadcast."""
 
     def element(value: Scalar, divisor: Scalar, offset: Scalar | None = None) -> Scalar:
-        return saturated(cast(value, divisor.dtype) / divisor, offset, dtype)
+        return saturated(cast(value, divisor.dtype) / divisor, offset, dtype, saturate)
 
     return elementwise(element, x, scale, *([] if zero is None else [zero]))
 
 
 def shifted(x: Tensor, zero: Tensor | None) -> Tensor:
-    """x - zero in i32, for operands that broadcast."""
-    wide = cast(x, I32)
-    return wide if zero is None else wide - cast(zero, I32)
+    """x - zero in i32, or in f32 where they are floats, for operands that broadcast."""
+    wide = cast(x, F32 if x.dtype.is_float else I32)
+    return wide if zero is None else wide - cast(zero, wide.dtype)
 
 
 @declare.op("QuantizeLinear", "com.microsoft.QuantizeLinear")
@@ -70,15 +72,14 @@ def quantize_linear(
     precision: DType | None = None,
     saturate: int = 1,
 ) -> Tensor:
-    """x / y_scale + y_zero_point, rounded to even and saturated; the division is done in `precision`."""
+    """x / y_scale + y_zero_point, rounded to even and saturated; the division is done in `precision`, else in the type
+    of the scale if that has arithmetic of fractions."""
     dtype = y_zero_point.dtype if y_zero_point is not None else output_dtype or U8
-    scale = spread(y_scale, x, axis if x.rank > 1 else 0, block_size)
-    scale = scale if precision is None else cast(scale, precision)
-    if dtype.is_float:
-        quotient = cast(x, scale.dtype) / scale
-        return elementwise(lambda value: converted(value, dtype, bool(saturate)), quotient)
-    zero = None if y_zero_point is None else spread(y_zero_point, x, axis if x.rank > 1 else 0, block_size)
-    return quantized(x, scale, zero, dtype)
+    along = axis if x.rank > 1 else 0
+    fractions = y_scale.dtype.is_float and not y_scale.dtype.is_narrow
+    scale = cast(spread(y_scale, x, along, block_size), precision or (y_scale.dtype if fractions else F32))
+    zero = None if y_zero_point is None else spread(y_zero_point, x, along, block_size)
+    return quantized(x, scale, zero, dtype, bool(saturate))
 
 
 @declare.op("DequantizeLinear", "com.microsoft.DequantizeLinear")
@@ -93,12 +94,9 @@ def dequantize_linear(
 ) -> Tensor:
     """(x - x_zero_point) * x_scale."""
     along = axis if x.rank > 1 else 0
-    dtype = output_dtype or x_scale.dtype
-    if x.dtype.is_float:
-        value = cast(x, F32)
-    else:
-        value = cast(shifted(x, None if x_zero_point is None else spread(x_zero_point, x, along, block_size)), F32)
-    return cast(value * cast(spread(x_scale, x, along, block_size), F32), dtype)
+    zero = None if x_zero_point is None else spread(x_zero_point, x, along, block_size)
+    scale = cast(spread(x_scale, x, along, block_size), F32)
+    return cast(cast(shifted(x, zero), F32) * scale, output_dtype or x_scale.dtype)
 
 
 @declare.op("DynamicQuantizeLinear")

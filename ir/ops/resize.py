@@ -12,7 +12,7 @@ import numpy as np
 from ..dims import Dim, Sum, ceildiv, dim_max, dim_min, divide_exactly, floordiv, known_le, symbol
 from ..dtypes import F32
 from ..errors import ShapeError, UnsupportedError
-from ..functions import absolute, cast, maximum, where
+from ..functions import absolute, cast, maximum, minimum, round_even, where
 from ..scalars import Scalar, index
 from ..symbolic import Ratio
 from ..tensors import Tensor, compute, normalize_axis, reduction, view
@@ -70,15 +70,27 @@ class Axis:
             return (2 * x + 1) * q - p + length - self.output * q, 2 * p
         if mode == "tf_crop_and_resize":
             (first, a), (last, b) = self.roi
-            if length == q:
-                return (first * b + last * a) * (self.extent - 1), 2 * a * b
             span = length - q
-            return (first * b * span + x * q * (last * a - first * b)) * (self.extent - 1), a * b * dim_max(1, span)
-        if mode == "pytorch_half_pixel" and length == q:
-            return 0, 1
-        if mode in ("half_pixel", "pytorch_half_pixel"):
+            crop = (first * b * span + x * q * (last * a - first * b)) * (self.extent - 1), a * b * dim_max(1, span)
+            return self._unless_single(crop, ((first * b + last * a) * (self.extent - 1), 2 * a * b))
+        if mode == "half_pixel":
             return (2 * x + 1) * q - p, 2 * p
+        if mode == "pytorch_half_pixel":
+            return self._unless_single(((2 * x + 1) * q - p, 2 * p), (0, 1))
         raise UnsupportedError(f"coordinate_transformation_mode {mode!r}")
+
+    def _unless_single(self, usual: Rational, single: Rational) -> Rational:
+        """`single` where the output has one element, which only the run may tell; else `usual`."""
+        p, q = self.scale
+        length = self.extent * p
+        if length == q:
+            return single
+        grows = isinstance(p, int) and isinstance(q, int) and p > q  # then no extent gives one element
+        if isinstance(length, int) and isinstance(q, int) or grows or known_le(q + 1, length):
+            return usual
+        several = dim_min(1, dim_max(length - q, q - length))
+        (a, b), (c, d) = usual, single
+        return a * d * several + c * b * (1 - several), b * d
 
 
 _ROUNDING: dict[str, Callable[[Dim, Dim], Dim]] = {
@@ -145,6 +157,7 @@ def interpolated(x: Tensor, plan: Axis, mode: str, cubic: float | None, antialia
     first = math.floor(-radius / shrink) + 1
     taps = 2 - 2 * first
     kernel = None if cubic is None else cubic_weight(cubic)
+    real = x.dtype.part
 
     def weight(offset: Dim, part: Scalar) -> Scalar:
         """Of the neighbour at `offset` from the one below the coordinate, which lies `part` above that."""
@@ -152,7 +165,7 @@ def interpolated(x: Tensor, plan: Axis, mode: str, cubic: float | None, antialia
             if kernel is None:
                 return linear_weight(offset, part)
             return kernel(distance_to(offset, part), offset in (0, 1))
-        distance = absolute((cast(index(offset), x.dtype) - part) * shrink)
+        distance = absolute((cast(index(offset), real) - part) * shrink)
         if kernel is None:
             return maximum(1 - distance, 0)
         return where(distance <= 1, kernel(distance, True), where(distance < 2, kernel(distance, False), 0))
@@ -162,24 +175,24 @@ def interpolated(x: Tensor, plan: Axis, mode: str, cubic: float | None, antialia
 
     def element(*i: Dim) -> Scalar:
         numerator, denominator = plan.coordinate(i[plan.axis], mode)
-        rest = cast(index(numerator - base(i[plan.axis]) * denominator), x.dtype)
-        part = rest * (1 / denominator) if isinstance(denominator, int) else rest / cast(index(denominator), x.dtype)
+        rest = cast(index(numerator - base(i[plan.axis]) * denominator), real)
+        part = rest * (1 / denominator) if isinstance(denominator, int) else rest / cast(index(denominator), real)
 
         def tap(k: Dim) -> tuple[Scalar, Scalar]:
             place = clamped(lambda j: base(j) + first + k, plan)(i[plan.axis])
             size = weight(first + k, part)
             if exclude:
                 size = where(index(base(i[plan.axis]) + first + k).equal(index(place)), size, 0)
-            return size, size * x.at(replaced(i, {plan.axis: place}))
+            return size, cast(size, x.dtype) * x.at(replaced(i, {plan.axis: place}))
 
         if taps > 4:
             weights = reduction("add", i, (taps,), lambda k: tap(k)[0])
-            return reduction("add", i, (taps,), lambda k: tap(k)[1]) / weights
+            return reduction("add", i, (taps,), lambda k: tap(k)[1]) / cast(weights, x.dtype)
         pairs = [tap(k) for k in range(taps)]
         total, weights = pairs[0][1], pairs[0][0]
         for size, value in pairs[1:]:
             total, weights = total + value, weights + size
-        return total / weights if exclude or shrink < 1 else total
+        return total / cast(weights, x.dtype) if exclude or shrink < 1 else total
 
     return compute(replaced(x.shape, {plan.axis: plan.output}), x.dtype, element, x)
 
@@ -244,7 +257,8 @@ def resize(
         for k, axis in enumerate(chosen)
     ]
     plans = [plan for plan in plans if not _keeps_places(plan, coordinate_transformation_mode)]
-    result = x if mode == "nearest" else widened(x) if x.dtype.is_float else cast(x, F32)
+    exact = mode == "nearest" or x.dtype.kind == "complex"
+    result = x if exact else widened(x) if x.dtype.is_float else cast(x, F32)
     for plan in plans:
         if mode == "nearest":
             result = nearest(result, plan, coordinate_transformation_mode, nearest_mode)
@@ -255,6 +269,8 @@ def resize(
             )
     if crops:
         result = _extrapolated(result, plans, extrapolation_value)
+    if result.dtype.is_float and x.dtype.is_integer:
+        result = minimum(maximum(round_even(result), x.dtype.limits[0]), x.dtype.limits[1])
     return cast(result, x.dtype)
 
 
