@@ -16,7 +16,7 @@ from ..ir.dims import Dim
 from ..ir.dtypes import DType
 from ..ir.errors import UnsupportedError
 from ..ir.graph import Attribute, TensorType, Value
-from .calls import Builder, Call
+from .calls import Body, Builder, Call
 
 Expansion = TypeVar("Expansion", bound=Callable[..., Any])
 EMPTY = inspect.Parameter.empty
@@ -43,11 +43,34 @@ class Nodes:
         """The outputs of a node."""
         return self.build.emit(Call(op, tuple(inputs), attributes, ("",) * outputs, origin=self.call.origin))
 
-    def __call__(self, op: str, *inputs: Value | float | None, **attributes: Attribute) -> Value:
+    def __call__(self, op: str, *inputs: Value | np.ndarray | float | None, **attributes: Attribute) -> Value:
         """The only output of a node; a number among the operands is a scalar of the first tensor's type."""
         first = next((value for value in inputs if isinstance(value, Value)), None)
-        values = [self.like(value, first) if isinstance(value, int | float) else value for value in inputs]
+        values = [
+            self.like(value, first)
+            if isinstance(value, int | float)
+            else self.constant(value)
+            if isinstance(value, np.ndarray)
+            else value
+            for value in inputs
+        ]
         return self.several(op, values, 1, **attributes)[0]
+
+    def loop(
+        self,
+        trips: int,
+        state: Sequence[Value],
+        body: Callable[[Sequence[Value]], tuple[Value, Sequence[Value]]],
+    ) -> tuple[Value, ...]:
+        """The state after at most so many turns; `body` maps it to the condition to go on and the next state."""
+
+        def fill(values: tuple[Value, ...]) -> Sequence[Value]:
+            condition, after = body(values[2:])
+            return (condition, *after)
+
+        inputs = (self.constant(np.int64(trips)), self.constant(np.array(True)), *state)  # type: ignore[arg-type]
+        bodies: dict[str, Body] = {"body": lambda types: self.build.region("turn", types, fill)}
+        return self.build.emit(Call("Loop", inputs, {}, ("",) * len(state), bodies=bodies, origin=self.call.origin))
 
     def constant(self, array: np.ndarray) -> Value:
         return self.build.constant(array, f"{self.stem}.constant", self.call.origin)
@@ -119,7 +142,8 @@ def expand(function: Callable[..., Any], call: Call, build: Builder) -> None:
     nodes = Nodes(call, build)
     parameters = list(inspect.signature(function).parameters.values())[1:]
     attributes = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY}
-    unknown = [name for name in call.attributes if name not in attributes]
+    any_attribute = any(p.kind == p.VAR_KEYWORD for p in parameters)  # the schema has checked them
+    unknown = [name for name in call.attributes if name not in attributes and not any_attribute]
     if unknown:
         raise UnsupportedError(f"its attribute {unknown[0]!r} is not supported")
     given: dict[str, Attribute] = {**attributes, **call.attributes}
@@ -134,7 +158,7 @@ def expand(function: Callable[..., Any], call: Call, build: Builder) -> None:
             raise UnsupportedError(f"it has {len(operands)} operands, at most {len(positional)} are supported")
         operands = (operands + [None] * len(positional))[: len(positional)]
     for parameter, value in zip(positional, operands, strict=False):
-        if value is None and parameter.default is EMPTY:
+        if value is None and parameter.default is EMPTY and "None" not in str(parameter.annotation):
             raise UnsupportedError(f"it lacks its operand {parameter.name!r}")
         if value is not None and not isinstance(value.type, TensorType):
             raise UnsupportedError(f"its operand {parameter.name!r} is no tensor")

@@ -22,6 +22,7 @@ from . import (
     sampling,
     special,
     spectral,
+    trees,
 )
 from .declare import Operator
 
@@ -43,6 +44,7 @@ _FAMILIES = (
     microsoft_attention,
     random,
     special,
+    trees,
     control,
 )
 
