@@ -284,6 +284,8 @@ class Inference:
             for outer, inner in zip(node.outputs, node.regions["body"].outputs, strict=True):
                 if inner.name in self.values:
                     self.values[outer.name] = self.values[inner.name]
+                if inner.name in self.ranges:
+                    self.ranges[outer.name] = self.ranges[inner.name]
             return tuple(value.type for value in node.regions["body"].outputs)
         names = [value.name for value in node.outputs]
         return self.outputs(node.op, node.inputs, node.attributes, node.regions, names, node.origin)

@@ -29,6 +29,7 @@ def top_k(x: Tensor, k: Static, *, axis: int = -1, largest: int = 1, sorted: int
     count, extent = k[0], x.shape[axis]
     if isinstance(count, int) and isinstance(extent, int) and not 0 <= count <= extent:
         raise ShapeError(f"{count} elements wanted of axis {axis} of extent {extent}")
+    assume_at_most(count, extent, f"elements wanted of axis {axis}")
     shape = replaced(x.shape, {axis: count})
     return opaque_tensor(shape, x.dtype, x), indices_tensor(shape, extent, x)
 
