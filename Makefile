@@ -41,8 +41,9 @@ types: $(VENV)/installed-test ## mypy --strict
 	@for part in $(PACKAGE); do ln -s ../../../$$part build/types/onnxc/$$part; done
 	@MYPYPATH=build/types $(RUN) -m mypy --strict -p onnxc
 
-conformance: $(VENV)/installed-test ## ONNX's own test suite alone
-	@ONNXC_CUDA_CASES=all $(RUN) -m pytest tests/conformance -n auto -q
+conformance: $(VENV)/installed-test ## ONNX's own test suite alone, for CPUs and GPUs; its table in README.md
+	@ONNXC_CUDA_CASES=all $(RUN) -m pytest tests/conformance -n auto -q --record tests/conformance/record.json
+	@$(RUN) -m onnxc.tools.conformance_table README.md tests/conformance/record.json
 
 readme: $(VENV)/installed-test ## write the tables of README.md anew
 	@$(RUN) -m onnxc.tools.operator_table README.md
