@@ -196,11 +196,11 @@ def graphs_in(node: NodeProto) -> list[GraphProto]:
     return [a.g for a in node.attribute if kind_of(a) == AttributeProto.GRAPH]
 
 
-def _free_names(node: NodeProto) -> set[str]:
+def free_names(node: NodeProto) -> set[str]:
     """The names that a node needs from the graph that it is in, those for its own graphs included."""
     names = set(node.input)
     for graph in graphs_in(node):
-        inner = set().union(*map(_free_names, graph.node)) | {value.name for value in graph.output}
+        inner = set().union(*map(free_names, graph.node)) | {value.name for value in graph.output}
         inner -= {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
         names |= inner.difference(*(other.output for other in graph.node))
     return names - {""}
@@ -215,7 +215,7 @@ def in_order(nodes: Sequence[NodeProto]) -> Iterable[tuple[int, NodeProto]]:
                 first = node_name(nodes[definer[name]], definer[name])
                 raise ModelError(f'"{name}" is defined by two nodes, "{first}" and "{node_name(node, index)}"')
             definer[name] = index
-    needs = [{definer[name] for name in _free_names(node) if name in definer} for node in nodes]
+    needs = [{definer[name] for name in free_names(node) if name in definer} for node in nodes]
     if all(need < index for index, found in enumerate(needs) for need in found):
         return enumerate(nodes)
     try:
