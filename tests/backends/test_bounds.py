@@ -43,8 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Array], str, Array, int, dict[str, Any]]] 
     "tensor_scatter": ("TensorScatter", {"x": X[None], "u": X[None, :2], "i": i64(2)}, "i", i64(3), 3, {"axis": 1}),
     "max_unpool": ("MaxUnpool", {"x": IMAGES[:1, :, :2, :2], "i": i64([[[5, 7], [13, 15]]])}, "i",
                    i64([[[5, 7], [13, 16]]]), 16, {"kernel_shape": [2, 2], "strides": [2, 2]}),
-    "roi_align": ("RoiAlign", {"x": IMAGES, "r": ROIS, "i": i64(0, 1)}, "i", i64(0, 2), 2,
-                  {"output_height": 2, "output_width": 2}),
+    "roi_align": ("RoiAlign", {"x": IMAGES, "r": ROIS, "i": i64(0, 1)}, "i", i64(0, 2), 2, {}),
     "max_roi_pool": ("MaxRoiPool", {"x": IMAGES, "i": np.hstack([np.float32([[0], [1]]), ROIS])}, "i",
                      np.hstack([np.float32([[0], [7]]), ROIS]), 7, {"pooled_shape": [2, 2]}),
 }  # fmt: skip

@@ -106,6 +106,8 @@ def work_of(outputs: Sequence[tuple[Buffer, Tensor]]) -> Work | None:
     ranges = {name for reduce in reduces for name, _ in reduce.ranges}
     if any([e for _, e in reduce.ranges] != extents or reduce.free & ranges for reduce in reduces):
         return None
+    if any(s.free_symbols(extent) & {axis.name for axis in names} for extent in extents):
+        return None  # rows of different lengths
     needed = set().union(*(reduce.free for reduce in reduces))
     rows, inner = [a for a in names if a.name in needed], [a for a in names if a.name not in needed]
     if 0 in extents or (inner and [axis.extent for axis in inner] != extents):
