@@ -60,16 +60,16 @@ def padding(n: Nodes, mask: Value | None, like: Value, queries: Dim, keys: Dim, 
         return None
     batch, rank = like.shape[0], mask.tensor.rank
     if rank == 1:
-        count = mask.shape[0]
         column = n.positions(keys, 1, 1, 1, keys)
 
-        def limits(first: Dim, last: Dim) -> Value:
-            part = mask if count == batch else n.slice(mask, 0, first, last)
+        def limits(part: Value) -> Value:
             return n.cast(n.reshape(part, batch, 1, 1, 1), I64)
 
-        within = n("Less", column, limits(0, batch))
-        if count == batch * 2 and count != batch:
-            within = n("And", within, n("GreaterOrEqual", column, limits(batch, batch * 2)))
+        double = mask.shape[0] == batch * 2
+        ends = n.slice(mask, 0, 0, batch) if double or mask.shape[0] == batch * 3 + 2 else mask
+        within = n("Less", column, limits(ends))
+        if double:
+            within = n("And", within, n("GreaterOrEqual", column, limits(n.slice(mask, 0, batch, batch * 2))))
         return chosen(n, within, like, filter_value)
     if rank == 4:
         mask = n.slice(n.slice(mask, 2, keys - queries, keys), 3, 0, keys)
@@ -294,12 +294,21 @@ def decoder_masked_attention(
     scale: float = 0.0,
     past_present_share_buffer: int = 0,
 ) -> tuple[Value | None, ...]:
-    """One step of a decoder: attention of one query."""
+    """One step of a decoder: attention of one query; a buffer that past and present share holds more than the past."""
     beams = n.known(beam_width)
-    if past_present_share_buffer or (cache_indirection is not None and (beams is None or beams.max() > 1)):
-        raise UnsupportedError(
-            "caches that are shared by past and present, or by beams, have no form of their own here"
-        )
+    if cache_indirection is not None and (beams is None or beams.max() > 1):
+        raise UnsupportedError("caches that are shared by beams")
+    if past_present_share_buffer and past_key is not None and past_value is not None:
+        if past_sequence_length is None or bias is not None:
+            raise UnsupportedError("a shared buffer without past_sequence_length, or with a bias")
+        q, k, v = separated(n, query, key, value, num_heads)
+        before = n.cast(n.reshape(past_sequence_length, 1), I64)
+        total, starts = n("Add", before, n.dims(k.shape[2])), n.expand(before, q.shape[0])
+        k, v = (n("onnxc.AppendToCache", past, x, starts, total) for past, x in ((past_key, k), (past_value, v)))
+        keys, values = (n("Slice", x, n.dims(0), total, n.dims(2)) for x in (k, v))
+        addend = sum_of(n, padding(n, mask_index, q, 1, keys.shape[2], mask_filter_value), attention_bias)
+        output, scores, _ = attend(n, q, keys, values, addend, scale)
+        return output, k, v, scores
     return multi_head_attention(
         n, query, key, value, bias, mask_index, attention_bias, past_key, past_value, num_heads=num_heads,
         mask_filter_value=mask_filter_value, scale=scale,
@@ -383,15 +392,7 @@ def group_query_attention(
         )
         first, axis = n.dims(0), n.dims(2)
         k, v = (n("Slice", x, first, total, axis) for x in (present_key, present_value))
-    column = n.positions(k.shape[2], 1, 1, 1, k.shape[2])
-    row = n("Add", n.reshape(starts, batch, 1, 1, 1), n.positions(length, 1, 1, length, 1))
-    if causal:
-        seen = n("LessOrEqual", column, row)
-        if local_window_size > 0:
-            first_seen = n("Sub", row, n.constant(np.int64(local_window_size)))
-            seen = n("And", seen, n("Greater", column, first_seen))
-    else:
-        seen = n("Less", column, n.reshape(ends, batch, 1, 1, 1))
+    seen = n("onnxc.VisibleKeys", q, k, starts, None if causal else ends, window=max(0, local_window_size))
     bias = sum_of(n, chosen(n, seen, q, -math.inf), attention_bias)
     sink = None
     if head_sink is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..dims import Dim, dim_max
-from ..functions import where
-from ..scalars import Scalar, as_dim, const
+from ..dtypes import BOOL, I64
+from ..functions import cast, where
+from ..scalars import Scalar, as_dim, binary, const, index
 from ..tensors import Tensor, compute, inside
 from .declare import Registry, Static
 
@@ -27,3 +28,22 @@ def append_to_cache(past: Tensor, new: Tensor, starts: Tensor, total: Static) ->
         return where(inside(place, length), new.at((b, head, place, channel)), kept)
 
     return compute((batch, heads, extent, width), past.dtype, element, past, new, starts)
+
+
+@declare.op("onnxc.VisibleKeys")
+def visible_keys(query: Tensor, key: Tensor, starts: Tensor, ends: Tensor | None = None, *, window: int = 0) -> Tensor:
+    """Which keys [B, N, T, H] queries [B, N, S, H] may see: [B, 1, S, T].
+
+    Query s of batch entry b sees the keys up to starts[b] + s, with a window only that many; with `ends` all before
+    ends[b].
+    """
+
+    def element(b: Dim, _: Dim, row: Dim, column: Dim) -> Scalar:
+        if ends is not None:
+            return binary("lt", index(column), cast(ends.at((b,)), I64))
+        last = cast(starts.at((b,)), I64) + index(row)
+        seen = binary("le", index(column), last)
+        return binary("and", seen, binary("lt", last - window, index(column))) if window > 0 else seen
+
+    sources = (query, key, starts) if ends is None else (query, key, starts, ends)
+    return compute((query.shape[0], 1, query.shape[2], key.shape[2]), BOOL, element, *sources)
