@@ -76,14 +76,11 @@ def encode_float(x: Scalar, dtype: DType, saturate: bool) -> Scalar:
     rebased = (127 - form.bias) << 23
     normal = shifted(size + (1 << (drop - 1)) - 1 + even - rebased, "shr", drop)
     # The sum has the least subnormal as its last place: adding rounds, and the code is what the bits grow by.
-    magic = s.const(2.0 ** (drop + 1 - form.bias), F32, x.lanes)
-    subnormal = bitcast(bitcast(size, F32) + magic, U32) - bitcast(magic, U32)
+    place = drop + 1 - form.bias
+    subnormal = bitcast(bitcast(size, F32) + 2.0**place, U32) - ((127 + place) << 23)
     code = select(size < _number(rebased + (1 << 23), size), subnormal, normal)
-    limit = form.greatest if saturate else form.infinity
-    if limit > form.greatest:  # what is beyond all numbers has one code, larger than theirs
-        code = s.binary("min", code, _number(limit, code))
-    else:
-        code = s.binary("min", code, _number(form.greatest, code))
+    limit = form.greatest if saturate else form.infinity  # one code for all that is beyond the numbers
+    code = s.binary("min", code, _number(limit, code))
     sign = shifted(bits, "shr", 31 - (form.exponent + form.fraction)) & form.sign
     is_nan = _number(0x7F800000, size) < size
     if not form.unsigned_zero:

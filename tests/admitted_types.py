@@ -1,4 +1,4 @@
-"""Every operator of ONNX with every element type that its schema admits: one model each, made of ONNX's own node case."""
+"""Every operator of ONNX with every element type that its schema admits: a model each, made of ONNX's own node case."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def schemas() -> dict[str, Any]:
     """The newest schema of every operator of the default domain."""
     found: dict[str, Any] = {}
     for schema in defs.get_all_schemas_with_history():
-        if schema.domain == "" and (schema.name not in found or found[schema.name].since_version < schema.since_version):
+        if schema.domain == "" and (
+            schema.name not in found or found[schema.name].since_version < schema.since_version
+        ):
             found[schema.name] = schema
     return {name: schema for name, schema in sorted(found.items()) if not schema.deprecated}
 
@@ -61,7 +63,7 @@ def examples() -> dict[str, Any]:
         if any(a.dtype.kind in "OUS" for a in arrays):
             continue
         opset = next(item.version for item in model.opset_import if not item.domain)
-        if opset < schemas()[nodes[0].op_type].since_version:
+        if nodes[0].op_type not in schemas() or opset < schemas()[nodes[0].op_type].since_version:
             continue
         size = sum(a.size for a in arrays) + len(arrays)
         if nodes[0].op_type not in found or size < found[nodes[0].op_type][0]:
@@ -114,7 +116,9 @@ def typed(op: str, variable: str, dtype: DType) -> Typed | None:
         if name and formal.type_str == variable:
             inputs[name], read = of_type(inputs[name], dtype), True
     if op == "BitCast":  # of another type of the same width
-        partner = next(t for t in reversed(BY_ONNX.values()) if t.bits == dtype.bits and (t != dtype or t.bits in (6, 128)))
+        partner = next(
+            t for t in reversed(BY_ONNX.values()) if t.bits == dtype.bits and (t != dtype or t.bits in (6, 128))
+        )
         inputs[node.input[0]] = of_type(inputs[node.input[0]], dtype if read else partner)
         node.attribute[0].i = partner.onnx if read else dtype.onnx
         read = True
