@@ -105,8 +105,8 @@ class Executable(Interface):
         self._run_first = self._run_segment[0]
         self._ports = len(compiled.inputs) + len(compiled.outputs)
         given = {symbol.name for value in compiled.inputs for dim in value.shape for symbol in symbols(dim)}
-        # The run computes no sizes, and looks at no indices.
-        self._simple = count == 1 and given == set(compiled.symbols) and not compiled.checks
+        self._computes_sizes = count > 1 or given != set(compiled.symbols)
+        self._simple = not self._computes_sizes and not compiled.checks
         self._table = [0] * self._ports + [array.ctypes.data for array in compiled.constants.values()]
         self._free: list[_Workspace] = []
         # Neither this nor the list above needs a lock: a thread that forks in the middle of a call leaves none held.
@@ -147,18 +147,18 @@ class Executable(Interface):
         workspace.table[: self._ports] = addresses
         self._run_first(*workspace.arguments)
         if not self._simple:
-            self._later_segments(workspace, outputs)
+            if workspace.faults and workspace.faults[0]:
+                raise_faults(self._compiled.checks, workspace.faults)  # this workspace is not used again
+            if self._computes_sizes:
+                self._later_segments(workspace, outputs)
         self._free.append(workspace)
         return outputs
 
     def _later_segments(self, workspace: _Workspace, outputs: list[np.ndarray]) -> None:
-        """Runs the segments whose memory depends on what the first computed. IndexRangeError where a check has found
-        something: then the workspace is not used again."""
+        """Runs the segments whose memory depends on what the first computed."""
         table, symbol_values, compiled = workspace.table, workspace.symbols, self._compiled
         workspace.sizes = None  # the run writes symbols
         for segment in range(1, compiled.segments + 1):
-            if workspace.faults and workspace.faults[0]:
-                raise_faults(compiled.checks, workspace.faults)
             bound = dict(zip(compiled.symbols, symbol_values, strict=False))
             for position, ready in enumerate(compiled.ready):
                 if ready == segment:
@@ -173,6 +173,8 @@ class Executable(Interface):
                 raise ShapeError(f"sizes computed from data are too large: {bound}")
             workspace.arena(segment, workspace.arena_bytes[segment])
             self._run_segment[segment](*workspace.arguments)
+            if workspace.faults and workspace.faults[0]:
+                raise_faults(compiled.checks, workspace.faults)
 
     def _sizes(self, shapes: tuple[tuple[int, ...], ...]) -> _Sizes:
         compiled = self._compiled
