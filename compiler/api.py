@@ -16,7 +16,7 @@ from .loading import executable_of, loaded
 from .options import Model, Options, resolve_target
 
 if TYPE_CHECKING:
-    from .specialize import SpecializingExecutable
+    from .deferred import Deferred
 
 
 def compile(
@@ -28,7 +28,7 @@ def compile(
     threads: int | None = None,
     precision: str = "f32",
     max_memory: int | str | None = None,
-) -> Interface | SpecializingExecutable:
+) -> Interface | Deferred:
     """Compiles a model: a path, the bytes of one, or a ModelProto.
 
     `target` is the CPU of this machine, or "cuda" for its GPU.

@@ -38,8 +38,8 @@ from .compiled import Compiled
 
 if TYPE_CHECKING:
     from ..backends.cuda.runtime.code import DeviceCode
+    from .deferred import Deferred
     from .executable import Executable
-    from .specialize import SpecializingExecutable
 
 MAGIC = b"\x89onnxc\r\n"
 VERSION = 2
@@ -109,7 +109,7 @@ def read(path: str | os.PathLike[str], verify: bool = True) -> Compiled:
 
 
 def write(
-    model: Executable | SpecializingExecutable | Compiled, path: str | os.PathLike[str], threaded: bool = True
+    model: Executable | Deferred | Compiled, path: str | os.PathLike[str], threaded: bool = True
 ) -> tuple[Path, ...]:
     """Writes what the path's suffix tells: an artifact (.onnxc), or native code (.o, .so) with its C header.
 

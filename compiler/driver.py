@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from ..ir.dtypes import BOOL
-from ..ir.errors import ValueNeeded
+from ..ir.errors import HostNeeded, ValueNeeded
 from ..ir.graph import Graph
 from ..ir.program import Program
 from ..ir.target import Target
@@ -24,6 +24,7 @@ from ..passes.precision import Precision
 from ..passes.regions import Schedule
 from .cache import ModelCache
 from .compiled import Compiled, here
+from .deferred import Deferred
 from .graph_text import specialised
 from .importer import import_model
 from .interface import Interface
@@ -101,13 +102,14 @@ def constants_of(program: Program) -> tuple[Program, dict[str, np.ndarray]]:
     return program, found
 
 
-def compile_model(model: Model, options: Options) -> Interface | SpecializingExecutable:
-    """Compiles a model for this process; one in which values of inputs decide axes is compiled when they are known."""
+def compile_model(model: Model, options: Options) -> Interface | Deferred:
+    """Compiles a model for this process; one in which values of inputs decide axes is compiled when they are known, and
+    of one that has text or sequences of unknown length the parts between the steps that Python runs."""
     options = replace(options, target=here(resolve_target(options.target)))
 
     def executable(model: Model, options: Options) -> Interface:
         def make() -> Compiled:
-            return compiled_model(model, options)
+            return _compiled_model(model, options)
 
         compiled = ModelCache.default().compiled(model, options, make)
         return executable_of(compiled, model, options)
@@ -125,14 +127,35 @@ def compile_model(model: Model, options: Options) -> Interface | SpecializingExe
         ) -> Interface:
             return executable(known, replace(within, shapes={**(within.shapes or {}), **shapes}, smallest=smallest))
 
-        return SpecializingExecutable(proto, compile_values, str(error))
+        return SpecializingExecutable(proto, compile_values, partial(_for_host, model, options), str(error))
+    except HostNeeded as error:
+        return _for_host(model, options, error)
+
+
+def _for_host(model: Model, options: Options, reason: HostNeeded) -> Deferred:
+    """The model divided between Python and compiled code."""
+    if isinstance(model, Graph):
+        raise reason
+    from .host.executable import HostExecutable  # it needs ONNX's reference, which takes long to import
+
+    proto, folder = load_proto(model)
+    within = replace(options, folder=options.folder or folder)
+    return HostExecutable(proto, within, compile_model, reason)
 
 
 def compiled_model(model: Model, options: Options) -> Compiled:
     """Code and weights of a model for the target of the options, which need not be this machine.
 
-    Raises ValueNeeded for a model in which values of inputs decide axes.
+    Raises ValueNeeded for a model in which values of inputs decide axes, UnsupportedError naming the nodes for one that
+    Python has to run in part.
     """
+    try:
+        return _compiled_model(model, options)
+    except HostNeeded as error:
+        return _for_host(model, options, error).compiled
+
+
+def _compiled_model(model: Model, options: Options) -> Compiled:
     target = target_of(options)
     graphs = [imported(model, options)]
     texts = {"import": print_graph(graphs[0])}

@@ -11,8 +11,8 @@ from onnx.backend.base import Backend, BackendRep
 
 from ..ir.errors import UnsupportedError
 from .api import compile
+from .deferred import Deferred
 from .interface import Interface
-from .specialize import SpecializingExecutable
 
 TARGETS = {"CPU": "host", "CUDA": "cuda"}
 """ONNX's names of devices, and what is compiled for each."""
@@ -21,7 +21,7 @@ TARGETS = {"CPU": "host", "CUDA": "cuda"}
 class CompiledModel(BackendRep):
     """A compiled model behind ONNX's interface."""
 
-    def __init__(self, executable: Interface | SpecializingExecutable) -> None:
+    def __init__(self, executable: Interface | Deferred) -> None:
         self.executable = executable
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:

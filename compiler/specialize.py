@@ -13,16 +13,16 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 
 from ..ir.dtypes import BY_ONNX
-from ..ir.errors import ShapeError, UnsupportedError, ValueNeeded
+from ..ir.errors import HostNeeded, ShapeError, UnsupportedError, ValueNeeded
 from .binding import Port
-from .compiled import Compiled, MemoryPlan
+from .compiled import Compiled
+from .deferred import Deferred
 from .interface import Interface
 
 Shape: TypeAlias = tuple[int | None, ...]
@@ -37,18 +37,26 @@ STRETCHED = 2
 """The smallest size of an axis that is not squeezed or broadcast."""
 
 
-class SpecializingExecutable:
+class SpecializingExecutable(Deferred):
     """Has the interface of an Executable; `parameters` are the inputs whose values the code depends on."""
 
-    def __init__(self, model: onnx.ModelProto, compile_values: CompileValues, reason: str) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        compile_values: CompileValues,
+        for_host: Callable[[HostNeeded], Deferred],
+        reason: str,
+    ) -> None:
+        """`for_host` gives what runs the model where all values and sizes do not suffice to compile it."""
         self._model = model
         self._compile = compile_values
+        self._for_host = for_host
         initial = {tensor.name for tensor in model.graph.initializer}
         self._values = [value for value in model.graph.input if value.name not in initial]
         self._small = tuple(value.name for value in self._values if _is_small(value))
         self._level = 0
         self._reason = reason
-        self._known: OrderedDict[tuple[bytes, ...], Interface] = OrderedDict()
+        self._known: OrderedDict[tuple[bytes, ...], Interface | Deferred] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -65,18 +73,6 @@ class SpecializingExecutable:
         return self._small if _LEVELS[self._level][0] else ()
 
     @property
-    def plan(self) -> MemoryPlan:
-        return self.compiled.plan
-
-    def dump(self, stage: str = "graph") -> str:
-        return self.compiled.dump(stage)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        from .artifact import save
-
-        return save(self.compiled, path)
-
-    @property
     def inputs(self) -> tuple[Port, ...]:
         return tuple(map(_port, self._values))
 
@@ -84,18 +80,13 @@ class SpecializingExecutable:
     def outputs(self) -> tuple[Port, ...]:
         return tuple(map(_port, self._model.graph.output))
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        names = [value.name for value in self._values]
-        results = list(self.run(dict(zip(names, arguments, strict=False)) | named).values())
-        return results[0] if len(results) == 1 else tuple(results)
-
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs by name, for inputs by name; compiles where these parameter values are new."""
         executable = self.specialized(inputs)
         taken = {port.name for port in executable.inputs}
         return executable.run({k: v for k, v in inputs.items() if k in taken or k not in self._small})
 
-    def specialized(self, inputs: Mapping[str, Any]) -> Interface:
+    def specialized(self, inputs: Mapping[str, Any]) -> Interface | Deferred:
         """The executable for the values that the parameters have in `inputs`. ShapeError where one is missing."""
         missing = [name for name in self._small if name not in inputs]
         if missing:
@@ -125,7 +116,7 @@ class SpecializingExecutable:
         values = [f"{a.dtype}{a.shape}".encode() + a.tobytes() for n, a in arrays.items() if n in self.parameters]
         return (*values, repr([fixed(a.shape) for n, a in arrays.items() if n not in self.parameters]).encode())
 
-    def _compiled(self, arrays: Mapping[str, np.ndarray]) -> Interface:
+    def _compiled(self, arrays: Mapping[str, np.ndarray]) -> Interface | Deferred:
         """Compiled with as few values and sizes fixed as will do; remembers which those are."""
         while True:
             _, fixed = _LEVELS[self._level]
@@ -134,10 +125,13 @@ class SpecializingExecutable:
             shapes = {name: shape for name, shape in sizes.items() if set(shape) - {None}}
             try:
                 return self._compile(self._with_constants(values), shapes, STRETCHED if fixed is _ones else 0)
-            except ValueNeeded:
-                if self._level + 1 == len(_LEVELS):
+            except (ValueNeeded, HostNeeded) as error:
+                if self._level + 1 < len(_LEVELS):
+                    self._level += 1
+                elif isinstance(error, HostNeeded):
+                    return self._for_host(error)
+                else:
                     raise
-                self._level += 1
 
     def _with_constants(self, arrays: Mapping[str, np.ndarray]) -> onnx.ModelProto:
         if not arrays:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..ir.dims import Dim, as_symbol, product, symbol
 from ..ir.dtypes import BOOL, I64
-from ..ir.errors import UnsupportedError
+from ..ir.errors import HostNeeded
 from ..ir.graph import Graph, Node, Value
 from ..ir.program import Place, Repeat, Step
 
@@ -21,7 +21,7 @@ UNLIMITED = 1 << 40
 def lower_loop(lowering: Lowering, node: Node) -> list[Step]:
     """Steps of a Loop. State stays where the node's outputs will be; scan outputs are written in place.
 
-    Raises UnsupportedError where a state changes its shape, or a scan output has no known limit.
+    Raises HostNeeded where a state changes its shape, or a scan output has no known limit.
     """
     body = node.regions["body"]
     trip_value, condition_value = node.inputs[0], node.inputs[1]
@@ -46,7 +46,7 @@ def lower_loop(lowering: Lowering, node: Node) -> list[Step]:
     for value, inner, outer in zip(initial, body.inputs[2:], states, strict=True):
         assert value is not None
         if value.shape != inner.shape or inner.shape != outer.shape:
-            raise UnsupportedError(f"{node.where}: the state %{inner.name} changes its shape between iterations")
+            raise HostNeeded(f"{node.where}: the state %{inner.name} changes its shape between iterations", node.origin)
     for value, place in zip(initial, places, strict=True):
         assert value is not None
         steps += lowering.copy(value, place)
@@ -56,7 +56,8 @@ def lower_loop(lowering: Lowering, node: Node) -> list[Step]:
         leading = value.shape[0]
         name = as_symbol(leading)
         if trips is None or (leading != trips and name is None):
-            raise UnsupportedError(f"{node.where}: the scan output %{value.name} has no known limit of iterations")
+            reason = f"{node.where}: the scan output %{value.name} has no known limit of iterations"
+            raise HostNeeded(reason, node.origin)
         if leading != trips and name is not None:
             counter = name.name
             lowering.resize(lowering.places[value.name], trips * product(value.shape[1:]))
@@ -94,7 +95,7 @@ def lower_loop(lowering: Lowering, node: Node) -> list[Step]:
 def lower_scan(lowering: Lowering, node: Node) -> list[Step]:
     """Steps of a Scan over leading axes; slices are views of the scanned tensors, written and read in place.
 
-    Raises UnsupportedError for other axes than the first.
+    Raises HostNeeded for other axes than the first.
     """
     body = node.regions["body"]
     scanned = node.attributes["num_scan_inputs"]
@@ -103,7 +104,7 @@ def lower_scan(lowering: Lowering, node: Node) -> list[Step]:
     outputs = len(node.outputs) - count
     for name in ("scan_input_axes", "scan_output_axes"):
         if any(_numbers(node, name)):
-            raise UnsupportedError(f"{node.where}: {name} other than 0 are not compiled")
+            raise HostNeeded(f"{node.where}: {name} other than 0 are not compiled", node.origin)
     index = _index_name(lowering, node)
     steps: list[Step] = []
     first = node.inputs[count]
@@ -113,7 +114,7 @@ def lower_scan(lowering: Lowering, node: Node) -> list[Step]:
     for value, inner, place in zip(node.inputs[:count], body.inputs, places, strict=False):
         assert value is not None
         if value.shape != inner.shape:
-            raise UnsupportedError(f"{node.where}: the state %{inner.name} changes its shape between iterations")
+            raise HostNeeded(f"{node.where}: the state %{inner.name} changes its shape between iterations", node.origin)
         steps += lowering.copy(value, place)
         lowering.places[inner.name] = place
 

@@ -20,7 +20,7 @@ STEPS = (
     "SequenceMap", "SplitToSequence", "StringConcat", "StringNormalizer", "StringSplit", "ai.onnx.ml.CastMap",
     "ai.onnx.ml.CategoryMapper", "ai.onnx.ml.DictVectorizer", "ai.onnx.ml.ZipMap",
 )  # fmt: skip
-"""Operators that Python runs, whatever their operands; those on sequences only where the importer cannot resolve them."""
+"""Operators that Python runs whatever their operands, but for sequences and optionals that the importer resolves."""
 
 TEXT_ATTRIBUTES = (
     "cats_strings", "classlabels_strings", "keys_strings", "pool_strings", "value_string", "value_strings",

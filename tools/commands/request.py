@@ -17,9 +17,9 @@ from ...ir.target import PRECISIONS
 
 if TYPE_CHECKING:
     from ...compiler.compiled import Compiled, MemoryPlan
+    from ...compiler.deferred import Deferred
     from ...compiler.interface import Interface
     from ...compiler.options import Model, Options
-    from ...compiler.specialize import SpecializingExecutable
     from ...ir.graph import Graph
     from ...ir.program import Program
     from ...passes.pipeline import Pass
@@ -95,7 +95,7 @@ class Request:
 
         return Options(self.target, self.dims, self.shapes, self.threads, self.precision, self.pipeline or "")
 
-    def executable(self) -> Interface | SpecializingExecutable:
+    def executable(self) -> Interface | Deferred:
         """The model compiled for this process, with progress shown; an artifact is loaded."""
         if self.artifact:
             from ...compiler.api import load

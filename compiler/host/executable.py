@@ -1,0 +1,146 @@
+"""Models that Python runs in part: its steps between compiled segments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import ModelProto
+
+from ...ir.errors import HostNeeded, ShapeError, UnsupportedError
+from ...ir.graph import TensorType, Value
+from ..binding import Port, bind_symbols
+from ..compiled import Compiled
+from ..deferred import Deferred
+from ..dimensions import Symbols, input_types
+from ..options import Options
+from ..weights import Weights
+from .kinds import NUMBERS, kind_of_type
+from .plan import Plan, Planner
+from .ports import fitting, port_of
+from .segment import Runnable
+
+CompileSegment = Callable[[ModelProto, Options], Runnable]
+
+
+class HostExecutable(Deferred):
+    """Has the interface of an Executable. Text is given and taken as arrays of str, a sequence as a list, an optional
+    as its value or None, a map as a dict. Calls from several threads at once are fine.
+
+    Raises ShapeError where an argument does not fit, OnnxcError with the node's name where a step fails.
+    """
+
+    def __init__(
+        self,
+        model: ModelProto,
+        options: Options,
+        compile: CompileSegment,
+        reason: HostNeeded,
+    ) -> None:
+        """`reason` tells why Python is needed, and names the loops that it must repeat.
+
+        Raises UnsupportedError where neither code nor Python can run a node.
+        """
+        self._reason = reason
+        within = replace(options, dims=None, shapes=None)
+        folder = Path(options.folder) if options.folder is not None else None
+        model = _expanded(model)
+        constants = {tensor.name for tensor in model.graph.initializer}
+        self._declared = [value for value in model.graph.input if value.name not in constants]
+        self._results = list(model.graph.output)
+        tensors = [value for value in self._declared if kind_of_type(value.type) == NUMBERS]
+        tensors = [value for value in tensors if value.type.tensor_type.HasField("shape")]
+        types = input_types(tensors, Symbols(), options.dims, options.shapes, options.smallest)
+        self._tensors = [Value(name, type) for name, type in types.items() if isinstance(type, TensorType)]
+
+        def compiled(segment: ModelProto, smallest: int) -> Runnable:
+            return compile(segment, replace(within, smallest=smallest))
+
+        planner = Planner(model, compiled, Weights(None, folder), _named_loops(reason))
+        self._plan = planner.plan()
+        kinds = [*self._plan.kinds, *(kind_of_type(value.type) for value in self._declared)]
+        if not self._plan.host_steps and all(kind == NUMBERS for kind in kinds):
+            # Within a function that loop has another name: Python repeats all that there are.
+            self._plan = replace(planner, loops=None).plan()
+            if not self._plan.host_steps:
+                raise UnsupportedError(str(reason)) from reason
+
+    @property
+    def steps(self) -> Plan:
+        """What runs: compiled segments and steps of Python, in order."""
+        return self._plan
+
+    @property
+    def compiled(self) -> Compiled:
+        """Raises UnsupportedError, naming the nodes that only Python can run."""
+        steps = [f'"{step.name}" ({step.operator})' for step in self._plan.host_steps]
+        nodes = ", ".join(steps[:_LISTED]) + (f" and {len(steps) - _LISTED} more" if len(steps) > _LISTED else "")
+        what = f"runs {len(steps)} steps of this model: {nodes}" if steps else "hands on what is no tensor of numbers"
+        raise UnsupportedError(
+            f"Python {what}; ahead of time only operators on tensors of numbers are compiled: run the model by "
+            f"onnxc.compile or onnxc run, or export it without these nodes ({self._reason})"
+        ) from self._reason
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        return tuple(map(port_of, self._declared))
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        return tuple(map(port_of, self._results))
+
+    def dump(self, stage: str = "program") -> str:
+        """The list of steps for the stage "program"; for others the texts of the segments that runs have compiled."""
+        if stage == "program":
+            return "\n".join(self._plan.lines()) + "\n"
+        found = []
+        for segment in self._plan.segments:
+            for form in segment.forms():
+                found.append(f'// segment from "{segment.name}"\n{form.dump(stage)}')
+        return "\n".join(found) or "// no segment is compiled yet: each is when a run first sees its operands' types\n"
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name, for inputs by name; an optional that is not given is absent."""
+        optional = {v.name for v in self._declared if v.type.WhichOneof("value") == "optional_type"}
+        names = [value.name for value in self._declared]
+        missing = [name for name in names if name not in inputs and name not in optional]
+        unknown = [name for name in inputs if name not in names]
+        if missing or unknown:
+            wrong = (("missing", missing), ("unknown", unknown))
+            parts = "; ".join(f"{what}: {', '.join(found)}" for what, found in wrong if found)
+            raise ShapeError(f"inputs do not fit ({parts}); the model takes {', '.join(map(str, self.inputs))}")
+        given = {value.name: fitting(inputs.get(value.name), value.type, value.name) for value in self._declared}
+        bind_symbols(self._tensors, [given[value.name].shape for value in self._tensors])
+        found = self._plan.run([given[name] for name in names], {})
+        return {value.name: result for value, result in zip(self._results, found, strict=True)}
+
+
+_LISTED = 8
+"""Nodes that a message names."""
+
+
+def _named_loops(reason: BaseException | None) -> frozenset[str]:
+    """The loops that an error names, or one that it was raised from."""
+    found: set[str] = set()
+    while reason is not None:
+        found.update(getattr(reason, "nodes", ()))
+        reason = reason.__cause__
+    return frozenset(found)
+
+
+def _expanded(model: ModelProto) -> ModelProto:
+    """The model with its functions in place of their calls: any may hold what Python has to run."""
+    if not model.functions:
+        return model
+    light = ModelProto()
+    light.CopyFrom(model)
+    del light.graph.initializer[:]  # the package's inliner takes the model as bytes
+    try:
+        found = onnx.inliner.inline_local_functions(light, True)
+    except Exception as error:  # the binding raises its own kinds
+        raise UnsupportedError(f"the model's functions cannot be expanded for Python: {error}") from error
+    found.graph.initializer.extend(model.graph.initializer)
+    return found
