@@ -19,23 +19,28 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoPro
 from onnx.defs import OpSchema
 
 from ..ir.dtypes import BOOL, BY_ONNX, I64, STRING, of_numpy
-from ..ir.errors import HostNeeded, ModelError, OnnxcError, UnsupportedError
+from ..ir.errors import HostNeeded, LimitError, ModelError, OnnxcError, UnsupportedError
 from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Type, Value, constant_node
 from ..ir.infer import Inference
 from ..ir.ops import REGISTRY
 from .calls import Body, Call
+from .choices import check_choices
 from .composites import COMPOSITES
 from .dimensions import Symbols, input_types
 from .functions import Function, Key, call_to_onnx, domain_of, local_functions, opsets_of, schema_function
 from .host.kinds import NUMBERS, STEPS, has_text_attribute, kind_of_type
 from .lift import lift
+from .limits import check_types, most_nodes
 from .nodes import (
+    all_names,
     check_call,
     check_node,
     constant_array,
+    declared_types,
     element_type,
     in_order,
     kind_of,
+    name_of,
     names_read,
     node_name,
     operator_name,
@@ -110,11 +115,12 @@ class Importer:
         self._expanding: list[str] = []
         self._symbols = Symbols()
         self._names = Names()
-        self._names.reserve(_all_names(model.graph))
+        self._names.reserve(all_names(model.graph))
         self._defined: set[str] = set()
         self._values: dict[str, Value] = {}
         self._arrays: dict[str, np.ndarray] = {}
         self._nodes: list[Node] = []
+        self._nodes_left = most_nodes(model)
 
     def graph(
         self, dims: Mapping[str, int] | None, shapes: Mapping[str, Sequence[int | None]] | None, smallest: int = 0
@@ -128,13 +134,14 @@ class Importer:
             if kind_of_type(value.type) != NUMBERS:
                 raise HostNeeded(f'the input "{value.name}" is a {kind_of_type(value.type)}')
         types = input_types(inputs, self._symbols, dims, shapes, smallest)
+        check_types(types)
         _refuse_twins([value.name for value in inputs], "inputs")
         _refuse_twins([value.name for value in proto.output], "outputs")
-        scope = Scope(opsets_of(self._model), frozenset(), declared=_declared(proto))
+        scope = Scope(opsets_of(self._model), frozenset(), declared=declared_types(proto))
         values = tuple(Value(self._define(name), type) for name, type in types.items())
         scope.values.update(zip(types, values, strict=True))
         outputs = _only_values(self._body(proto, scope), proto)
-        return Graph(proto.name or "graph", values, outputs, tuple(self._nodes))
+        return Graph(name_of(proto, "graph"), values, outputs, tuple(self._nodes))
 
     # What lifts may do (`lift.Builder`).
 
@@ -171,6 +178,7 @@ class Importer:
         types = self._rules.outputs(call.op, call.inputs, call.attributes, regions, wanted)
         if len(types) < len(names):
             raise UnsupportedError(f"{call.op} gives {len(types)} outputs, but {len(names)} are read")
+        check_types(dict(zip(names, types, strict=False)))
         values = tuple(map(Value, names, types))
         if any(map(_is_text, values)):
             raise HostNeeded(f"{call.op} gives text")
@@ -233,6 +241,9 @@ class Importer:
 
     def _node(self, node: NodeProto, index: int, scope: Scope) -> None:
         name = node_name(node, index)
+        self._nodes_left -= 1
+        if self._nodes_left < 0:
+            raise LimitError("the model's functions and loops expand to too many nodes")
         origin = scope.origin or (f"{scope.prefix}{name}",)
         attributes = _resolved(node, scope)
         items = tuple(scope.find(text) if text else None for text in node.input)
@@ -294,6 +305,7 @@ class Importer:
         schema = schema_in(node, scope.opsets)
         if schema is not None:
             check_node(node, attributes, schema)
+            check_choices(node.op_type, attributes)
         elif not domain_of(node.domain) or not {operator_name(node)} & (self._operators | set(COMPOSITES)):
             raise UnsupportedError(
                 "neither ONNX nor onnxc knows this operator, and the model brings no function for it; "
@@ -332,7 +344,7 @@ class Importer:
                 values.append(value)
             with self._collecting() as nodes:
                 outputs = _only_values(self._body(proto, inner), proto)
-            return Graph(proto.name or "body", tuple(values), outputs, tuple(nodes))
+            return Graph(name_of(proto, "body"), tuple(values), outputs, tuple(nodes))
 
         return make
 
@@ -474,7 +486,7 @@ def _inner_scope(proto: GraphProto, outer: Scope, given: int) -> Scope:
         raise ModelError(f'the graph "{proto.name}" has {len(proto.input)} inputs, its node gives {given}')
     _refuse_twins([value.name for value in proto.input], "inputs")
     inner = Scope(outer.opsets, frozenset(), outer, prefix=outer.prefix, origin=outer.origin)
-    inner.arguments, inner.declared = outer.arguments, _declared(proto)
+    inner.arguments, inner.declared = outer.arguments, declared_types(proto)
     return inner
 
 
@@ -542,22 +554,6 @@ def _refuse_twins(names: Sequence[str], what: str) -> None:
     if len(set(names)) < len(names):
         twin = next(name for index, name in enumerate(names) if name in names[:index])
         raise ModelError(f'two {what} of a graph have the name "{twin}"; export the model again')
-
-
-def _declared(graph: GraphProto) -> dict[str, int]:
-    """The element types that a graph declares, by name."""
-    values = [*graph.value_info, *graph.input, *graph.output]
-    return {value.name: value.type.tensor_type.elem_type for value in values if value.type.HasField("tensor_type")}
-
-
-def _all_names(graph: GraphProto) -> Iterator[str]:
-    yield from (value.name for value in (*graph.input, *graph.output))
-    yield from (tensor.name for tensor in graph.initializer)
-    for node in graph.node:
-        yield from node.output
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _all_names(attribute.g)
 
 
 def import_model(

@@ -14,13 +14,18 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import numpy as np
+from onnx import ModelProto
 
 from ..ir.dims import evaluate
 from ..ir.errors import LimitError, OnnxcError
-from ..ir.graph import Value
+from ..ir.graph import TensorType, Type, Value
 from ..ir.program import ALIGNMENT, ArenaSlot, Program
 
+LARGEST_EXTENT = 1 << 48
+"""Elements that no tensor has: beyond, neither memory nor the arithmetic of indices follows."""
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+MOST_AXES = 64
+"""As many as numpy's arrays have."""
 _GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -56,6 +61,35 @@ def memory_of_machine() -> int:
 def limit_of(wanted: int | str | None) -> int:
     """The limit in bytes: the one that is wanted, else the machine's memory."""
     return memory_of_machine() if wanted is None else parse_bytes(wanted)
+
+
+def check_types(types: Mapping[str, Type]) -> None:
+    """Raises LimitError for tensors, by name, of more elements than can be, empty axes counted as 1."""
+    for name, type in types.items():
+        if isinstance(type, TensorType):
+            _check_extent(name, type)
+
+
+def _check_extent(name: str, type: TensorType) -> None:
+    if type.rank > MOST_AXES:
+        raise LimitError(f'"{name}" has {type.rank} axes; at most {MOST_AXES} are compiled')
+    total = 1
+    for dim in type.shape:
+        total *= max(1, dim) if isinstance(dim, int) else max(1, *(abs(factor) for _, factor in dim.terms))
+    if total >= LARGEST_EXTENT:
+        raise LimitError(f'"{name}" of {str(type)[:200]} has more elements than any memory holds')
+
+
+def most_nodes(model: ModelProto) -> int:
+    """How many nodes may be imported of a model, its functions and bodies expanded: functions that call functions
+    twice, or loops in loops whose states change shape, make exponentially many of a few."""
+    count = 0
+    waiting = [model.graph.node, *(function.node for function in model.functions)]
+    while waiting:
+        for node in waiting.pop():
+            count += 1
+            waiting += [attribute.g.node for attribute in node.attribute if attribute.HasField("g")]
+    return 20_000 + 50 * count
 
 
 def _refuse(what: str, size: int, most: int) -> LimitError:

@@ -224,3 +224,25 @@ def in_order(nodes: Sequence[NodeProto]) -> Iterable[tuple[int, NodeProto]]:
     except graphlib.CycleError as error:
         path = " -> ".join(f'"{node_name(nodes[index], index)}"' for index in reversed(error.args[1]))
         raise ModelError(f"nodes form a cycle: {path}; the model cannot be computed, export it again") from error
+
+
+def declared_types(graph: GraphProto) -> dict[str, int]:
+    """The element types that a graph declares, by name."""
+    values = [*graph.value_info, *graph.input, *graph.output]
+    return {value.name: value.type.tensor_type.elem_type for value in values if value.type.HasField("tensor_type")}
+
+
+def all_names(graph: GraphProto) -> Iterator[str]:
+    """Every name that a graph or one inside it defines."""
+    yield from (value.name for value in (*graph.input, *graph.output))
+    yield from (tensor.name for tensor in graph.initializer)
+    for node in graph.node:
+        yield from node.output
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from all_names(attribute.g)
+
+
+def name_of(graph: GraphProto, otherwise: str) -> str:
+    """The graph's name; a damaged one, which protobuf gives as bytes, is as good as none."""
+    return graph.name if isinstance(graph.name, str) and graph.name else otherwise

@@ -19,11 +19,15 @@ from .atoms import Extremum as Extremum
 from .atoms import Opaque as Opaque
 from .atoms import Quotient as Quotient
 from .atoms import Symbol as Symbol
+from .errors import LimitError
 
 Dim: TypeAlias = Union[int, "Sum"]
 
 Atom: TypeAlias = Symbol | Quotient | Extremum | Opaque
 Monomial: TypeAlias = tuple[Atom, ...]
+
+MOST_TERMS, LONGEST_TEXT = 4096, 1 << 20
+"""Of a dim, before it is refused: shape arithmetic can double what it is given with every node."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class Sum:
                 return 0
             return Sum(tuple((monomial, coefficient * other) for monomial, coefficient in self.terms))
         result: dict[Monomial, int] = {}
+        if len(self.terms) * len(other.terms) > MOST_TERMS or len(self.terms[-1][0]) + len(other.terms[-1][0]) > 64:
+            raise LimitError("a size is a product of too many sizes")
         for left, a in self.terms:
             for right, b in other.terms:
                 monomial = tuple(sorted(left + right, key=_text)) if left and right else left or right
@@ -117,6 +123,8 @@ class Sum:
                 factors.insert(0, str(abs(coefficient)))
             sign = "-" if coefficient < 0 else "+" if parts else ""
             parts.append(sign + "*".join(factors))
+        if sum(map(len, parts)) > LONGEST_TEXT:
+            raise LimitError("a size is computed from other sizes in too many steps")
         return "".join(parts)
 
     __repr__ = __str__

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from . import scalars as s
 from .dims import Dim, Opaque, Sum, ceildiv, dim_max, dim_min, divide_exactly, floordiv, known_le, substitute
-from .dtypes import BOOL
+from .dtypes import BOOL, DType
 from .tensors import assume_equal
 
 
@@ -51,7 +51,7 @@ def evaluate_scalar(scalar: s.Scalar, known: Callable[[str, int], SymbolicValue 
 
     def run(node: s.Scalar) -> SymbolicValue | None:
         if id(node) not in memo:
-            memo[id(node)] = step(node)
+            memo[id(node)] = _held(step(node), node.dtype)
         return memo[id(node)]
 
     def step(node: s.Scalar) -> SymbolicValue | None:
@@ -103,6 +103,17 @@ def evaluate_scalar(scalar: s.Scalar, known: Callable[[str, int], SymbolicValue 
         return result
 
     return run(scalar)
+
+
+def _held(value: SymbolicValue | None, dtype: DType) -> SymbolicValue | None:
+    """The value, or None for an integer that its type does not hold: there arithmetic wraps round."""
+    if isinstance(value, bool) or not dtype.is_integer:
+        return value
+    if isinstance(value, int):
+        return value if dtype.limits[0] <= value <= dtype.limits[1] else None
+    if isinstance(value, Sum) and any(abs(coefficient) >= 1 << 62 for _, coefficient in value.terms):
+        return None
+    return value
 
 
 def _exact(value: SymbolicValue) -> tuple[Dim, int] | None:

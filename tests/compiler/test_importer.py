@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxc.compiler.importer import import_model
 from onnxc.ir.dims import Dim, ceildiv, dim_max, floordiv, symbol
 from onnxc.ir.dtypes import BOOL, F16, F32, I64
-from onnxc.ir.errors import ModelError, OnnxcError, ShapeError, UnsupportedError
+from onnxc.ir.errors import LimitError, ModelError, OnnxcError, ShapeError, UnsupportedError
 from onnxc.ir.export import to_onnx
 from onnxc.ir.graph import Constant, Graph, Node, TensorType
 from onnxc.ir.verify import verify_graph
@@ -582,10 +582,12 @@ def test_opsets_before_7() -> None:
     assert [node.op for node in graph.nodes] == ["Add"]
 
 
-def test_huge_dimensions_are_only_numbers() -> None:
-    huge = 1 << 40
-    graph = imported("y = Relu(x)", f"float[{huge},{huge}] x", f"float[{huge},{huge}] y")
-    assert graph.outputs[0].shape == (huge, huge)
+def test_large_dimensions_are_only_numbers_and_impossible_ones_are_refused() -> None:
+    large, huge = 1 << 23, 1 << 40
+    graph = imported("y = Relu(x)", f"float[{large},{large}] x", f"float[{large},{large}] y")
+    assert graph.outputs[0].shape == (large, large)
+    with pytest.raises(LimitError, match='"x" of .* has more elements than any memory holds'):
+        imported("y = Relu(x)", f"float[{huge},{huge}] x", f"float[{huge},{huge}] y")
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
