@@ -1,6 +1,6 @@
 """All composite operators, by name."""
 
-from . import microsoft_attention, trees
+from . import classical, microsoft_attention, trees
 from .expand import joined
 
-COMPOSITES = joined(microsoft_attention.declare, trees.declare)
+COMPOSITES = joined(classical.declare, microsoft_attention.declare, trees.declare)

@@ -16,13 +16,20 @@ BRANCHES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "
 
 
 def model_of(
-    op: str, inputs: Mapping[str, Array], outputs: int = 1, opset: int = 3, **attributes: Any
+    op: str,
+    inputs: Mapping[str, Array],
+    outputs: int = 1,
+    opset: int = 3,
+    shapes: Mapping[str, list[int]] | None = None,
+    **attributes: Any,
 ) -> onnx.ModelProto:
     """A model of one node of ai.onnx.ml, the rows of its inputs symbolic."""
     names = [f"y{number}" for number in range(outputs)]
     values = [
         helper.make_tensor_value_info(
-            name, helper.np_dtype_to_tensor_dtype(array.dtype), ["rows", *array.shape[1:]][: array.ndim]
+            name,
+            helper.np_dtype_to_tensor_dtype(array.dtype),
+            (shapes or {}).get(name, ["rows", *array.shape[1:]][: array.ndim]),
         )
         for name, array in inputs.items()
     ]
