@@ -169,8 +169,7 @@ class Importer:
         check_call(call)
         stem = next(filter(None, call.outputs), call.origin[0] if call.origin else "value")
         names = [name or self._names.fresh(f"{stem}.{call.op.lower()}") for name in call.outputs]
-        if call.op in STEPS or has_text_attribute(call.attributes) or any(map(_is_text, call.inputs)):
-            raise HostNeeded(f"{call.op} on {', '.join(str(v.type) for v in call.inputs if v) or 'nothing'}")
+        _refuse_text(call)
         if call.op not in self._operators:
             return self._expand_schema(replace(call, outputs=tuple(names)))
         regions = self._regions(call)
@@ -260,8 +259,11 @@ class Importer:
             if found is None:
                 if call.op == "Constant":
                     self._constant(constant_array(call.attributes), outputs[0] or self._names.fresh(name), origin)
-                elif (lifted := lift(call, self)) is not None:
-                    self.emit(lifted)
+                else:
+                    _refuse_text(call)
+                    lifted = lift(call, self)
+                    if lifted is not None:
+                        self.emit(lifted)
                 found = tuple(self._values.get(output) for output in outputs)
         for text, item in zip(read, found, strict=False):
             if text:
@@ -474,6 +476,13 @@ def _only_values(items: Sequence[Item], graph: GraphProto) -> tuple[Value, ...]:
 
 def _without_sequences(items: Sequence[Item]) -> tuple[Value | None, ...]:
     return tuple(None if isinstance(item, tuple) else item for item in items)
+
+
+def _refuse_text(call: Call) -> None:
+    """HostNeeded for an operator that only Python runs, and for any on text."""
+    text = call.attributes.get("to") == STRING or has_text_attribute(call.attributes)
+    if call.op in STEPS or text or any(map(_is_text, call.inputs)):
+        raise HostNeeded(f"{call.op} on {', '.join(str(v.type) for v in call.inputs if v) or 'nothing'}")
 
 
 def _is_text(value: Value | None) -> bool:
