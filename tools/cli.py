@@ -17,7 +17,7 @@ from .. import __version__
 from ..ir.errors import DeviceError, ModelError, OnnxcError, TargetError, UnsupportedError, ValueNeeded, VerifierError
 
 BAD_USAGE, BAD_MODEL, UNSUPPORTED, BUG, INTERRUPTED = 2, 3, 4, 70, 130
-COMMANDS = ("run", "compile", "dump", "plan", "ops", "demo", "completion")
+COMMANDS = ("run", "compile", "dump", "plan", "bench", "ops", "demo", "completion")
 
 
 class Commands(click.Group):

@@ -1,0 +1,185 @@
+"""`onnxc bench`: models timed beside other engines on the same cores."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .request import Shape, Size, note
+
+if TYPE_CHECKING:
+    from ..bench.rounds import Result, Setting
+
+
+class Numbers(click.ParamType[tuple[int, ...]]):
+    """1,2,4"""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = value.split(",")
+        if not all(part.isdecimal() and int(part) for part in parts):
+            self.fail(f"{value!r} is no list of numbers such as 1,2", param, ctx)
+        return tuple(map(int, parts))
+
+
+@click.command(short_help="Time models beside other engines.")
+@click.argument("models", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "--against",
+    default="onnxruntime",
+    show_default=True,
+    metavar="ENGINES",
+    help="Names, by commas: onnxruntime, openvino; NAME:bf16 for a precision; none for onnxc alone.",
+)
+@click.option("--precision", default="", metavar="TYPE", help="Of onnxc: f32, bf16, f16.")
+@click.option("--threads", type=Numbers(), default=(1,), metavar="N,N", help="Threads; one table row for each number.")
+@click.option("--batch", type=Numbers(), default=(), metavar="N,N", help="Sizes of the open first axis of the inputs.")
+@click.option("--dim", "dims", type=Size(), multiple=True, metavar="SYMBOL=N", help="Fix a symbolic size. Repeatable.")
+@click.option("--shape", "shapes", type=Shape(), multiple=True, metavar="INPUT=1x3x8", help="Fix an input's shape.")
+@click.option(
+    "--input", "given", multiple=True, metavar="NAME=WHAT",
+    help="As of `onnxc run`; others are made up to suit what the model does with them.",
+)  # fmt: skip
+@click.option("--rounds", type=click.IntRange(min=1), default=15, show_default=True)
+@click.option("--seconds", type=float, default=0.3, show_default=True, help="Of each engine in each round.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the inputs that are made up.")
+@click.option("--no-cold", is_flag=True, help="Do not time compiling without caches.")
+@click.option("--json", "file", type=click.Path(dir_okay=False), help="Write all that was measured to a file.")
+def command(
+    models: tuple[str, ...], against: str, precision: str, threads: tuple[int, ...], batch: tuple[int, ...],
+    dims: tuple[tuple[str, int], ...], shapes: tuple[tuple[str, tuple[int, ...]], ...], given: tuple[str, ...],
+    rounds: int, seconds: float, seed: int, no_cold: bool, file: str | None,
+) -> None:  # fmt: skip
+    """Times MODELS beside other engines: each in a process of its own, on the same processors, in turns of fractions of
+    a second, the others stopped meanwhile. Outputs are compared first.
+
+    \b
+    onnxc bench model.onnx                              beside ONNX Runtime, one thread
+    onnxc bench model.onnx --against onnxruntime,openvino,openvino:bf16 --threads 1,2
+    onnxc bench model.onnx --batch 1,8 --json table.json
+
+    "ratio" is the engine's time over onnxc's, the median over the rounds: above 1 onnxc is faster. "differs" is how far
+    outputs are from those of the first other engine, relative to the largest. Memory is the peak of the process.
+    """
+    from ..bench.rounds import OWN, measure
+
+    engines = [f"{OWN}:{precision}" if precision else OWN, *_engines(against)]
+    records: list[dict[str, Any]] = []
+    for setting in _settings(models, threads, batch, dict(dims), dict(shapes), given, seed):
+        note(f"{Path(setting.path).stem}: {_sizes(setting)}")
+        results = measure(setting, engines, rounds, seconds, not no_cold)
+        records.append(_record(setting, results))
+        _print(setting, results)
+    if file is not None:
+        record = {"machine": _machine(), "versions": _versions(engines), "settings": records}
+        Path(file).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _engines(text: str) -> list[str]:
+    from importlib.metadata import PackageNotFoundError
+
+    from ...ir.errors import OnnxcError
+    from ..bench.engines import LOADERS, version_of
+
+    names = [name.strip() for name in text.split(",") if name.strip() not in ("", "none")]
+    for name in names:
+        try:
+            version_of(name)
+        except KeyError:
+            raise OnnxcError(f"no engine is called {name!r}; there are {', '.join(LOADERS)}") from None
+        except PackageNotFoundError:
+            package = name.partition(":")[0]
+            raise OnnxcError(f"{package} is not installed: pip install {package}") from None
+    return names
+
+
+def _settings(
+    models: Sequence[str], threads: Sequence[int], batch: Sequence[int], dims: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, ...]], given: Sequence[str], seed: int,
+) -> list[Setting]:  # fmt: skip
+    """Every model at every batch size and number of threads, with inputs that suit it."""
+    from ..bench.rounds import Setting
+    from ..bench.subjects import inputs_of, leading_symbols
+
+    found = []
+    for path in models:
+        leading = leading_symbols(path) if batch else []
+        if batch and not leading:
+            note(f"{Path(path).stem}: the first axes of its inputs are not open, --batch changes nothing")
+        for size in batch or (None,):
+            chosen = {**dims, **dict.fromkeys(leading, size)} if size is not None else dims
+            sizes, inputs = inputs_of(path, chosen, shapes, given, seed)
+            found += [Setting(path, sizes, inputs, count) for count in threads]
+    return found
+
+
+def _sizes(setting: Setting) -> str:
+    shapes = (f"{name} {list(array.shape)}" for name, array in setting.inputs.items())
+    return f"{', '.join(shapes)}; {setting.threads} thread{'s' * (setting.threads > 1)}"
+
+
+def _print(setting: Setting, results: Sequence[Result]) -> None:
+    from ..terminal import console, table_of
+
+    table = table_of(
+        "engine", ">ms", ">+-", ">ratio", ">load s", ">cold s", ">memory MB", ">code KB", ">differs", "remarks"
+    )
+    own = results[0]
+    for result in results:
+        if result.error or not result.rounds:
+            table.add_row(result.engine, *[""] * 8, result.error)
+            continue
+        ratio = "" if result is own or not own.rounds or own.error else f"{result.ratio(own):.2f}"
+        table.add_row(
+            result.engine,
+            f"{1e3 * result.median:.4g}",
+            f"{100 * result.spread:.0f}%",
+            ratio,
+            f"{result.load:.2f}",
+            "" if result.cold is None else f"{result.cold:.2f}",
+            "" if result.memory is None else f"{result.memory / 1e6:.0f}",
+            "" if result.code_bytes is None else f"{result.code_bytes / 1e3:.0f}",
+            "" if result.difference is None else f"{result.difference:.1e}",
+            "",
+        )
+    console().print(table)
+
+
+def _record(setting: Setting, results: Sequence[Result]) -> dict[str, Any]:
+    own = results[0]
+    usable = bool(own.rounds) and not own.error
+    return {
+        "model": Path(setting.path).stem,
+        "sizes": dict(setting.dims),
+        "inputs": {name: [str(array.dtype), list(array.shape)] for name, array in setting.inputs.items()},
+        "threads": setting.threads,
+        "engines": {
+            result.engine: {
+                **{key: value for key, value in vars(result).items() if key != "engine" and value not in (None, "")},
+                **({"median": result.median, "spread": result.spread} if result.rounds else {}),
+                **({"ratio": result.ratio(own)} if result.rounds and usable and not result.error else {}),
+            }
+            for result in results
+        },
+    }
+
+
+def _machine() -> dict[str, Any]:
+    from ...ir.target import Target
+
+    host = Target.parse("host")
+    return {"cpu": host.cpu, "target": str(host), "system": platform.platform(), "python": platform.python_version()}
+
+
+def _versions(engines: Sequence[str]) -> dict[str, str]:
+    from ..bench.engines import version_of
+
+    return {engine: version_of(engine) for engine in engines}
