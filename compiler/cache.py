@@ -18,6 +18,7 @@ from pathlib import Path
 import llvmlite
 import platformdirs
 
+from ..backends.cpu import bounds
 from ..ir.errors import OnnxcError
 from . import artifact
 from .compiled import Compiled
@@ -92,7 +93,7 @@ def _key(model: object, options: Sequence[object]) -> str | None:
         return None
     if status.st_size > LARGEST:
         return None
-    what = (path, status.st_size, status.st_mtime_ns, status.st_ino, _compiler(), *options)
+    what = (path, status.st_size, status.st_mtime_ns, status.st_ino, _compiler(), bounds.wanted(), *options)
     return hashlib.blake2b(repr(what).encode(), digest_size=16).hexdigest()
 
 

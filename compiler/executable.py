@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..backends.cpu.bounds import VIOLATION, raise_violation
 from ..backends.cpu.jit import CodeImage
 from ..ir.dims import symbols
 from ..ir.errors import ShapeError, UnsupportedError
@@ -96,7 +97,9 @@ class Executable(Interface):
         self._most = most
         count = compiled.segments
         functions = [f"onnxc_{what}_{i}" for what in ("run", "size") for i in range(count)]
-        self._image = CodeImage(compiled.objects, functions, compiled.target)
+        checked = any(VIOLATION.encode() in content for content in compiled.objects)
+        self._image = CodeImage(compiled.objects, [*functions, *([VIOLATION] if checked else [])], compiled.target)
+        self._violation = self._image.address(VIOLATION) if checked else 0
         prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
         sizing = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
         self._run_segment = [prototype(self._image.address(f"onnxc_run_{i}")) for i in range(count)]
@@ -106,7 +109,7 @@ class Executable(Interface):
         self._ports = len(compiled.inputs) + len(compiled.outputs)
         given = {symbol.name for value in compiled.inputs for dim in value.shape for symbol in symbols(dim)}
         self._computes_sizes = count > 1 or given != set(compiled.symbols)
-        self._simple = not self._computes_sizes and not compiled.checks
+        self._simple = not self._computes_sizes and not compiled.checks and not checked
         self._table = [0] * self._ports + [array.ctypes.data for array in compiled.constants.values()]
         self._free: list[_Workspace] = []
         # Neither this nor the list above needs a lock: a thread that forks in the middle of a call leaves none held.
@@ -151,6 +154,8 @@ class Executable(Interface):
                 raise_faults(self._compiled.checks, workspace.faults)  # this workspace is not used again
             if self._computes_sizes:
                 self._later_segments(workspace, outputs)
+            if self._violation:
+                raise_violation(self._violation)
         self._free.append(workspace)
         return outputs
 

@@ -53,5 +53,9 @@ class DeviceError(OnnxcError):
     """A GPU could not do what a run asks: its memory does not suffice, or a kernel cannot be launched or has failed."""
 
 
+class AccessError(OnnxcError):
+    """A kernel that checks itself (ONNXC_CHECK_BOUNDS=1) was about to read or write outside of a buffer."""
+
+
 class VerifierError(OnnxcError):
     """A graph breaks a rule of the graph language: a pass is at fault, or an edited text."""

@@ -85,11 +85,15 @@ def constant_lanes(values: Sequence[int], element: str = "i64") -> str:
 
 @dataclass(frozen=True)
 class Memory:
-    """Where a buffer in scope begins; `roots` are the buffers it may point into, if it is an alias."""
+    """Where a buffer in scope begins; `roots` are the buffers it may point into, if it is an alias.
+
+    In kernels that check themselves it lies in the `bytes` from `base` on, or these are None where no size tells."""
 
     pointer: str
     attributes: str = ""
     roots: frozenset[str] = frozenset()
+    base: str = ""
+    bytes: Value | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,10 @@ class ModuleText:
     zeros: int = 0
     guarded: dict[int, tuple[Scalar, Scalar]] = field(default_factory=dict)
     turns: dict[int, int] = field(default_factory=dict)
+    checked: str = ""
+    """What messages call the kernel, where it checks itself (see `bounds`)."""
+    messages: dict[str, str] = field(default_factory=dict)
+    spare: int = 0
 
     def weights(self, turns: int) -> int:
         """The number of the metadata that say how often a loop of so many turns goes on.
@@ -307,7 +315,7 @@ class AddressRenderer:
         """The address of an element. Loop-invariant parts come first, the constant last, as x86 adds it for nothing."""
         pointer, element = self.memory(buffer).pointer, memory_type(buffer.dtype)
         groups, constant, rising = self._groups(offset)
-        flag = " inbounds" if rising and surely_inside else ""
+        flag = " inbounds" if rising and surely_inside and not self.module.checked else ""
         for _, value in [*groups, (0, constant)]:
             if value != 0:
                 pointer = self.emit(f"getelementptr{flag} {element}, ptr {pointer}, i64 {value}")

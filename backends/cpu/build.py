@@ -10,6 +10,7 @@ from ...ir.program import Program
 from ...ir.target import Target
 from ...passes.math import expand_kernel
 from ...passes.vectorize import Vectors, vectorize
+from . import bounds
 from .entry import render_entry
 from .llvm import render_kernel
 from .objects import compile_objects
@@ -31,9 +32,12 @@ def scheduled(kernel: Kernel, target: Target) -> Kernel:
 
 def modules(program: Program, target: Target, threaded: bool = True) -> Iterator[tuple[str, str]]:
     """(name, LLVM IR text) of the entry functions and of every kernel."""
-    yield "entry", render_entry(program, target)
+    checked = bounds.wanted()
+    if checked:
+        program = bounds.with_buffer_sizes(program)
+    yield "entry", render_entry(program, target, checked)
     for name, kernel in program.kernels.items():
-        yield name, render_kernel(scheduled(kernel, target), target, threaded)
+        yield name, render_kernel(scheduled(kernel, target), target, threaded, checked)
 
 
 def build(

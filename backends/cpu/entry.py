@@ -15,6 +15,7 @@ from ...ir.graph import Value as GraphValue
 from ...ir.program import ALIGNMENT, ArenaSlot, Assign, Bind, Choose, Place, Program, Repeat, Run, Step, Steps, walk
 from ...ir.target import Target
 from .addresses import ModuleText, Value, quoted
+from .bounds import DEFINITION
 from .llvm import THREADS, FunctionRenderer
 
 
@@ -25,13 +26,13 @@ def table_order(program: Program) -> list[str]:
     return [memory.name for memory in sorted(named, key=lambda memory: roles[memory.role])]
 
 
-def render_entry(program: Program, target: Target) -> str:
-    """The LLVM module with the functions of all segments."""
+def render_entry(program: Program, target: Target, checked: bool = False) -> str:
+    """The LLVM module with the functions of all segments; with `checked` kernels also the memory where these report."""
     module = ModuleText(target, False)
     for number in range(len(program.segments)):
         _Entry(module, f"onnxc_size_{number}", program).sizes(number)
         _Entry(module, f"onnxc_run_{number}", program).run(number)
-    lines = [f'target triple = "{target.triple}"\n']
+    lines = [f'target triple = "{target.triple}"\n', *([DEFINITION] if checked else [])]
     for name, kernel in program.kernels.items():
         arguments = ["ptr"] * len(kernel.parameters) + ["i64"] * (len(kernel.sizes) + 1)
         lines.append(f"declare void @{quoted(name)}({', '.join(arguments)})")

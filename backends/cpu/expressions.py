@@ -15,7 +15,6 @@ from ...ir.scalars import Buffer, Scalar
 from ...passes.float_arithmetic import odd_f32
 from ...passes.guards import guard_loads
 from .addresses import (
-    AddressRenderer,
     ModuleText,
     Value,
     constant_lanes,
@@ -26,6 +25,7 @@ from .addresses import (
     splat,
     vector_type,
 )
+from .bounds import BoundsRenderer
 from .dot_products import find
 from .legalize import HALF, Given, expand, has_half_conversions, narrow_bits, widened_bits
 
@@ -76,7 +76,7 @@ end:
 """
 
 
-class ExpressionRenderer(AddressRenderer):
+class ExpressionRenderer(BoundsRenderer):
     """Appends the instructions of expressions to a function."""
 
     def __init__(self, module: ModuleText):
@@ -358,11 +358,13 @@ class ExpressionRenderer(AddressRenderer):
         pointer = self.address(buffer, scalar.offset, predicate is None)
         stride: Value = 1 if lanes == 1 else self.dim(scalar.stride)
         uniform = predicate.operand if isinstance(predicate, s.Broadcast) else predicate
-        if uniform is not None and uniform.lanes == 1:
+        allowed = "true" if uniform is None else self.value(uniform) if uniform.lanes == 1 else ""
+        if allowed and self.module.checked:
+            allowed = self.inside(buffer, pointer, lanes, stride, allowed, "reads")
+        if allowed not in ("", "true"):
             # Where nothing may be read, zeros are read instead: no branch, and a load that any target has.
             span = (lanes - 1) * abs(stride) + 1 if isinstance(stride, int) else 1
             self.module.zeros = max(self.module.zeros, span * align)
-            allowed = self.value(uniform)
             start: Value = (lanes - 1) * stride if isinstance(stride, int) and stride < 0 else 0
             zeros = self.element(buffer, "@.zeros", -start if isinstance(start, int) else 0)
             pointer = self.emit(f"select i1 {allowed}, ptr {pointer}, ptr {zeros}")
@@ -371,6 +373,9 @@ class ExpressionRenderer(AddressRenderer):
             predicate = None
         if predicate is not None:
             mask, nothing = self.operand(predicate), f"{kind} zeroinitializer"
+            if self.module.checked:
+                inside = self.inside_lanes(buffer, pointer, lanes, stride, self.value(predicate), "reads")
+                mask = f"<{lanes} x i1> {inside}"
             if stride == 1:
                 return self.emit_effect(
                     f"call {kind} @llvm.masked.load.{mangled(kind)}.p0(ptr {pointer}, i32 {align}, {mask}, {nothing})"

@@ -8,11 +8,13 @@ calls it through a context on the caller's stack (backends/cpu/runtime).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...ir import loops as k
 from ...ir.dims import bounds
 from ...ir.errors import UnsupportedError
+from ...ir.loops import free_sizes
 from ...ir.scalars import Scalar
 from ...ir.target import Target
 from .addresses import (
@@ -32,12 +34,16 @@ STACK_LIMIT = 64 << 10
 """Bytes of private memory a kernel may have on a stack; more must come as a parameter."""
 
 
-def render_kernel(kernel: k.Kernel, target: Target, threaded: bool = True) -> str:
-    """The LLVM module of one kernel. Without `threaded`, parallel loops are plain loops and nothing is left undefined.
+def render_kernel(kernel: k.Kernel, target: Target, threaded: bool = True, checked: bool = False) -> str:
+    """The LLVM module of one kernel. Without `threaded`, parallel loops are plain loops and nothing is left undefined;
+    `checked` kernels check their accesses to memory (see `bounds`).
 
     Raises UnsupportedError for an element type that the CPU backend cannot compute with.
     """
     module = ModuleText(target, threaded)
+    if checked:
+        origin = f" (from {', '.join(kernel.origin)})" if kernel.origin else ""
+        module.checked = f"kernel {kernel.name}{origin}"
     function = FunctionRenderer(module, kernel.name)
     aliased = {name for pair in kernel.aliases for name in pair}
     arguments = []
@@ -50,6 +56,12 @@ def render_kernel(kernel: k.Kernel, target: Target, threaded: bool = True) -> st
         function.frames[0].symbols[size] = (f"%{quoted(size)}", 0)
         arguments.append(f"i64 %{quoted(size)}")
     function.frames[0].symbols[THREADS] = (f"%{THREADS}", 0)
+    if checked:
+        for buffer in kernel.parameters:
+            if not set(free_sizes((), (buffer,))) - set(kernel.sizes):
+                memory = function.memory(buffer)
+                size = function.dim(buffer.size * buffer.dtype.bytes)
+                function.frames[0].buffers[buffer.name] = replace(memory, base=memory.pointer, bytes=size)
     function.block(kernel.body)
     function.finish([*arguments, f"i64 %{THREADS}"], "")
     return _module_text(module, kernel)
@@ -63,6 +75,11 @@ def _module_text(module: ModuleText, kernel: k.Kernel) -> str:
     parts.append(f'target triple = "{target.triple}"\n')
     if module.zeros:
         parts.append(f"@.zeros = private unnamed_addr constant [{module.zeros} x i8] zeroinitializer, align 64\n")
+    if module.spare:
+        parts.append(f"@.spare = internal global [{module.spare} x i8] zeroinitializer, align 64\n")
+    for text, name in module.messages.items():
+        content = "".join(f"\\{byte:02X}" for byte in text.encode())
+        parts.append(f'{name} = private constant [{len(text.encode()) + 1} x i8] c"{content}\\00"')
     if any(f"@{POOL}(" in text for text in module.functions):
         parts.append(f"declare void @{POOL}(ptr, ptr, i64, i32)\n")
     parts += [*module.helpers.values(), *module.functions]
@@ -116,6 +133,9 @@ class FunctionRenderer(ExpressionRenderer):
         entry = self.outer.find_buffer(name)
         if isinstance(entry, Memory):
             inside = Memory(self._capture("ptr", entry.pointer, entry.attributes), entry.attributes, entry.roots)
+            if entry.bytes is not None:
+                size = entry.bytes if isinstance(entry.bytes, int) else self._capture("i64", entry.bytes)
+                inside = replace(inside, base=self._capture("ptr", entry.base), bytes=size)
             self.captured_memory.append(inside)
             self.frames[0].buffers[name] = inside
             return inside
@@ -260,7 +280,8 @@ class FunctionRenderer(ExpressionRenderer):
         self._stack_bytes += size * buffer.dtype.bytes
         assert self._stack_bytes <= STACK_LIMIT, f"{self.name} wants {self._stack_bytes} bytes of stack"
         pointer = self._alloca(f"[{size} x {memory_type(buffer.dtype)}]", 64)
-        self.frames[-1].buffers[buffer.name] = Memory(pointer, "noalias", frozenset({buffer.name}))
+        room = size * buffer.dtype.bytes
+        self.frames[-1].buffers[buffer.name] = Memory(pointer, "noalias", frozenset({buffer.name}), pointer, room)
 
     def _define(self, define: k.Define) -> None:
         buffer, kind = define.buffer, register_type(define.buffer.dtype, define.buffer.lanes)
@@ -272,13 +293,19 @@ class FunctionRenderer(ExpressionRenderer):
     def _alias(self, alias: k.Alias) -> None:
         source = self.memory(alias.source)
         pointer = self.address(alias.source, alias.offset, alias.condition is None)
-        roots = source.roots
+        roots, base, size = source.roots, source.base, source.bytes
         if alias.condition is not None:
             assert alias.otherwise is not None, f"{alias.buffer} has a condition but no other place"
             other = self.memory(alias.otherwise)
             roots |= other.roots
-            pointer = self.emit(f"select i1 {self.expression(alias.condition)}, ptr {pointer}, ptr {other.pointer}")
-        self.frames[-1].buffers[alias.buffer.name] = Memory(pointer, "", roots)
+            condition = self.expression(alias.condition)
+            pointer = self.emit(f"select i1 {condition}, ptr {pointer}, ptr {other.pointer}")
+            if size is not None and other.bytes is not None and self.module.checked:
+                base = self.emit(f"select i1 {condition}, ptr {base}, ptr {other.base}")
+                size = self.emit(f"select i1 {condition}, i64 {size}, i64 {other.bytes}")
+            else:
+                size = None
+        self.frames[-1].buffers[alias.buffer.name] = Memory(pointer, "", roots, base, size)
 
     def _store(self, store: k.Store) -> None:
         predicate = None if store.predicate is None else self.expression(store.predicate)
@@ -309,6 +336,14 @@ class FunctionRenderer(ExpressionRenderer):
         kind, align = memory_type(buffer.dtype, lanes), buffer.dtype.bytes
         pointer = self.address(buffer, store.offset, mask is None)
         stride: Value = 1 if lanes == 1 else self.dim(store.stride)
+        if self.module.checked and mask is not None:
+            mask = self.inside_lanes(buffer, pointer, lanes, stride, mask, "writes")
+        elif self.module.checked:
+            allowed = self.inside(buffer, pointer, lanes, stride, "true", "writes")
+            spare, still = self.spare(buffer, lanes, stride)
+            pointer = self.emit(f"select i1 {allowed}, ptr {pointer}, ptr {spare}")
+            if not isinstance(stride, int):
+                stride = self.emit(f"select i1 {allowed}, i64 {stride}, i64 {still}")
         name = mangled(kind)
         if mask is None and stride == 1:
             self.lines.append(f"  store {kind} {value}, ptr {pointer}, align {align}")
