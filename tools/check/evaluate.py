@@ -7,6 +7,7 @@ a disagreement all of them are asked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ...ir.dtypes import BY_ONNX, F64, of_numpy
 from ...ir.errors import UnsupportedError
+from .compare import Difference, Tolerance, compare, unit_roundoff
 from .subject import SMALL, Subject
 
 Array = NDArray[Any]
@@ -73,30 +75,42 @@ def by_onnxc(model: ModelProto, feeds: Mapping[str, Any]) -> Sequence[Any]:
 ENGINES: Mapping[str, Engine] = {"reference": by_reference, "onnxruntime": by_runtime, "onnxc": by_onnxc}
 
 
+@dataclass(frozen=True)
+class Dispute:
+    """A node about which the reference and ONNX Runtime do not agree, and whom onnxc's own code for it joins."""
+
+    node: str
+    operator: str
+    winner: str
+    loser: str
+    difference: Difference
+
+
 @dataclass
 class Evaluation:
-    """Values by name; for each node, by its name, the engine that evaluated it; and the values that are random."""
+    """Values by name; for each node, by its name, the engine that evaluated it; the values that are random; and what
+    the engines do not agree about."""
 
     values: dict[str, Any] = field(default_factory=dict)
     engines: dict[str, str] = field(default_factory=dict)
     random: set[str] = field(default_factory=set)
-
-    def arrays(self) -> dict[str, Any]:
-        return {name: value for name, value in self.values.items() if value is not None}
+    disputes: list[Dispute] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Evaluator:
     """Evaluates the nodes of a subject. `order` names engines, the first is asked first.
 
-    `wide`: all floats, also those in attributes, are widened to f64; `narrow` then tells the types that the values have
-    in truth, for engines that know no f64.
+    `vote`: the first two are both asked, and where they do not agree the third decides. `wide`: all floats, also those
+    in attributes, are widened to f64; `known` then tells the types that the values have in truth, for engines that know
+    no f64, and which engines were right.
     """
 
     subject: Subject
     order: tuple[str, ...] = ("reference", "onnxruntime", "onnxc")
+    vote: bool = False
     wide: bool = False
-    narrow: Mapping[str, Any] = field(default_factory=dict)
+    known: Evaluation = field(default_factory=Evaluation)
 
     def __call__(
         self,
@@ -113,6 +127,8 @@ class Evaluator:
         for position, (node, reads) in enumerate(zip(subject.nodes, subject.reads, strict=True)):
             feeds = {name: values[name] for name in reads if name in values}
             results, found.engines[node.name] = run(node, feeds)
+            if self.vote and node.op_type not in RANDOM:
+                results = self.voted(node, feeds, results, found)
             names = [name for name in node.output if name]
             values.update(zip(names, results, strict=False))
             if node.op_type in RANDOM or found.random.intersection(reads):
@@ -133,14 +149,38 @@ class Evaluator:
                 reasons.append(f"{name}: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
         raise UnsupportedError(f'node "{node.name}" ({node.op_type}) cannot be evaluated: {"; ".join(reasons)}')
 
+    def voted(self, node: NodeProto, feeds: dict[str, Any], results: list[Any], found: Evaluation) -> list[Any]:
+        """The results that two of three engines agree on, where there are three; else those of the first."""
+        first = found.engines[node.name]
+        rest = [name for name in self.engines(node) if name != first]
+        second = self._opinion(rest[0], node, feeds) if rest and first != "onnxc" else None
+        difference = _unlike(results, second)
+        if second is None or difference is None:
+            return results
+        third = self._opinion(rest[1], node, feeds) if len(rest) > 1 else None
+        if third is None or _unlike(second, third) is not None:
+            return results
+        found.engines[node.name] = rest[0]
+        found.disputes.append(Dispute(node.name, node.op_type, rest[0], first, difference))
+        return second
+
+    def _opinion(self, engine: str, node: NodeProto, feeds: dict[str, Any]) -> list[Any] | None:
+        try:
+            return self.by(engine, node, feeds)
+        except Exception:  # it does not know the operator
+            return None
+
     def engines(self, node: NodeProto) -> Sequence[str]:
-        if node.op_type in FAULTY and self.order[0] == "reference":
-            return sorted(self.order, key=lambda name: name != "onnxruntime")
-        return self.order
+        right = self.known.engines.get(node.name, "onnxruntime" if node.op_type in FAULTY else self.order[0])
+        if right == self.order[0]:
+            return self.order
+        if self.wide:  # onnxc's own code knows f64, ONNX Runtime often does not
+            return [name for name in ("onnxc", right, *self.order) if name in self.order and name != "reference"]
+        return sorted(self.order, key=lambda name: name != right)
 
     def by(self, engine: str, node: NodeProto, feeds: Mapping[str, Any]) -> list[Any]:
         """The outputs of a node by one engine."""
-        wide = self.wide and engine == "reference"
+        wide = self.wide and engine != "onnxruntime"
         if self.wide and not wide:
             feeds = {name: self._narrowed(name, array) for name, array in feeds.items()}
         part = widened_node(node) if wide else node
@@ -172,10 +212,22 @@ class Evaluator:
         return value
 
     def _narrowed(self, name: str, value: Any) -> Any:
-        known = self.narrow.get(name, self.subject.constants.get(name))
+        known = self.known.values.get(name, self.subject.constants.get(name))
         if isinstance(value, np.ndarray) and isinstance(known, np.ndarray):
             return value.astype(known.dtype)
         return value
+
+
+def _unlike(results: Sequence[Any], others: Sequence[Any] | None) -> Difference | None:
+    """Where results of one node on the same operands differ by so much that rounding is no excuse: by half the digits."""
+    for number, (result, other) in enumerate(zip(results, others or (), strict=False)):
+        if result is None or other is None:
+            continue
+        unit = unit_roundoff(of_numpy(np.asarray(result).dtype)) if not isinstance(result, list | tuple) else 0.0
+        found = compare(str(number), result, other, Tolerance(math.sqrt(unit), steps=0 if unit else 1))
+        if not found.same:
+            return found
+    return None
 
 
 def widened_node(node: NodeProto) -> NodeProto:

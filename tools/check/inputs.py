@@ -10,20 +10,21 @@ import onnx
 from numpy.typing import NDArray
 
 from ...compiler.binding import Port
-from ...ir.dims import evaluate
+from ...ir.dims import as_symbol, evaluate, symbols
 from ...ir.dtypes import BY_ONNX, DType
 from ...ir.graph import Graph, SequenceType, Type, Value
-from ..arrays import dims_of, sizes_for
+from ..arrays import dims_of
 from .uses import Role, Uses
 
 Array = NDArray[Any]
 LONGEST = 3
 """Elements of a sequence that is made up."""
 WORDS = ("a", "the", "Zebra", "onnx", "café", "")
-GROWN: Sequence[Mapping[int, int]] = (
-    {}, {16: 32}, {224: 256, 16: 64}, {224: 320, 16: 128}, {224: 48, 16: 8}, {16: 512},
+ATTEMPTS: Sequence[tuple[int, int, int]] = (
+    (224, 16, 16), (224, 512, 1), (256, 64, 16), (320, 128, 64), (48, 8, 8), (416, 576, 1), (32, 4, 4), (64, 2048, 128),
 )  # fmt: skip
-"""Other sizes to try in place of the usual ones, where the model cannot be evaluated with these."""
+"""Sizes that nobody gave, the next ones where the model cannot be evaluated with these: (height and width of images,
+the last axis of others, axes between); the first axis is 1."""
 
 
 def ports_of(graph: onnx.GraphProto, constants: Mapping[str, Any]) -> list[Port]:
@@ -51,10 +52,19 @@ def shapes_for(
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of all inputs; `attempt` counts other choices of the sizes that nobody gave."""
     arrays = {name: array for name, array in given.items() if isinstance(array, np.ndarray)}
-    usual, known = sizes_for(ports, arrays), sizes_for(ports, arrays) | dict(dims)
-    told = {name for name, size in sizes_for(ports, {}).items() if usual[name] != size} | set(dims)
-    grown = GROWN[attempt]
-    sizes = {name: size if name in told else grown.get(size, size) for name, size in known.items()}
+    image, last, between = ATTEMPTS[attempt]
+    sizes = dict(dims)
+    for port in ports:
+        for dim, size in zip(dims_of(port), arrays[port.name].shape if port.name in arrays else (), strict=False):
+            name = as_symbol(dim)
+            if name is not None:
+                sizes.setdefault(name.name, size)
+    for port in ports:
+        rank = len(port.shape)
+        for axis, dim in enumerate(dims_of(port)):
+            usual = 1 if axis == 0 else image if rank == 4 and axis > 1 else last if axis == rank - 1 else between
+            for part in symbols(dim):
+                sizes.setdefault(part.name, usual)
     found = {port.name: tuple(evaluate(dim, sizes) for dim in dims_of(port)) for port in ports}
     return found | {name: array.shape for name, array in arrays.items()}
 
@@ -146,4 +156,4 @@ def _floats(dtype: DType, shape: tuple[int, ...], role: Role, random: np.random.
     return np.clip(array, low, high) if low is not None or high is not None else np.asarray(array)
 
 
-__all__ = ["GROWN", "made_array", "made_inputs", "made_value", "ports_of", "shapes_for"]
+__all__ = ["ATTEMPTS", "made_array", "made_inputs", "made_value", "ports_of", "shapes_for"]

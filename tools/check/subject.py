@@ -60,10 +60,13 @@ class Subject:
             found.update([names[origin]] if origin else [])
         return found
 
-    def model(self, nodes: Sequence[NodeProto], arrays: Mapping[str, Array], outputs: Sequence[str]) -> ModelProto:
-        """A model of some nodes: what they read are inputs with the types of `arrays`, or constants."""
+    def model(
+        self, nodes: Sequence[NodeProto], arrays: Mapping[str, Any], outputs: Sequence[str], inputs: Sequence[str] = ()
+    ) -> ModelProto:
+        """A model of some nodes: what they read are inputs with the types of `arrays`, or constants. `inputs` are
+        inputs even if nobody reads them, in this order before the others."""
         defined = {name for node in nodes for name in node.output}
-        read = [name for name in dict.fromkeys(names_read(nodes)) if name and name not in defined]
+        read = [name for name in dict.fromkeys((*inputs, *names_read(nodes), *outputs)) if name and name not in defined]
         graph = GraphProto(name="part", node=nodes)
         for name in read:
             if name in self.constants:
