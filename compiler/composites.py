@@ -1,6 +1,13 @@
 """All composite operators, by name."""
 
-from . import classical, microsoft_attention, trees
+from . import classical, microsoft_attention, microsoft_quantized, ngrams, training, trees
 from .expand import joined
 
-COMPOSITES = joined(classical.declare, microsoft_attention.declare, trees.declare)
+COMPOSITES = joined(
+    classical.declare,
+    microsoft_attention.declare,
+    microsoft_quantized.declare,
+    ngrams.declare,
+    training.declare,
+    trees.declare,
+)
