@@ -16,6 +16,15 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def checked_plans() -> Iterator[None]:
+    """Every memory plan that is made in a test's process is checked: see `plan_hook.py`."""
+    from plan_hook import checking_plans
+
+    with checking_plans():
+        yield
+
+
 @pytest.fixture
 def gpu() -> Iterator[None]:
     """A GPU: see `gpu.py`."""
