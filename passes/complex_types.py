@@ -55,8 +55,18 @@ def _sum(a: Parts, b: Parts) -> Parts:
     return a[0] + b[0], a[1] + b[1]
 
 
+def _precedes(op: str, a: Parts, b: Parts) -> Scalar:
+    """a op b ("lt" or "le") as numpy orders complex numbers: by the real part, then by the imaginary one."""
+    return (a[0] < b[0]) | (a[0].equal(b[0]) & binary(op, a[1], b[1]))
+
+
+def _either(condition: Scalar, a: Parts, b: Parts) -> Parts:
+    return select(condition, a[0], b[0]), select(condition, a[1], b[1])
+
+
 _ARITHMETIC: dict[str, Callable[[Parts, Parts], Parts]] = {
     "add": _sum, "sub": lambda a, b: (a[0] - b[0], a[1] - b[1]), "mul": _product, "div": _quotient,
+    "min": lambda a, b: _either(_precedes("lt", b, a), b, a), "max": lambda a, b: _either(_precedes("lt", a, b), b, a),
 }  # fmt: skip
 
 
@@ -76,7 +86,7 @@ class _Real(Rewriter):
             if scalar.op in ("eq", "ne"):
                 both = binary("eq", real, last[0]) & binary("eq", imaginary, last[1])
                 return ~both if scalar.op == "ne" else both
-            return (real < last[0]) | (real.equal(last[0]) & binary(scalar.op, imaginary, last[1]))
+            return _precedes(scalar.op, operands[0], last)
         if isinstance(scalar, s.Unary) and scalar.op == "isnan":
             return unary("isnan", real) | unary("isnan", imaginary)
         if isinstance(scalar, s.Cast):
@@ -112,9 +122,7 @@ class _Real(Rewriter):
         if isinstance(scalar, s.Fma):
             return _sum(_product(operands[0], operands[1]), operands[2])
         if isinstance(scalar, s.Select):
-            condition = self(scalar.condition)
-            real, imaginary = (select(condition, yes, no) for yes, no in zip(*operands, strict=True))
-            return real, imaginary
+            return _either(self(scalar.condition), operands[0], operands[1])
         if isinstance(scalar, s.Cast):
             return s.cast(operands[0][0], kind), s.cast(operands[0][1], kind)
         linear = isinstance(scalar, s.Broadcast | s.Vector | s.Shuffle)

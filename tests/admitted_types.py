@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ TYPES = {onnx.TensorProto.DataType.Name(dtype.onnx).lower(): dtype for dtype in 
 }  # fmt: skip
 DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype")
 """Attributes that say the type of the result, where no operand does."""
+WINDOWS = ("BlackmanWindow", "HammingWindow", "HannWindow")
+RANDOM = ("Normal", "Uniform")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ class Typed:
         return f"{self.op}-{self.variable}-{self.dtype}"
 
 
+@dataclass(frozen=True)
+class Example:
+    """A node, arrays for its operands, and for what its regions read besides."""
+
+    node: onnx.NodeProto
+    operands: tuple[np.ndarray, ...]
+    captured: dict[str, np.ndarray] = field(default_factory=dict)
+
+
 @functools.cache
 def schemas() -> dict[str, Any]:
     """The newest schema of every operator of the default domain."""
@@ -48,9 +59,73 @@ def schemas() -> dict[str, Any]:
     return {name: schema for name, schema in sorted(found.items()) if not schema.deprecated}
 
 
+def _body(kind: str) -> onnx.GraphProto:
+    """A region that passes on what it is given: of If nothing, of Loop an iteration and a condition besides."""
+    tensor, boolean, number = (onnx.TypeProto() for _ in range(3))
+    boolean.tensor_type.elem_type, number.tensor_type.elem_type = TensorProto.BOOL, TensorProto.INT64
+    names = {"If": ["x"], "Loop": ["i", "go", "x"], "Scan": ["x", "row"]}[kind]
+    types = {"i": number, "go": boolean}
+    given = [helper.make_value_info(f"{n}.in", types.get(n, tensor)) for n in names] if kind != "If" else []
+    made = [n for n in names if n != "i"]
+    nodes = [helper.make_node("Identity", ["x" if kind == "If" else f"{n}.in"], [f"{n}.out"]) for n in made]
+    return helper.make_graph(
+        nodes, kind, given, [helper.make_value_info(f"{n}.out", types.get(n, tensor)) for n in made]
+    )
+
+
+def _made() -> dict[str, Example]:
+    """Examples of operators of which ONNX has no case of one node, or none with numbers that it is sure of."""
+    x = np.arange(-4, 8, dtype=np.float32).reshape(3, 4)
+    axis, one = np.array(1, np.int64), np.array([1], np.float32)
+    image = np.arange(32, dtype=np.float32).reshape(1, 2, 4, 4)
+    bytes_ = image.astype(np.uint8)
+    regions = {"then_branch": _body("If"), "else_branch": _body("If")}
+    return {
+        "If": Example(helper.make_node("If", ["go"], ["y"], **regions), (np.array(True),), {"x": x}),
+        "Loop": Example(helper.make_node("Loop", ["n", "", "x"], ["y"], body=_body("Loop")), (np.array(2), x)),
+        "Scan": Example(
+            helper.make_node("Scan", ["x", "rows"], ["y", "all"], body=_body("Scan"), num_scan_inputs=1), (x[0], x)
+        ),
+        "CumSum": Example(helper.make_node("CumSum", ["x", "axis"], ["y"]), (x, axis)),
+        "CumProd": Example(helper.make_node("CumProd", ["x", "axis"], ["y"]), (x, axis)),
+        "OneHot": Example(
+            helper.make_node("OneHot", ["i", "depth", "values"], ["y"]), (x[2], np.array(6.0, np.float32), x[0, :2])
+        ),
+        "GlobalLpPool": Example(helper.make_node("GlobalLpPool", ["x"], ["y"]), (image,)),
+        "ConvInteger": Example(helper.make_node("ConvInteger", ["x", "w"], ["y"]), (bytes_, bytes_[..., :2])),
+        "QLinearConv": Example(
+            helper.make_node("QLinearConv", ["x", "xs", "xz", "w", "ws", "wz", "ys", "yz"], ["y"]),
+            (
+                bytes_,
+                one[0],
+                bytes_[0, 0, 0, 1],
+                bytes_[..., :2],
+                one[0],
+                bytes_[0, 0, 0, 0],
+                one[0] * 8,
+                bytes_[0, 0, 0, 2],
+            ),
+        ),
+        "DynamicQuantizeLinear": Example(helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "s", "z"]), (x,)),
+        "MaxRoiPool": Example(
+            helper.make_node("MaxRoiPool", ["x", "rois"], ["y"], pooled_shape=[2, 2]),
+            (image, np.array([[0, 0, 0, 3, 3]], np.float32)),
+        ),
+        "MelWeightMatrix": Example(
+            helper.make_node("MelWeightMatrix", ["a", "b", "c", "d", "e"], ["y"]),
+            (np.array(8), np.array(16), np.array(8000), np.array(0.0, np.float32), np.array(4000.0, np.float32)),
+        ),
+        "Dropout": Example(helper.make_node("Dropout", ["x", "ratio"], ["y"]), (x, one[0])),
+        **{w: Example(helper.make_node(w, ["n"], ["y"]), (np.array(7),)) for w in WINDOWS},
+        **{f"Random{k}Like": Example(helper.make_node(f"Random{k}Like", ["x"], ["y"]), (x,)) for k in RANDOM},
+        **{f"Random{k}": Example(helper.make_node(f"Random{k}", [], ["y"], shape=[3]), ()) for k in RANDOM},
+        "Multinomial": Example(helper.make_node("Multinomial", ["x"], ["y"], sample_size=3), (x,)),
+    }
+
+
 @functools.cache
-def examples() -> dict[str, Any]:
-    """For each operator the least of ONNX's cases that is one node of it, over tensors alone."""
+def examples() -> dict[str, Example]:
+    """For each operator the least of ONNX's cases that is one node of it, over tensors alone; else ours."""
     found: dict[str, Any] = {}
     for case in cases().values():
         if case.kind != "node":
@@ -68,7 +143,10 @@ def examples() -> dict[str, Any]:
         size = sum(a.size for a in arrays) + len(arrays)
         if nodes[0].op_type not in found or size < found[nodes[0].op_type][0]:
             found[nodes[0].op_type] = size, case
-    return {op: case for op, (_, case) in sorted(found.items())}
+    theirs = {
+        op: Example(model_of(case).graph.node[0], tuple(next(data_sets(case))[0])) for op, (_, case) in found.items()
+    }
+    return dict(sorted((theirs | _made()).items()))
 
 
 def admitted(op: str) -> Iterator[tuple[str, DType]]:
@@ -102,19 +180,20 @@ def of_type(array: np.ndarray, dtype: DType) -> np.ndarray:
 
 def typed(op: str, variable: str, dtype: DType) -> Typed | None:
     """ONNX's example of an operator with one of its type variables changed; None where there is no example."""
-    case = examples().get(op)
-    if case is None:
+    example = examples().get(op)
+    if example is None:
         return None
     node = onnx.NodeProto()
-    node.CopyFrom(model_of(case).graph.node[0])
+    node.CopyFrom(example.node)
     schema = schemas()[op]
-    arrays, _ = next(data_sets(case))
     given = [name for name in node.input if name]
-    inputs = dict(zip(given, arrays, strict=True))
+    inputs = dict(zip(given, example.operands, strict=True)) | example.captured
     read = False
     for name, formal in zip(node.input, formals(schema.inputs, len(node.input)), strict=True):
         if name and formal.type_str == variable:
             inputs[name], read = of_type(inputs[name], dtype), True
+    if example.captured and variable == "V":
+        inputs, read = inputs | {name: of_type(array, dtype) for name, array in example.captured.items()}, True
     if op == "BitCast":  # of another type of the same width
         partner = next(
             t for t in reversed(BY_ONNX.values()) if t.bits == dtype.bits and (t != dtype or t.bits in (6, 128))

@@ -360,5 +360,6 @@ def swish(x: Scalar, *, alpha: float = 1.0) -> Scalar:
 
 @declare.pointwise("Shrink")
 def shrink(x: Scalar, *, bias: float = 0.0, lambd: float = 0.5) -> Scalar:
-    zero = const(0, x.dtype)
-    return where(x < -lambd, x + bias, where(x > lambd, x - bias, zero))
+    real = cast(x, x.dtype if x.dtype.is_float else F64 if x.dtype.bits > 16 else F32)
+    moved = where(real < -lambd, real + bias, where(real > lambd, real - bias, const(0, real.dtype)))
+    return cast(moved, x.dtype)

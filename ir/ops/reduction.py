@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..dims import Dim, product
-from ..dtypes import BOOL, F32, I64, DType
+from ..dtypes import BOOL, F32, F64, I64, DType
 from ..errors import UnsupportedError
 from ..functions import absolute, cast, exp, isnan, log, sqrt, where
 from ..scalars import Scalar, binary, const, index
@@ -28,6 +28,11 @@ declare = Registry()
 def accumulator(dtype: DType) -> DType:
     """The type in which sums of `dtype` are formed: f32 for narrower floats, else the type itself."""
     return F32 if dtype.is_float and dtype.bits < 32 else dtype
+
+
+def blending_type(dtype: DType) -> DType:
+    """The type in which elements are weighed and summed: integers as floats, f64 where f32 does not hold them."""
+    return accumulator(dtype) if not (dtype.is_integer or dtype == BOOL) else F64 if dtype.bits > 16 else F32
 
 
 def widened(x: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from fractions import Fraction
 import numpy as np
 
 from ..dims import Dim, Sum, ceildiv, dim_max, dim_min, divide_exactly, floordiv, known_le, symbol
-from ..dtypes import F32
 from ..errors import ShapeError, UnsupportedError
 from ..functions import absolute, cast, maximum, minimum, round_even, where
 from ..scalars import Scalar, index
@@ -18,7 +17,7 @@ from ..symbolic import Ratio
 from ..tensors import Tensor, compute, normalize_axis, reduction, view
 from .declare import Registry, Static
 from .movement import replaced
-from .reduction import widened
+from .reduction import blending_type
 
 declare = Registry()
 
@@ -86,7 +85,7 @@ class Axis:
         if length == q:
             return single
         grows = isinstance(p, int) and isinstance(q, int) and p > q  # then no extent gives one element
-        if isinstance(length, int) and isinstance(q, int) or grows or known_le(q + 1, length):
+        if (isinstance(length, int) and isinstance(q, int)) or grows or known_le(q + 1, length):
             return usual
         several = dim_min(1, dim_max(length - q, q - length))
         (a, b), (c, d) = usual, single
@@ -257,8 +256,7 @@ def resize(
         for k, axis in enumerate(chosen)
     ]
     plans = [plan for plan in plans if not _keeps_places(plan, coordinate_transformation_mode)]
-    exact = mode == "nearest" or x.dtype.kind == "complex"
-    result = x if exact else widened(x) if x.dtype.is_float else cast(x, F32)
+    result = x if mode == "nearest" else cast(x, blending_type(x.dtype))
     for plan in plans:
         if mode == "nearest":
             result = nearest(result, plan, coordinate_transformation_mode, nearest_mode)

@@ -24,6 +24,7 @@ from ..tensors import (
 )
 from .contraction import per_channel
 from .declare import Registry, Static
+from .reduction import accumulator, blending_type
 from .resize import cubic_weight, distance_to, linear_weight
 from .windows import per_axis, sliding
 
@@ -111,11 +112,12 @@ def grid_sample(
         return reflected(position, extent, aligned) if padding_mode == "reflection" else position
 
     def element(n: Dim, c: Dim, *o: Dim) -> Scalar:
-        places = [place(cast(grid.at((n, *o, rank - 1 - a)), F32), extents[a]) for a in range(rank)]
+        real = accumulator(grid.dtype)
+        places = [place(cast(grid.at((n, *o, rank - 1 - a)), real), extents[a]) for a in range(rank)]
 
         def along(axis: int, chosen: Indices, conditions: list[Scalar]) -> Scalar:
             if axis == rank:
-                value = cast(x.at((n, c, *chosen)), F32)
+                value = cast(x.at((n, c, *chosen)), x.dtype if mode == "nearest" else blending_type(x.dtype))
                 return where(all_of(conditions), value, 0)
             low = places[axis] if mode == "nearest" else floor(places[axis])
             total: Scalar | None = None
@@ -127,7 +129,7 @@ def grid_sample(
                 term = along(axis + 1, (*chosen, clipped(round_even(position), extents[axis])), [*conditions, *tests])
                 if mode != "nearest":
                     part = places[axis] - low
-                    term = term * weight(offset, part)
+                    term = term * cast(weight(offset, part), term.dtype)
                 total = term if total is None else total + term
             assert total is not None
             return total
@@ -176,11 +178,13 @@ def roi_align(
     extents = x.shape[2:]
     guard(batch_indices, x.shape[0], 0, "a batch")
 
+    real = accumulator(x.dtype)
+
     def element(r: Dim, c: Dim, *o: Dim) -> Scalar:
         image = position_of(batch_indices, (r,), x.shape[0])
         starts, sizes, counts = [], [], []
         for axis in range(2):
-            start, end = (cast(rois.at((r, 1 - axis + 2 * side)), F32) * spatial_scale - half for side in (0, 1))
+            start, end = (cast(rois.at((r, 1 - axis + 2 * side)), real) * spatial_scale - half for side in (0, 1))
             extent = end - start if half else maximum(end - start, 1)
             starts.append(start)
             sizes.append(extent / bins[axis])
@@ -190,16 +194,16 @@ def roi_align(
             taps: list[tuple[Scalar, Dim, Dim]] = []
             valid: list[Scalar] = []
             for axis in range(2):
-                step = (cast(index(k[axis]), F32) + 0.5) / size_scalar(counts[axis], starts[0])
-                place = starts[axis] + (cast(index(o[axis]), F32) + step) * sizes[axis]
-                valid += [as_scalar(-1, F32) <= place, place <= size_scalar(extents[axis], place)]
+                step = (cast(index(k[axis]), real) + 0.5) / size_scalar(counts[axis], starts[0])
+                place = starts[axis] + (cast(index(o[axis]), real) + step) * sizes[axis]
+                valid += [as_scalar(-1, real) <= place, place <= size_scalar(extents[axis], place)]
                 place = maximum(place, 0)
                 low = clipped(floor(place), extents[axis])
-                part = where(index(low).equal(index(extents[axis] - 1)), 0, place - cast(index(low), F32))
+                part = where(index(low).equal(index(extents[axis] - 1)), 0, place - cast(index(low), real))
                 taps.append((part, low, dim_min(low + 1, extents[axis] - 1)))
             (y, y0, y1), (z, z0, z1) = taps
             corners = [(y0, z0, (1 - y) * (1 - z)), (y0, z1, (1 - y) * z), (y1, z0, y * (1 - z)), (y1, z1, y * z)]
-            terms = [cast(x.at((image, c, a, b)), F32) * weight for a, b, weight in corners]
+            terms = [cast(x.at((image, c, a, b)), real) * weight for a, b, weight in corners]
             total = terms[0]
             for term in terms[1:]:
                 total = total + term if mode == "avg" else maximum(total, term)
@@ -265,7 +269,7 @@ def deform_conv(
     windows = sliding(x.shape[2:], kernel, strides, dilations, pads)
     assume_equal(x.shape[1], channels * group, f"channels of the input and of {group} groups of the kernel")
     filters, shared = floordiv(w.shape[0], group), floordiv(x.shape[1], offset_group)
-    taps = product(kernel)
+    taps, real = product(kernel), accumulator(x.dtype)
 
     def body(i: Indices, r: Indices) -> Scalar:
         n, m, *o = i
@@ -273,16 +277,16 @@ def deform_conv(
         channel = floordiv(m, filters) * channels + c
         tap = floordiv(channel, shared) * taps + flat_offset(k, kernel)
         positions = windows.positions(o, k)
-        places = [cast(index(positions[a]), F32) + cast(offset.at((n, tap * rank + a, *o)), F32) for a in range(rank)]
-        value = bilinear(lambda s: cast(x.at((n, channel, *s)), F32), places, x.shape[2:])
-        value = value * cast(w.at((m, c, *k)), F32)
-        return value if mask is None else value * cast(mask.at((n, tap, *o)), F32)
+        places = [cast(index(positions[a]), real) + cast(offset.at((n, tap * rank + a, *o)), real) for a in range(rank)]
+        value = bilinear(lambda s: cast(x.at((n, channel, *s)), real), places, x.shape[2:])
+        value = value * cast(w.at((m, c, *k)), real)
+        return value if mask is None else value * cast(mask.at((n, tap, *o)), real)
 
     shape = (x.shape[0], w.shape[0], *windows.output)
     sources = [t for t in (x, w, offset, mask) if t is not None]
-    total = reduce_tensor("add", shape, F32, (channels, *kernel), body, *sources)
+    total = reduce_tensor("add", shape, real, (channels, *kernel), body, *sources)
     if b is not None:
-        total = total + per_channel(cast(b, F32), x.rank)
+        total = total + per_channel(cast(b, real), x.rank)
     return cast(total, x.dtype)
 
 

@@ -155,13 +155,14 @@ def _lowered(region: Region, start: Tensor, updates: Updates, reduction: str | N
     copying = general.lowered(region, [(result, start)])
     if 0 in tensor.shape or updates.count == 0:
         return copying
-    free = how in ("max", "min") or tensor.dtype.is_integer
+    dtype = tensor.dtype
+    free = dtype.is_integer or (dtype.is_float and how in ("max", "min"))
     owner = Buffer("owner", I32, updates.room * (1 if updates.shared else updates.lines))
     scratch: tuple[Buffer, ...] = ()
     if how == "none":
         calls = _replacing(region, result, updates, owner)
         scratch = () if updates.unique else (owner,)
-    elif free and tensor.dtype != BOOL:
+    elif free and not dtype.is_narrow:
         calls = [_atomic(region, result, updates, f"atomic_{how}")]
     else:
         calls = [_in_order(region, result, updates, how)]
