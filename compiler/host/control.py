@@ -83,9 +83,9 @@ def _scan(node: NodeProto, bodies: Mapping[str, Body]) -> Run:
         if len({len(sequence) for sequence in sequences}) > 1:
             raise ShapeError(f"the sequences have the lengths {', '.join(str(len(s)) for s in sequences)}")
         rows: list[list[Any]] = [[] for _ in outputs]
-        for count, items in enumerate(zip(*sequences, strict=True)):
+        for count in range(len(sequences[0])):
             try:
-                found = body.run([*states, *map(np.ascontiguousarray, items)], values)
+                found = body.run([*states, *(np.array(sequence[count, ...]) for sequence in sequences)], values)
             except OnnxcError as error:
                 raise type(error)(f"iteration {count}: {error}") from error
             states = found[: len(states)]

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 from onnx import ModelProto
+from onnx.inliner import inline_local_functions
 
 from ...ir.errors import HostNeeded, ShapeError, UnsupportedError
 from ...ir.graph import TensorType, Value
@@ -51,7 +51,7 @@ class HostExecutable(Deferred):
         constants = {tensor.name for tensor in model.graph.initializer}
         self._declared = [value for value in model.graph.input if value.name not in constants]
         self._results = list(model.graph.output)
-        tensors = [value for value in self._declared if kind_of_type(value.type) == NUMBERS]
+        tensors = [value for value in self._declared if value.type.WhichOneof("value") == "tensor_type"]
         tensors = [value for value in tensors if value.type.tensor_type.HasField("shape")]
         types = input_types(tensors, Symbols(), options.dims, options.shapes, options.smallest)
         self._tensors = [Value(name, type) for name, type in types.items() if isinstance(type, TensorType)]
@@ -139,7 +139,7 @@ def _expanded(model: ModelProto) -> ModelProto:
     light.CopyFrom(model)
     del light.graph.initializer[:]  # the package's inliner takes the model as bytes
     try:
-        found = onnx.inliner.inline_local_functions(light, True)
+        found = inline_local_functions(light, True)
     except Exception as error:  # the binding raises its own kinds
         raise UnsupportedError(f"the model's functions cannot be expanded for Python: {error}") from error
     found.graph.initializer.extend(model.graph.initializer)
