@@ -21,7 +21,8 @@ from small_models import model_of_text
 
 GROWING = """growing (float[n] x, int64 count) => (float[m] y, int64 length, seq(float[k]) parts) {
     empty = SequenceEmpty ()
-    parts = Loop (count, yes, empty) <body = body (int64 i, bool c, seq(float[k]) so_far) => (bool go, seq(float[k]) more) {
+    parts = Loop (count, yes, empty) <body =
+        body (int64 i, bool c, seq(float[k]) so_far) => (bool go, seq(float[k]) more) {
         go = Identity (c)
         one = Constant <value_int = 1> ()
         end = Add (i, one)
@@ -153,7 +154,8 @@ def test_states_that_change_their_shape_or_rank() -> None:
     model = model_of_text(
         """shapes (float[a] x, float[1] y, int64 count) => (float[b] z, float[c, d] rows, float[e] longer) {
             z, longer, rows = Loop (count, yes, y, y) <body =
-                body (int64 i, bool c, float[s] state, float[t] other) => (bool go, float[u] next, float[v] more, float[w] row) {
+                body (int64 i, bool c, float[s] state, float[t] other)
+                    => (bool go, float[u] next, float[v] more, float[w] row) {
                 go = Identity (c)
                 next = Add (state, x)
                 more = Concat <axis = 0> (other, y)
@@ -210,7 +212,8 @@ def test_sequences_and_optionals_as_inputs_and_outputs() -> None:
             there = OptionalHasElement (offset)
             shift = If (there) <then_branch = then () => (float[2] a) { a = OptionalGetElement (offset) },
                 else_branch = otherwise () => (float[2] b) { b = Identity (zeros) }>
-            y = SequenceMap (parts) <body = body (float[n, 2] part) => (float[n, 2] moved) { moved = Add (part, shift) }>
+            y = SequenceMap (parts) <body =
+                body (float[n, 2] part) => (float[n, 2] moved) { moved = Add (part, shift) }>
             named = OptionalHasElement (names)
             all = If (named) <then_branch = have () => (seq(string) c) { c = OptionalGetElement (names) },
                 else_branch = havent () => (seq(string) d) { d = SequenceEmpty <dtype = 8> () }>
@@ -281,8 +284,8 @@ def test_failing_steps_name_their_node() -> None:
         y = Cast <to = 1> (words)
         a = Neg (y)
         pair = SequenceConstruct (y, a)
-        z = at_place: SequenceAt (pair, place)
-    }""".replace("at_place: ", "")
+        z = SequenceAt (pair, place)
+    }"""
     )
     model.graph.node[-1].name = "pick"
     model = _unequal(model)
@@ -368,9 +371,10 @@ def test_weights_beside_the_model(tmp_path: Path) -> None:
     [
         'y = StringNormalizer <case_change_action = "LOWER", locale = "C", stopwords = ["b"]> (x)',
         "s = Shape (x) f = ConstantOfShape (s) y = Cast <to = 8> (big)  big = Cast <to = 7> (f)",
-        "n = Cast <to = 1> (big) big = Constant <value_strings = ['1', '2.5', '-inf', 'NaN', '1e3']> () y = Identity (n)",
+        "y = Cast <to = 1> (big) big = Constant <value_strings = ['1', '2.5', '-inf', 'NaN', '1e3']> ()",
         "y = Tile (x, two)",
-        "y = Where (choice, x, other) choice = Equal (x, b) b = Constant <value_strings = ['b']> () other = Identity (b)",
+        "y = Where (choice, x, other) choice = Equal (x, b) b = Constant <value_strings = ['b']> ()"
+        " other = Identity (b)",
         "y = Slice (x, start, end, axis, back)",
         "y = Gather (x, two)",
         "y = Concat <axis = 0> (x, x)",
@@ -421,7 +425,8 @@ def map_type(key: int, value: int) -> onnx.TypeProto:
 def test_maps() -> None:
     model = ml(
         model_of_text(
-            'zip (float[n, 2] x) => (float y) { z = Neg (x) y = ai.onnx.ml.ZipMap <classlabels_strings = ["a", "b"]> (z) }'
+            "zip (float[n, 2] x) => (float y) { z = Neg (x)"
+            ' y = ai.onnx.ml.ZipMap <classlabels_strings = ["a", "b"]> (z) }'
         )
     )
     model = with_types(model, y=helper.make_sequence_type_proto(map_type(8, 1)))
@@ -453,7 +458,8 @@ def test_classifiers_with_labels_of_text_are_compiled_but_for_the_labels() -> No
         model_of_text(
             """classifier (float[n, 2] x) => (string[n] label, float[n, 3] scores) {
             scaled = Mul (x, x)
-            label, scores = ai.onnx.ml.LinearClassifier <classlabels_strings = ["a", "b", "c"], post_transform = "SOFTMAX",
+            label, scores = ai.onnx.ml.LinearClassifier <
+                classlabels_strings = ["a", "b", "c"], post_transform = "SOFTMAX",
                 coefficients = [1.0, -2.0, 0.5, 0.25, -1.0, 2.0], intercepts = [0.5, 1.0, -1.0]> (scaled)
         }"""
         )
