@@ -94,7 +94,14 @@ def transpose(x: Tensor, *, perm: Sequence[int] | None = None) -> Tensor:
 
 @declare.op("Expand", static=("shape",), movement=True)
 def expand(x: Tensor, shape: Static) -> Tensor:
-    result = broadcast_shapes(x.shape, shape)
+    wanted = list(shape)
+    for axis, own in enumerate(reversed(x.shape[max(0, x.rank - len(wanted)) :]), 1):
+        size = wanted[-axis]
+        if isinstance(own, int) and own != 1 and not isinstance(size, int):
+            # What only the run tells may be 1 as well.
+            assume_equal((size - 1) * (size - own), 0, f"axis {-axis} of the shape, 1 or {own},")
+            wanted[-axis] = own
+    result = broadcast_shapes(x.shape, wanted)
     return view(x, result, lambda *i: broadcast_index(i, result, x))
 
 
