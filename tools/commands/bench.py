@@ -52,11 +52,14 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 @click.option("--seconds", type=float, default=0.3, show_default=True, help="Of each engine in each round.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the inputs that are made up.")
 @click.option("--no-cold", is_flag=True, help="Do not time compiling without caches.")
+@click.option("--profile", is_flag=True, help="Show the time of each kernel instead, in ONNX's names.")
+@click.option("--top", type=click.IntRange(min=1), default=25, show_default=True, help="Lines of a profile.")
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Write all that was measured to a file.")
 def command(
     models: tuple[str, ...], against: str, precision: str, threads: tuple[int, ...], batch: tuple[int, ...],
     dims: tuple[tuple[str, int], ...], shapes: tuple[tuple[str, tuple[int, ...]], ...], given: tuple[str, ...],
-    rounds: int, seconds: float, seed: int, no_cold: bool, file: str | None,
+    rounds: int, seconds: float, seed: int, no_cold: bool,
+    profile: bool, top: int, file: str | None,
 ) -> None:  # fmt: skip
     """Times MODELS beside other engines: each in a process of its own, on the same processors, in turns of fractions of
     a second, the others stopped meanwhile. Outputs are compared first.
@@ -65,9 +68,12 @@ def command(
     onnxc bench model.onnx                              beside ONNX Runtime, one thread
     onnxc bench model.onnx --against onnxruntime,openvino,openvino:bf16 --threads 1,2
     onnxc bench model.onnx --batch 1,8 --json table.json
+    onnxc bench model.onnx --profile                    where the time goes, and how near the machine's limits
 
     "ratio" is the engine's time over onnxc's, the median over the rounds: above 1 onnxc is faster. "differs" is how far
     outputs are from those of the first other engine, relative to the largest. Memory is the peak of the process.
+    In a profile "of limit" is the least time that the operations and bytes of a kernel can take on this machine (both
+    measured, the best being kept) over its time.
     """
     from ..bench.rounds import OWN, measure
 
@@ -75,6 +81,9 @@ def command(
     records: list[dict[str, Any]] = []
     for setting in _settings(models, threads, batch, dict(dims), dict(shapes), given, seed):
         note(f"{Path(setting.path).stem}: {_sizes(setting)}")
+        if profile:
+            records.append(_profile(setting, precision, top))
+            continue
         results = measure(setting, engines, rounds, seconds, not no_cold)
         records.append(_record(setting, results))
         _print(setting, results)
@@ -119,6 +128,48 @@ def _settings(
             sizes, inputs = inputs_of(path, chosen, shapes, given, seed)
             found += [Setting(path, sizes, inputs, count) for count in threads]
     return found
+
+
+def _profile(setting: Setting, precision: str, top: int) -> dict[str, Any]:
+    """Prints the kernels that take most of the time; all of them as a record."""
+    from ...compiler.driver import compiled_model
+    from ...compiler.options import Options
+    from ...ir.target import Target
+    from ..bench.limits import limits_of
+    from ..bench.profile import profile
+    from ..terminal import console, table_of
+
+    target = Target.host()
+    options = Options(target, setting.dims, threads=setting.threads, precision=precision or "f32")
+    limits = limits_of(target)
+    entries, _ = profile(compiled_model(setting.path, options), setting.inputs, setting.threads)
+    total = sum(entry.median for entry in entries)
+    table = table_of(">us", ">share", ">GFLOP/s", ">GB/s", ">of limit", "kernel", "nodes")
+    rows = []
+    for entry in sorted(entries, key=lambda entry: -entry.median):
+        seconds = max(entry.median, 1e-9)
+        limit = limits.least_seconds(entry.flops, entry.bytes, setting.threads) / seconds
+        rows.append({
+            "kernel": entry.kernel, "nodes": list(entry.origin), "seconds": entry.median,
+            "flops": entry.flops, "bytes": entry.bytes, "of_limit": limit,
+        })  # fmt: skip
+        if len(rows) <= top:
+            more = f" +{len(entry.origin) - 2}" if len(entry.origin) > 2 else ""
+            table.add_row(
+                f"{1e6 * entry.median:.1f}", f"{100 * entry.median / total:.1f}%", f"{entry.flops / seconds / 1e9:.1f}",
+                f"{entry.bytes / seconds / 1e9:.1f}", f"{limit:.2f}", entry.kernel, ", ".join(entry.origin[:2]) + more,
+            )  # fmt: skip
+    console().print(table)
+    flops, moved = sum(entry.flops for entry in entries), sum(entry.bytes for entry in entries)
+    least = sum(limits.least_seconds(entry.flops, entry.bytes, setting.threads) for entry in entries)
+    click.echo(
+        f"{len(entries)} calls, {1e3 * total:.3f} ms: {flops / total / 1e9:.1f} GFLOP/s of {limits.flops / 1e9:.0f} a "
+        f"thread, {moved / total / 1e9:.1f} GB/s; {least / total:.2f} of the limit"
+    )
+    return {
+        "model": Path(setting.path).stem, "threads": setting.threads, "seconds": total, "kernels": rows,
+        "limits": {"flops": limits.flops, "bandwidth": limits.bandwidth},
+    }  # fmt: skip
 
 
 def _sizes(setting: Setting) -> str:
