@@ -191,7 +191,8 @@ def typed(op: str, variable: str, dtype: DType) -> Typed | None:
     read = False
     for name, formal in zip(node.input, formals(schema.inputs, len(node.input)), strict=True):
         if name and formal.type_str == variable:
-            inputs[name], read = of_type(inputs[name], dtype), True
+            array = inputs[name] * 0 if dtype.is_narrow and formal.name.endswith("zero_point") else inputs[name]
+            inputs[name], read = of_type(array, dtype), True
     if example.captured and variable == "V":
         inputs, read = inputs | {name: of_type(array, dtype) for name, array in example.captured.items()}, True
     if op == "BitCast":  # of another type of the same width
