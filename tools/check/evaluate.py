@@ -103,7 +103,7 @@ class Evaluator:
 
     `vote`: the first two are both asked, and where they do not agree the third decides. `wide`: all floats, also those
     in attributes, are widened to f64; `known` then tells the types that the values have in truth, for engines that know
-    no f64, and which engines were right.
+    no f64, and which engines were right. `faulty` are operators about which ONNX Runtime is asked first.
     """
 
     subject: Subject
@@ -111,6 +111,7 @@ class Evaluator:
     vote: bool = False
     wide: bool = False
     known: Evaluation = field(default_factory=Evaluation)
+    faulty: frozenset[str] = FAULTY
 
     def __call__(
         self,
@@ -171,7 +172,7 @@ class Evaluator:
             return None
 
     def engines(self, node: NodeProto) -> Sequence[str]:
-        right = self.known.engines.get(node.name, "onnxruntime" if node.op_type in FAULTY else self.order[0])
+        right = self.known.engines.get(node.name, "onnxruntime" if node.op_type in self.faulty else self.order[0])
         if right == self.order[0]:
             return self.order
         if self.wide:  # onnxc's own code knows f64, ONNX Runtime often does not
@@ -219,7 +220,7 @@ class Evaluator:
 
 
 def _unlike(results: Sequence[Any], others: Sequence[Any] | None) -> Difference | None:
-    """Where results of one node on the same operands differ by so much that rounding is no excuse: by half the digits."""
+    """How results of one node on the same operands differ, by so much that rounding is no excuse: half the digits."""
     for number, (result, other) in enumerate(zip(results, others or (), strict=False)):
         if result is None or other is None:
             continue
