@@ -48,6 +48,16 @@ def assume_equal(a: Dim, b: Dim, what: str) -> Dim:
     return b if isinstance(b, int) else a
 
 
+def assume_shape(tensor: Tensor | None, shape: Sequence[Dim], what: str) -> None:
+    """ShapeError where an operand, if there is one, has another rank or surely another shape."""
+    if tensor is None:
+        return
+    if len(tensor.shape) != len(shape):
+        raise ShapeError(f"{what}: of rank {len(tensor.shape)}, must be of shape [{', '.join(map(str, shape))}]")
+    for axis, (found, wanted) in enumerate(zip(tensor.shape, shape, strict=True)):
+        assume_equal(found, wanted, f"axis {axis} of {what}")
+
+
 @dataclass(eq=False)
 class Tensor:
     """A tensor by definition.

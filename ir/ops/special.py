@@ -8,7 +8,7 @@ from ..dims import Dim, dim_min, product
 from ..dtypes import I64, DType
 from ..errors import ShapeError
 from ..guards import assume_at_most, guard
-from ..tensors import Tensor, assume_equal, normalize_axis, opaque_tensor
+from ..tensors import Tensor, assume_equal, assume_shape, normalize_axis, opaque_tensor
 from .declare import Context, Registry, Static
 from .movement import replaced
 
@@ -179,6 +179,15 @@ def _recurrent(name: str, outputs: int) -> None:
         assume_equal(w.shape[2], x.shape[2], "columns of the weights and of the input")
         hidden = r.shape[2] if hidden_size is None else assume_equal(hidden_size, r.shape[2], "hidden sizes")
         (batch, steps) = x.shape[:2] if layout else (x.shape[1], x.shape[0])
+        gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[name]
+        first = (batch, directions, hidden) if layout else (directions, batch, hidden)
+        assume_shape(w, (directions, gates * hidden, x.shape[2]), "the weights")
+        assume_shape(r, (directions, gates * hidden, hidden), "the recurrent weights")
+        assume_shape(b, (directions, 2 * gates * hidden), "the biases")
+        assume_shape(sequence_lens, (batch,), "the lengths of sequences")
+        assume_shape(initial_h, first, "the initial state")
+        assume_shape(initial_c, first, "the initial cell state")
+        assume_shape(p, (directions, 3 * hidden), "the peepholes")
         every = (batch, steps, directions, hidden) if layout else (steps, directions, batch, hidden)
         last = (batch, directions, hidden) if layout else (directions, batch, hidden)
         sources = [t for t in (x, w, r, b, sequence_lens, initial_h, initial_c, p) if t is not None]
@@ -215,6 +224,13 @@ def dynamic_quantize_lstm(
     assume_equal(w.shape[1], x.shape[2], "rows of the weights and columns of the input")
     hidden = r.shape[1] if hidden_size is None else assume_equal(hidden_size, r.shape[1], "hidden sizes")
     steps, batch = x.shape[:2]
+    assume_shape(w, (directions, x.shape[2], 4 * hidden), "the weights")
+    assume_shape(r, (directions, hidden, 4 * hidden), "the recurrent weights")
+    assume_shape(b, (directions, 8 * hidden), "the biases")
+    assume_shape(sequence_lens, (batch,), "the lengths of sequences")
+    assume_shape(initial_h, (directions, batch, hidden), "the initial state")
+    assume_shape(initial_c, (directions, batch, hidden), "the initial cell state")
+    assume_shape(p, (directions, 3 * hidden), "the peepholes")
     given = (x, w, r, b, sequence_lens, initial_h, initial_c, p, w_scale, w_zero_point, r_scale, r_zero_point)
     sources = [t for t in given if t is not None]
     every, last = (steps, directions, batch, hidden), (directions, batch, hidden)
