@@ -1,13 +1,8 @@
 """All composite operators, by name."""
 
-from . import classical, microsoft_attention, microsoft_quantized, ngrams, training, trees
+from . import microsoft_attention, microsoft_fused, microsoft_nchwc, microsoft_quantized
 from .expand import joined
 
 COMPOSITES = joined(
-    classical.declare,
-    microsoft_attention.declare,
-    microsoft_quantized.declare,
-    ngrams.declare,
-    training.declare,
-    trees.declare,
+    microsoft_attention.declare, microsoft_quantized.declare, microsoft_fused.declare, microsoft_nchwc.declare
 )

@@ -97,7 +97,7 @@ def rms_normalization(
     return cast(normal, scale.dtype) * scale
 
 
-@declare.op("com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization")
+@declare.op("com.microsoft.SkipLayerNormalization")
 def skip_layer_normalization(
     x: Tensor,
     skip: Tensor,

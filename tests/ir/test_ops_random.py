@@ -216,12 +216,6 @@ def skip_layer_normalization(random: Generator) -> Sample:
     return operands | {"beta": floats(random, 8), "bias": floats(random, 8)}, {"epsilon": 1e-5}
 
 
-def fused_conv(random: Generator) -> Sample:
-    name, params = [("Relu", []), ("LeakyRelu", [0.1]), ("Clip", [-0.5, 0.5])][int(random.integers(0, 3))]
-    operands = {"x": floats(random, 1, 2, 5, 5), "w": floats(random, 3, 2, 3, 3), "b": floats(random, 3)}
-    return operands, {"activation": name, "pads": [1, 1, 1, 1]} | ({"activation_params": params} if params else {})
-
-
 def quantized_pair(random: Generator) -> Sample:
     operands: dict[str, np.ndarray] = {}
     for name in ("a", "b"):
@@ -271,7 +265,7 @@ SAMPLERS: dict[str, Callable[[Generator], Sample]] = {
     "ReduceProd": reduction, "ReduceL2": reduction, "com.microsoft.Gelu": activation, "com.microsoft.BiasGelu": biased,
     "MatMulInteger": matmul_integer, "ConvInteger": conv_integer, "QLinearConv": qlinear_conv,
     "com.microsoft.FastGelu": biased, "com.microsoft.QuickGelu": activation, "com.microsoft.FusedMatMul": fused_matmul,
-    "com.microsoft.SkipLayerNormalization": skip_layer_normalization, "com.microsoft.FusedConv": fused_conv,
+    "com.microsoft.SkipLayerNormalization": skip_layer_normalization,
     "com.microsoft.QLinearAdd": quantized_pair, "com.microsoft.QLinearMul": quantized_pair,
 }  # fmt: skip
 
