@@ -268,6 +268,24 @@ def _cast(call: Call, build: Builder) -> Call:
     return call.with_attributes(to=names[text])
 
 
+def _attention(call: Call, build: Builder) -> Call | None:
+    """Values may be of another type than queries and keys, which its function multiplies them with: they are converted,
+    and those that come out again converted back."""
+    query, value = _operand(call), _operand(call, 2)
+    if query.dtype == value.dtype:
+        return call
+    for position in (2, 5):
+        given = call.input(position)
+        if given is not None:
+            call = call.with_input(position, _one(build, call, "Cast", [given], to=query.dtype))
+    found = build.emit(replace(call, outputs=tuple("" for _ in call.outputs), version=NEWEST))
+    for position, (result, name) in enumerate(zip(found, call.outputs, strict=True)):
+        if name:
+            wanted = value.dtype if position == 2 else query.dtype
+            build.emit(Call("Cast", (result,), {"to": wanted}, (name,), origin=call.origin))
+    return None
+
+
 def _broadcast(call: Call, build: Builder) -> Call:
     """Before opset 7 operand 1 was aligned with axis `axis` of operand 0, and only where `broadcast` was set."""
     x, y = _operand(call), _operand(call, 1)
@@ -311,6 +329,7 @@ _FUNCTIONS: Mapping[str, tuple[int, Lift]] = {
     **dict.fromkeys(_ARITHMETIC, (7, _broadcast)),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), (13, _flattening)),
     **dict.fromkeys(("Resize", "Upsample"), (NEWEST, _resize)),
+    "Attention": (NEWEST, _attention),
     "BatchNormalization": (14, _batch_normalization),
     "Cast": (6, _cast),
     "CastLike": (NEWEST, _cast_like),
