@@ -17,7 +17,7 @@ from .. import __version__
 from ..ir.errors import DeviceError, ModelError, OnnxcError, TargetError, UnsupportedError, ValueNeeded, VerifierError
 
 BAD_USAGE, BAD_MODEL, UNSUPPORTED, BUG, INTERRUPTED = 2, 3, 4, 70, 130
-COMMANDS = ("run", "compile", "dump", "plan", "bench", "ops", "demo", "completion")
+COMMANDS = ("run", "compile", "check", "dump", "plan", "bench", "ops", "demo", "completion")
 
 
 class Commands(click.Group):
@@ -44,10 +44,12 @@ def cli() -> None:
     onnxc run model.onnx                     compile a model and run it on random inputs
     onnxc run model.onnx --input x=x.npy     ... on yours
     onnxc compile model.onnx -o model.so     native code for other programs
+    onnxc check model.onnx                   does it compute what ONNX says
     onnxc dump model.onnx --stage kernels    what the compiler made of it
     onnxc COMMAND --help                     options and examples of a command
 
-    Exit codes: 0 fine, 2 bad usage, 3 bad model, 4 unsupported. Errors are one line; ONNXC_DEBUG=1 shows where.
+    Exit codes: 0 fine, 1 the compiled result differs (check), 2 bad usage, 3 bad model, 4 unsupported. Errors are one
+    line; ONNXC_DEBUG=1 shows where.
     """
 
 

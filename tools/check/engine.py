@@ -235,6 +235,17 @@ class Case:
 
 
 @dataclass(frozen=True)
+class PerNode:
+    """Intermediate values of one case, worst first: those that the optimised program still holds under their names.
+
+    `total` counts the values of the ONNX model.
+    """
+
+    values: tuple[Difference, ...]
+    total: int
+
+
+@dataclass(frozen=True)
 class Checker:
     """Checks one model. `given` are inputs, `fills` how to fill others, as `onnxc run --input` reads them."""
 
@@ -323,6 +334,16 @@ class Checker:
         wide = Evaluator(self.subject, ORACLES["f64"], wide=True, known=plain)(inputs)
         wide.values = {name: _as(array, plain.values.get(name)) for name, array in wide.values.items()}
         return wide
+
+    def per_node(self, case: Case) -> PerNode:
+        """The intermediate values of a case, worst first: those that exist under their ONNX names after optimising."""
+        self.progress("observing all kernels")
+        observed, reference = self.build.observed(case.inputs), case.judge.reference
+        named = [name for name in self.subject.values if reference.values.get(name) is not None]
+        seen = [name for name in named if np.shape(observed.get(name)) == np.shape(reference.values[name])]
+        seen = [name for name in seen if name in observed]
+        found = [case.judge.compare(name, observed[name]) for name in seen]
+        return PerNode(tuple(sorted(found, key=lambda difference: difference.severity)), len(named))
 
     def verdict(self, judge: Judge, name: str, actual: Any, seed: int) -> Verdict:
         """An output judged; where it differs the other oracles are asked too."""
