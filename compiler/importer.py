@@ -18,7 +18,7 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 from onnx.defs import OpSchema
 
-from ..ir.dtypes import BOOL, BY_ONNX, I64, STRING, of_numpy
+from ..ir.dtypes import BOOL, BY_ONNX, I64, of_numpy
 from ..ir.errors import HostNeeded, LimitError, ModelError, OnnxcError, UnsupportedError
 from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Type, Value, constant_node
 from ..ir.infer import Inference
@@ -28,7 +28,8 @@ from .choices import check_choices
 from .composites import COMPOSITES
 from .dimensions import Symbols, input_types
 from .functions import Function, Key, call_to_onnx, domain_of, local_functions, opsets_of, schema_function
-from .host.kinds import NUMBERS, STEPS, has_text_attribute, kind_of_type
+from .gradient import GRADIENT, gradient
+from .host.kinds import NUMBERS, kind_of_type
 from .lift import lift
 from .limits import check_types, most_nodes
 from .nodes import (
@@ -47,7 +48,7 @@ from .nodes import (
     read_attribute,
     schema_in,
 )  # fmt: skip
-from .sequences import Item, ItemCall, resolved
+from .sequences import Item, ItemCall, is_text, only_values, present, refuse_text, resolved, without_sequences
 from .weights import Weights, load_model
 
 
@@ -140,7 +141,9 @@ class Importer:
         scope = Scope(opsets_of(self._model), frozenset(), declared=declared_types(proto))
         values = tuple(Value(self._define(name), type) for name, type in types.items())
         scope.values.update(zip(types, values, strict=True))
-        outputs = _only_values(self._body(proto, scope), proto)
+        items = self._body(proto, scope)
+        named = [self._renamed(*pair, ()) for pair in zip(items, (v.name for v in proto.output), strict=True)]
+        outputs = only_values(named, proto)
         return Graph(name_of(proto, "graph"), values, outputs, tuple(self._nodes))
 
     # What lifts may do (`lift.Builder`).
@@ -169,7 +172,7 @@ class Importer:
         check_call(call)
         stem = next(filter(None, call.outputs), call.origin[0] if call.origin else "value")
         names = [name or self._names.fresh(f"{stem}.{call.op.lower()}") for name in call.outputs]
-        _refuse_text(call)
+        refuse_text(call)
         if call.op not in self._operators:
             return self._expand_schema(replace(call, outputs=tuple(names)))
         regions = self._regions(call)
@@ -179,7 +182,7 @@ class Importer:
             raise UnsupportedError(f"{call.op} gives {len(types)} outputs, but {len(names)} are read")
         check_types(dict(zip(names, types, strict=False)))
         values = tuple(map(Value, names, types))
-        if any(map(_is_text, values)):
+        if any(map(is_text, values)):
             raise HostNeeded(f"{call.op} gives text")
         self._nodes.append(Node(call.op, call.inputs, values, call.attributes, regions, call.origin))
         self._values.update((value.name, value) for value in values)
@@ -254,13 +257,13 @@ class Importer:
             given = {attribute.name: attribute for attribute in attributes}
             found = self._expand(function, items, outputs, given, f"{origin[0]}/", ())
         else:
-            call = self._call(node, attributes, _without_sequences(items), outputs, origin, scope)
+            call = self._call(node, attributes, without_sequences(items), outputs, origin, scope)
             found = self._resolved(call, items, scope)
             if found is None:
                 if call.op == "Constant":
                     self._constant(constant_array(call.attributes), outputs[0] or self._names.fresh(name), origin)
                 else:
-                    _refuse_text(call)
+                    refuse_text(call)
                     lifted = lift(call, self)
                     if lifted is not None:
                         self.emit(lifted)
@@ -273,7 +276,9 @@ class Importer:
 
     def _resolved(self, call: Call, items: tuple[Item, ...], scope: Scope) -> tuple[Item, ...] | None:
         """What a node gives that makes or takes sequences and optionals, or that is an If whose condition is known:
-        the branch that is not taken may not even fit the types. None for all other nodes."""
+        the branch that is not taken may not even fit the types; and gradients. None for all other nodes."""
+        if call.op == GRADIENT:
+            return gradient(call, self, scope.find, self._nodes, self._rules.values, self._expand_schema)
         if call.op != "If":
             body = call.graphs.get("body")
             inlined = None if body is None else partial(self._inlined, body, scope)
@@ -345,7 +350,7 @@ class Importer:
                 inner.values[declared.name] = value
                 values.append(value)
             with self._collecting() as nodes:
-                outputs = _only_values(self._body(proto, inner), proto)
+                outputs = only_values(self._body(proto, inner), proto)
             return Graph(name_of(proto, "body"), tuple(values), outputs, tuple(nodes))
 
         return make
@@ -363,9 +368,9 @@ class Importer:
         if call.op == "If":
             return {name: body(()) for name, body in call.bodies.items()}
         if call.op == "Loop":
-            return {"body": self._loop_body(call.bodies["body"], _all_present(types[2:]), call.origin)}
+            return {"body": self._loop_body(call.bodies["body"], _allpresent(types[2:]), call.origin)}
         if call.op == "Scan":
-            return {"body": call.bodies["body"](_scan_types(call, _all_present(types)))}
+            return {"body": call.bodies["body"](_scan_types(call, _allpresent(types)))}
         raise UnsupportedError("only If, Loop and Scan may have graphs as attributes")
 
     def _loop_body(self, body: Body, state: list[Type], origin: tuple[str, ...]) -> Graph:
@@ -411,7 +416,7 @@ class Importer:
             raise UnsupportedError("onnxc does not compile this operator; `onnxc ops` lists those that it does")
         given = {attribute.name: attribute for attribute in node.attribute}
         found = self._expand(function, call.inputs, call.outputs, given, f"{call.outputs[0]}.", call.origin)
-        return tuple(_present(item, name) for item, name in zip(found, call.outputs, strict=True))
+        return tuple(present(item, name) for item, name in zip(found, call.outputs, strict=True))
 
     def _expand(
         self, function: Function, inputs: tuple[Item, ...], outputs: tuple[str, ...],
@@ -456,39 +461,6 @@ def _located(name: str, op: str) -> Iterator[None]:
         ) from error
 
 
-def _present(item: Item, name: str) -> Value:
-    if isinstance(item, tuple):
-        raise HostNeeded(f'the output "{name}" is a sequence')
-    if item is None:
-        raise ModelError(f'the output "{name}" is an operand that is absent')
-    if _is_text(item):
-        raise HostNeeded(f'the output "{name}" is text')
-    return item
-
-
-def _only_values(items: Sequence[Item], graph: GraphProto) -> tuple[Value, ...]:
-    """A graph's outputs, which the code has as tensors. Raises HostNeeded for all else."""
-    for item, output in zip(items, graph.output, strict=True):
-        if item is None and kind_of_type(output.type) != NUMBERS:
-            raise HostNeeded(f'the output "{output.name}" is a {kind_of_type(output.type)}')
-    return tuple(_present(item, output.name) for item, output in zip(items, graph.output, strict=True))
-
-
-def _without_sequences(items: Sequence[Item]) -> tuple[Value | None, ...]:
-    return tuple(None if isinstance(item, tuple) else item for item in items)
-
-
-def _refuse_text(call: Call) -> None:
-    """HostNeeded for an operator that only Python runs, and for any on text."""
-    text = call.attributes.get("to") == STRING or has_text_attribute(call.attributes)
-    if call.op in STEPS or text or any(map(_is_text, call.inputs)):
-        raise HostNeeded(f"{call.op} on {', '.join(str(v.type) for v in call.inputs if v) or 'nothing'}")
-
-
-def _is_text(value: Value | None) -> bool:
-    return value is not None and isinstance(value.type, TensorType) and value.dtype == STRING
-
-
 def _inner_scope(proto: GraphProto, outer: Scope, given: int) -> Scope:
     """The scope of a graph inside another one, for so many inputs."""
     if given != len(proto.input):
@@ -499,7 +471,7 @@ def _inner_scope(proto: GraphProto, outer: Scope, given: int) -> Scope:
     return inner
 
 
-def _all_present(types: Sequence[Type | None]) -> list[Type]:
+def _allpresent(types: Sequence[Type | None]) -> list[Type]:
     if any(type is None for type in types):
         raise ModelError("a state or sequence operand is absent")
     return [type for type in types if type is not None]

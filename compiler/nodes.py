@@ -185,10 +185,19 @@ def constant_array(attributes: Mapping[str, Attribute]) -> np.ndarray:
 def names_read(nodes: Iterable[NodeProto]) -> Iterator[str]:
     """Every name that the nodes or the graphs in them read."""
     for node in nodes:
-        yield from node.input
+        yield from _operands(node)
         for graph in graphs_in(node):
             yield from (value.name for value in graph.output)
             yield from names_read(graph.node)
+
+
+def _operands(node: NodeProto) -> Iterator[str]:
+    """What a node reads itself: its operands, and the tensors between which a Gradient differentiates."""
+    yield from node.input
+    if node.op_type == "Gradient" and node.domain:
+        yield from (
+            text.decode() for a in node.attribute if a.name in ("xs", "zs", "y") for text in (*a.strings, a.s) if text
+        )
 
 
 def graphs_in(node: NodeProto) -> list[GraphProto]:
@@ -198,7 +207,7 @@ def graphs_in(node: NodeProto) -> list[GraphProto]:
 
 def free_names(node: NodeProto) -> set[str]:
     """The names that a node needs from the graph that it is in, those for its own graphs included."""
-    names = set(node.input)
+    names = set(_operands(node))
     for graph in graphs_in(node):
         inner = set().union(*map(free_names, graph.node)) | {value.name for value in graph.output}
         inner -= {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
