@@ -1,8 +1,24 @@
 """All composite operators, by name."""
 
-from . import microsoft_attention, microsoft_fused, microsoft_nchwc, microsoft_quantized
+from . import (
+    classical,
+    microsoft_attention,
+    microsoft_fused,
+    microsoft_nchwc,
+    microsoft_quantized,
+    ngrams,
+    training,
+    trees,
+)
 from .expand import joined
 
 COMPOSITES = joined(
-    microsoft_attention.declare, microsoft_quantized.declare, microsoft_fused.declare, microsoft_nchwc.declare
+    classical.declare,
+    microsoft_attention.declare,
+    microsoft_fused.declare,
+    microsoft_nchwc.declare,
+    microsoft_quantized.declare,
+    ngrams.declare,
+    training.declare,
+    trees.declare,
 )
