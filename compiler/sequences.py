@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeGuard
 
 import numpy as np
+from onnx import GraphProto
 
 from ..ir.dims import Dim
+from ..ir.dtypes import STRING
 from ..ir.errors import HostNeeded, ModelError, ShapeError
-from ..ir.graph import Attribute, Value
+from ..ir.graph import Attribute, TensorType, Value
 from .calls import Builder, Call
+from .host.kinds import NUMBERS, STEPS, has_text_attribute, kind_of_type
 
 Item: TypeAlias = "Value | tuple[Item, ...] | None"
 
@@ -210,3 +213,41 @@ _RULES: Mapping[str, Rule] = {
     "OptionalGetElement": _element,
     "OptionalHasElement": _has_element,
 }
+
+
+# What code can hold
+
+
+def present(item: Item, name: str) -> Value:
+    """An output of a graph in the code: a tensor of numbers. Raises HostNeeded for text and sequences."""
+    if isinstance(item, tuple):
+        raise HostNeeded(f'the output "{name}" is a sequence')
+    if item is None:
+        raise ModelError(f'the output "{name}" is an operand that is absent')
+    if is_text(item):
+        raise HostNeeded(f'the output "{name}" is text')
+    return item
+
+
+def only_values(items: Sequence[Item], graph: GraphProto) -> tuple[Value, ...]:
+    """A graph's outputs, which the code has as tensors. Raises HostNeeded for all else."""
+    for item, output in zip(items, graph.output, strict=True):
+        if item is None and kind_of_type(output.type) != NUMBERS:
+            raise HostNeeded(f'the output "{output.name}" is a {kind_of_type(output.type)}')
+    return tuple(present(item, output.name) for item, output in zip(items, graph.output, strict=True))
+
+
+def without_sequences(items: Sequence[Item]) -> tuple[Value | None, ...]:
+    """Operands as calls have them, for operators whose rules take the items themselves."""
+    return tuple(None if isinstance(item, tuple) else item for item in items)
+
+
+def refuse_text(call: Call) -> None:
+    """HostNeeded for an operator that only Python runs, and for any on text."""
+    text = call.attributes.get("to") == STRING or has_text_attribute(call.attributes)
+    if call.op in STEPS or text or any(map(is_text, call.inputs)):
+        raise HostNeeded(f"{call.op} on {', '.join(str(v.type) for v in call.inputs if v) or 'nothing'}")
+
+
+def is_text(value: Value | None) -> bool:
+    return value is not None and isinstance(value.type, TensorType) and value.dtype == STRING

@@ -207,3 +207,16 @@ def test_wrong_positions_and_lengths_are_told() -> None:
     with pytest.raises(ShapeError, match="without elements"):
         text = "wrong (float[2] x) => (float[2] y) { s = SequenceEmpty () y = ConcatFromSequence <axis = 0> (s) }"
         onnxc.compile(model_of_text(text))
+
+
+def test_elements_may_be_outputs() -> None:
+    """An output has its own name, whatever the element is called."""
+    executable = assert_compiled(
+        """outputs (float[2, 3, 4] x) => (float[2, 3, 4] y, float[2, 3, 4] z) {
+            all = SequenceConstruct (x, x)
+            y = SequenceAt (all, zero)
+            z = SequenceAt (all, zero)
+        }""",
+        zero=np.array(0),
+    )
+    assert [port.name for port in executable.outputs] == ["y", "z"]
