@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..dims import Dim, floordiv
+from ..dims import Dim, ceildiv, floordiv
 from ..dtypes import F32, I32, U8, DType
+from ..errors import ShapeError
 from ..functions import cast, maximum, minimum, round_even, where
+from ..rounding import rounded
 from ..scalars import Scalar
-from ..tensors import Indices, Tensor, elementwise, normalize_axis, view
+from ..tensors import Indices, Tensor, assume_equal, assume_shape, elementwise, normalize_axis, view
 from .contraction import convolution, kernel_extents, matrix_product, per_channel, widened_product
 from .declare import Registry
 from .elementwise import converted
@@ -22,6 +24,13 @@ declare = Registry()
 def spread(parameter: Tensor, x: Tensor, axis: int, block_size: int = 0) -> Tensor:
     """A scale or zero point for each element of `x`: one for all, or one per position of an axis or block of it."""
     axis = normalize_axis(axis, x.rank)
+    if parameter.rank == 1 and parameter.size != 1:
+        assume_equal(parameter.shape[0], x.shape[axis], f"scales or zero points and the elements of axis {axis}")
+    elif parameter.size != 1:
+        if block_size < 1:
+            raise ShapeError(f"scales or zero points of rank {parameter.rank} need a block_size above 0")
+        blocks = replaced(x.shape, {axis: ceildiv(x.shape[axis], block_size)})
+        assume_shape(parameter, blocks, "scales or zero points")
 
     def source(*i: Dim) -> Indices:
         if parameter.size == 1:
@@ -38,18 +47,18 @@ def saturated(value: Scalar, zero: Scalar | None, dtype: DType, saturate: bool =
     `saturate`)."""
     if dtype.is_float:
         return converted(value if zero is None else value + cast(zero, value.dtype), dtype, saturate)
-    rounded = round_even(value)
+    whole = round_even(value)
     if zero is not None:
-        rounded = cast(rounded, F32) if rounded.dtype.bits < 32 else rounded
-        rounded = rounded + cast(zero, rounded.dtype)
-    return cast(minimum(maximum(rounded, dtype.limits[0]), dtype.limits[1]), dtype)
+        whole = cast(whole, F32) if whole.dtype.bits < 32 else whole
+        whole = whole + cast(zero, whole.dtype)
+    return cast(minimum(maximum(whole, dtype.limits[0]), dtype.limits[1]), dtype)
 
 
 def quantized(x: Tensor, scale: Tensor, zero: Tensor | None, dtype: DType, saturate: bool = True) -> Tensor:
     """round(x / scale) + zero in the given type, for operands that broadcast."""
 
     def element(value: Scalar, divisor: Scalar, offset: Scalar | None = None) -> Scalar:
-        return saturated(cast(value, divisor.dtype) / divisor, offset, dtype, saturate)
+        return saturated(rounded(cast(value, divisor.dtype) / divisor), offset, dtype, saturate)
 
     return elementwise(element, x, scale, *([] if zero is None else [zero]))
 
