@@ -127,7 +127,7 @@ def compile_model(model: Model, options: Options) -> Interface | Deferred:
         ) -> Interface:
             return executable(known, replace(within, shapes={**(within.shapes or {}), **shapes}, smallest=smallest))
 
-        return SpecializingExecutable(proto, compile_values, partial(_for_host, model, options), str(error))
+        return SpecializingExecutable(proto, compile_values, str(error), partial(_for_host, model, options))
     except HostNeeded as error:
         return _for_host(model, options, error)
 

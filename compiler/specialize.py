@@ -44,8 +44,8 @@ class SpecializingExecutable(Deferred):
         self,
         model: onnx.ModelProto,
         compile_values: CompileValues,
-        for_host: Callable[[HostNeeded], Deferred],
         reason: str,
+        for_host: Callable[[HostNeeded], Deferred] | None = None,
     ) -> None:
         """`for_host` gives what runs the model where all values and sizes do not suffice to compile it."""
         self._model = model
@@ -128,7 +128,7 @@ class SpecializingExecutable(Deferred):
             except (ValueNeeded, HostNeeded) as error:
                 if self._level + 1 < len(_LEVELS):
                     self._level += 1
-                elif isinstance(error, HostNeeded):
+                elif isinstance(error, HostNeeded) and self._for_host is not None:
                     return self._for_host(error)
                 else:
                     raise

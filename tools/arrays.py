@@ -20,10 +20,11 @@ FILLS = ("random", "zeros", "ones")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 USUAL_IMAGE, USUAL_SIZE = 224, 16
 """Sizes of symbols that nobody gave: of the last two axes of four, and of all others but the first axis, which is 1."""
-_READERS: Mapping[str, Callable[[str], float]] = {
+_READERS: Mapping[str, Callable[[str], float | str]] = {
     "int": int,
     "uint": int,
     "float": float,
+    "string": str,
     "bool": {"0": False, "1": True, "false": False, "true": True}.__getitem__,
 }
 
@@ -64,8 +65,8 @@ def made_up(port: Port, sizes: Mapping[str, int], fill: str, random: np.random.G
     Raises InputError for element types that cannot be made up.
     """
     shape = tuple(evaluate(dim, dict(sizes)) for dim in dims_of(port))
-    dtype = BY_NAME[port.dtype]
-    if dtype.kind == "string" or any(size < 0 for size in shape):
+    dtype = BY_NAME.get(port.dtype)
+    if dtype is None or dtype.kind == "string" or any(size < 0 for size in shape):
         raise InputError(f"input {port} cannot be made up: give it with --input {port.name}=FILE")
     if fill != "random":
         return np.full(shape, float(fill == "ones")).astype(dtype.numpy)
@@ -101,10 +102,10 @@ def read_arrays(texts: Sequence[str], ports: Sequence[Port]) -> tuple[dict[str, 
         if what in FILLS:
             fills[name] = what
         else:
-            array, dtype = read_array(what, names[name]), BY_NAME[names[name].dtype]
+            array, dtype = read_array(what, names[name]), BY_NAME.get(names[name].dtype)
             # numpy's files do not know bf16 and the like: such an input comes in a type that they know.
-            narrow = dtype.numpy.isbuiltin != 1 and dtype.kind != "string"
-            arrays[name] = array.astype(dtype.numpy) if narrow else array
+            narrow = dtype is not None and dtype.numpy.isbuiltin != 1 and dtype.kind != "string"
+            arrays[name] = array.astype(dtype.numpy) if dtype is not None and narrow else array
     return arrays, fills
 
 
@@ -126,9 +127,10 @@ def read_array(text: str, port: Port) -> Array:
         if archive.endswith(".npz") and Path(archive).exists():
             return _from_archive(Path(archive), key, port)
         if path.suffix == ".pb" and path.exists():
-            from onnx import numpy_helper
-            from onnx.onnx_ml_pb2 import TensorProto
+            from onnx import SequenceProto, TensorProto, numpy_helper
 
+            if port.dtype.startswith("seq("):
+                return numpy_helper.to_list(SequenceProto.FromString(path.read_bytes()))
             return np.asarray(numpy_helper.to_array(TensorProto.FromString(path.read_bytes())))
         if path.suffix.lower() in IMAGES and path.exists():
             return _picture(path, port)
@@ -150,17 +152,17 @@ def _from_archive(path: Path, key: str | None, port: Port) -> Array:
 
 def _numbers(text: str, port: Port) -> Array:
     """ "1,2,3" as an array of the port's type, shaped as the port where the sizes allow it."""
-    dtype = BY_NAME[port.dtype]
-    read, path = _READERS.get(dtype.kind), Path(text)
-    if read is None:
-        raise InputError(f"input {port} cannot be given as numbers")
+    dtype = BY_NAME.get(port.dtype)
+    read, path = _READERS.get(dtype.kind if dtype is not None else ""), Path(text)
+    if dtype is None or read is None:
+        raise InputError(f"input {port} cannot be given as numbers, only as a file (.pb)")
     try:
-        values = [read(part.strip().lower()) for part in text.split(",")]
+        values = [read(part if read is str else part.strip().lower()) for part in text.split(",")]
     except (ValueError, KeyError):
         is_file = path.suffix.lower() in (".npy", ".npz", ".pb", *IMAGES)
         what = "no such file" if is_file else f"neither numbers of {dtype}, nor a file, nor one of {', '.join(FILLS)}"
         raise InputError(f"input {port}: {text!r} is {what}") from None
-    if dtype.is_integer and not all(dtype.limits[0] <= value <= dtype.limits[1] for value in values):
+    if dtype.is_integer and not all(dtype.limits[0] <= int(value) <= dtype.limits[1] for value in values):
         raise InputError(f"input {port}: not all of {text} are from {dtype.limits[0]} to {dtype.limits[1]}")
     sizes = [size if isinstance(size, int) else -1 for size in port.shape]
     if sizes.count(-1) > 1:
@@ -177,6 +179,8 @@ def _picture(path: Path, port: Port) -> Array:
         from PIL import Image
     except ImportError:
         raise InputError(f"{path}: reading pictures needs the package pillow; or convert it to .npy") from None
+    if len(port.shape) == 1 and port.dtype == "u8":  # for ImageDecoder: the file as it is
+        return np.fromfile(path, np.uint8)
     if len(port.shape) not in (3, 4):
         raise InputError(f"input {port} does not look like a picture")
     *_, a, b, c = port.shape
@@ -205,8 +209,22 @@ def write_array(path: Path, array: Array) -> None:
         return
     if path.suffix != ".npy":
         raise InputError(f"{path}: arrays are written as .npy or .pb")
-    plain = array.dtype.kind != "V" and array.dtype.isbuiltin == 1
+    if array.dtype.kind == "O":
+        array = array.astype(np.str_)
+    plain = array.dtype.kind in "US" or (array.dtype.kind != "V" and array.dtype.isbuiltin == 1)
     np.save(path, array if plain else array.astype(np.float32), allow_pickle=False)
+
+
+def leaves(results: Mapping[str, Any]) -> dict[str, Array]:
+    """The arrays among results: those of a sequence with their places behind its name, a map as its text; what is
+    absent is left out."""
+    found: dict[str, Array] = {}
+    for name, value in results.items():
+        if isinstance(value, list):
+            found |= leaves({f"{name}[{place}]": item for place, item in enumerate(value)})
+        elif value is not None:
+            found[name] = np.array(str(value), object) if isinstance(value, dict) else value
+    return found
 
 
 def file_name(name: str) -> str:

@@ -101,13 +101,27 @@ def graphs(request: Request) -> list[tuple[str, str]]:
 
 
 def one_stage(request: Request, stage: str, after: str | None, kernel: str | None) -> str:
-    """The text that is asked for. OnnxcError for an unknown pass or kernel."""
+    """The text that is asked for; of a model that Python runs in part, the list of its steps as the stage "program".
+
+    OnnxcError for an unknown pass or kernel.
+    """
+    from ...ir.errors import HostNeeded, UnsupportedError
+
+    if request.artifact:
+        return request.compiled().dump(stage)
+    try:
+        return _text_of_stage(request, stage, after, kernel)
+    except HostNeeded as error:
+        if stage == "program":
+            return request.executable().dump(stage)
+        raise UnsupportedError(f"{error}; Python runs a part of this model: --stage program lists its steps") from error
+
+
+def _text_of_stage(request: Request, stage: str, after: str | None, kernel: str | None) -> str:
     from ...compiler.dump import stage_text
     from ...compiler.options import resolve_target
     from ...ir.errors import OnnxcError
 
-    if request.artifact:
-        return request.compiled().dump(stage)
     if stage == "import":
         return graphs(replace(request, pipeline=""))[0][1]
     if stage != "graph":

@@ -78,6 +78,7 @@ class Request:
     target: str
     threads: int | None
     precision: str
+    winograd: str
     pipeline: str | None
     time_passes: bool
     times: list[tuple[str, float, int]] = field(default_factory=list)
@@ -93,7 +94,10 @@ class Request:
     def options(self) -> Options:
         from ...compiler.options import Options
 
-        return Options(self.target, self.dims, self.shapes, self.threads, self.precision, self.pipeline or "")
+        return Options(
+            self.target, self.dims, self.shapes, self.threads, self.precision, self.pipeline or "",
+            winograd=self.winograd,
+        )  # fmt: skip
 
     def executable(self) -> Interface | Deferred:
         """The model compiled for this process, with progress shown; an artifact is loaded."""
@@ -121,9 +125,14 @@ class Request:
         """The model lowered, without machine code."""
         from ...compiler.driver import graph_of, program_of
         from ...compiler.options import target_of
+        from ...ir.errors import HostNeeded
 
         with self.watched() as options:
-            return program_of(graph_of(self.model(), options), target_of(options))
+            try:
+                return program_of(graph_of(self.model(), options), target_of(options))
+            except HostNeeded as error:
+                how = "Python runs a part of this model: `onnxc dump --stage program` lists its steps"
+                raise HostNeeded(f"{error}; {how}") from error
 
     def plan(self) -> tuple[MemoryPlan, Program | None]:
         """The memory plan, with the program that it is for where the model is no artifact."""
@@ -141,7 +150,7 @@ class Request:
         """Whether the model is compiled already. click.UsageError where an option asks to compile it in another way."""
         if not self.path.endswith(".onnxc"):
             return False
-        plain = self.target == "host" and self.precision == "f32"
+        plain = self.target == "host" and self.precision == "f32" and self.winograd == "off"
         if self.dims or self.shapes or self.pipeline is not None or not plain or self.weights:
             raise click.UsageError(f"{self.path} is compiled: give the model to compile it in another way")
         return True
@@ -214,6 +223,8 @@ _OPTIONS = (
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="At most N threads [default: all CPUs]."),
     click.option("--precision", type=click.Choice(PRECISIONS), default="f32", show_default=True,
                  help="Weights and what lies between kernels in 16 bits, or products of tf32 (GPUs); sums are f32."),
+    click.option("--winograd", type=click.Choice(("off", "auto")), default="off", show_default=True,
+                 help="3x3 convolutions by minimal filtering where it is faster; errors are some ten times larger."),
     click.option("--pipeline", metavar="PASSES", help='Passes to run, such as "canonicalize,fold,fuse{max_inputs=8}".'),
     click.option("--weights", type=click.Path(exists=True, dir_okay=False), metavar="MODEL.onnx",
                  help="Where MODEL is a graph as text (.txt): the ONNX model that holds its constants."),
@@ -232,12 +243,15 @@ def compiling(function: Callable[..., Any]) -> Callable[..., Any]:
         target: str,
         threads: int | None,
         precision: str,
+        winograd: str,
         pipeline: str | None,
         weights: str | None,
         time_passes: bool,
         **others: Any,
     ) -> Any:
-        request = Request(path, weights, dict(dims), dict(shapes), target, threads, precision, pipeline, time_passes)
+        request = Request(
+            path, weights, dict(dims), dict(shapes), target, threads, precision, winograd, pipeline, time_passes
+        )
         return function(request, **others)
 
     for option in reversed(_OPTIONS):

@@ -81,7 +81,7 @@ def command(
     sizes = arrays.sizes_for(ports, given)
     random = np.random.default_rng(seed)
     for port in ports:
-        if port.name not in given:
+        if port.name not in given and not port.dtype.startswith("optional("):
             fill = fills.get(port.name, "random")
             given[port.name] = arrays.made_up(port, sizes, fill, random)
             if port.name not in fills and not as_json:
@@ -90,18 +90,21 @@ def command(
 
     results = executable.run(given)
     seconds = [_timed(executable, given) for _ in range(repeat or 0)]
+    found = arrays.leaves(results)
     for name, path in outputs:
-        arrays.write_array(Path(path), results[name])
+        if name not in found:
+            raise OnnxcError(f"the output {name} is no array; --save FOLDER writes the arrays in it")
+        arrays.write_array(Path(path), found[name])
     if save is not None:
         Path(save).mkdir(parents=True, exist_ok=True)
-        for name, array in results.items():
+        for name, array in found.items():
             arrays.write_array(Path(save) / f"{arrays.file_name(name)}.npy", array)
 
-    facts = {name: summary(array) for name, array in results.items()}
+    facts = {name: summary(array) for name, array in found.items()}
     if as_json:
         record: dict[str, Any] = {
             "model": request.path,
-            "inputs": {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in given.items()},
+            "inputs": {n: {"dtype": str(a.dtype), "shape": list(a.shape)} for n, a in arrays.leaves(given).items()},
             "outputs": facts,
             "compile_seconds": compile_seconds,
         }
