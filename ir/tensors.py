@@ -401,7 +401,7 @@ def position_of(source: Tensor, indices: Sequence[Dim], extent: Dim) -> Dim:
 
 def dims_tensor(dims: Sequence[Dim], shape: Sequence[Dim] | None = None) -> Tensor:
     """An i64 tensor of the given sizes: a vector unless `shape` says otherwise."""
-    values = [scalars.index(dim) for dim in dims]
+    values = [scalars.index(dim) for dim in dims] or [scalars.const(0, I64)]  # of no elements, whose code is never run
     form = (len(dims),) if shape is None else tuple(shape)
     return Tensor(form, I64, lambda i: select_axis(flat_offset(i, form), values))
 

@@ -1,0 +1,14 @@
+"""What fuzzing found, each shrunk to a few nodes and named."""
+
+from __future__ import annotations
+
+import numpy as np
+from single_node import assert_equal, model_of, reference, run_node
+
+
+def test_shape_of_no_axes() -> None:
+    """`start` and `end` may leave nothing, and a scalar has nothing."""
+    for x, attributes in ((np.float32(3), {}), (np.zeros((2, 3), np.float32), {"start": 1, "end": -3})):
+        for symbolic in (False, True):
+            (found,) = run_node("Shape", {"x": np.asarray(x)}, symbolic=symbolic, **attributes)
+            assert (found.dtype, found.shape) == (np.int64, (0,))
