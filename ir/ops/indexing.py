@@ -8,7 +8,7 @@ from ..errors import ShapeError
 from ..functions import cast, maximum, minimum, where
 from ..guards import assume_at_most, guard
 from ..scalars import Scalar, as_dim, index
-from ..tensors import Tensor, assume_equal, compute, inside, normalize_axis, position_of
+from ..tensors import Tensor, assume_equal, assume_shape, compute, inside, normalize_axis, position_of
 from .declare import Registry, Static
 from .movement import replaced
 
@@ -89,6 +89,9 @@ def one_hot(indices: Tensor, depth: Static, values: Tensor, *, axis: int = -1) -
 @declare.op("ReverseSequence", movement=True)
 def reverse_sequence(x: Tensor, sequence_lens: Tensor, *, batch_axis: int = 1, time_axis: int = 0) -> Tensor:
     """The first sequence_lens[b] elements along the time axis in reverse order, for each batch entry b."""
+    if {batch_axis, time_axis} != {0, 1}:
+        raise ShapeError(f"batch_axis {batch_axis} and time_axis {time_axis} must be 0 and 1")
+    assume_shape(sequence_lens, (x.shape[batch_axis],), "the lengths of sequences")
     last = x.shape[time_axis] - 1
     guard(sequence_lens, last + 2, 0, "sequences")
 
@@ -108,6 +111,8 @@ def tensor_scatter(
     """The cache with `update` written along the axis from write_indices[batch] on, round its end where "circular"."""
     along = normalize_axis(axis, past_cache.rank)
     extent, length = past_cache.shape[along], update.shape[along]
+    assume_shape(update, replaced(past_cache.shape, {along: length}), "the update")
+    assume_shape(write_indices, past_cache.shape[:1], "the write indices")
     if write_indices is not None:
         guard(write_indices, 1 << 62 if mode == "circular" else extent - length + 1, 0, "a cache")
 

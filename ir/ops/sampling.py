@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..dims import Dim, ceildiv, dim_max, dim_min, floordiv, modulo, product
 from ..dtypes import F32, I64
-from ..errors import UnsupportedError
+from ..errors import ShapeError, UnsupportedError
 from ..functions import absolute, cast, ceil, floor, maximum, round_even, where
 from ..guards import guard
 from ..scalars import Scalar, as_dim, as_scalar, const, index
@@ -15,6 +15,7 @@ from ..tensors import (
     Tensor,
     all_of,
     assume_equal,
+    assume_shape,
     compute,
     flat_offset,
     inside,
@@ -88,7 +89,7 @@ def grid_sample(
     """
     rank, aligned = x.rank - 2, bool(align_corners)
     extents = x.shape[2:]
-    assume_equal(x.shape[0], grid.shape[0], "batches of the input and of the grid")
+    assume_shape(grid, (x.shape[0], *grid.shape[1 : rank + 1], rank), "the grid")
     offsets = {"nearest": (0,), "linear": (0, 1), "cubic": (-1, 0, 1, 2)}.get(mode)
     if offsets is None or padding_mode not in ("zeros", "border", "reflection"):
         raise UnsupportedError(f"mode {mode!r} with padding_mode {padding_mode!r}")
@@ -144,6 +145,7 @@ def affine_grid(theta: Tensor, size: Static, *, align_corners: int = 0) -> Tenso
     """The grid [N, *output, rank] that theta [N, rank, rank + 1] maps an output of `size` [N, C, *output] to."""
     output = tuple(size[2:])
     rank = len(output)
+    assume_shape(theta, (size[0], rank, rank + 1), "theta")
 
     def element(*i: Dim) -> Scalar:
         total = theta.at((i[0], i[-1], rank))
@@ -176,6 +178,10 @@ def roi_align(
     half = 0.5 if coordinate_transformation_mode == "half_pixel" else 0.0
     bins = (output_height, output_width)
     extents = x.shape[2:]
+    if x.rank != 4:
+        raise ShapeError(f"the input must be [N, C, height, width], not of rank {x.rank}")
+    assume_shape(rois, (rois.shape[0], 4), "the regions")
+    assume_shape(batch_indices, (rois.shape[0],), "the batch indices")
     guard(batch_indices, x.shape[0], 0, "a batch")
 
     real = accumulator(x.dtype)
@@ -270,6 +276,9 @@ def deform_conv(
     assume_equal(x.shape[1], channels * group, f"channels of the input and of {group} groups of the kernel")
     filters, shared = floordiv(w.shape[0], group), floordiv(x.shape[1], offset_group)
     taps, real = product(kernel), accumulator(x.dtype)
+    assume_shape(w, (w.shape[0], channels, *kernel[:rank]), "the weights")
+    assume_shape(offset, (x.shape[0], offset_group * taps * rank, *windows.output), "the offsets")
+    assume_shape(mask, (x.shape[0], offset_group * taps, *windows.output), "the mask")
 
     def body(i: Indices, r: Indices) -> Scalar:
         n, m, *o = i

@@ -135,6 +135,8 @@ def max_unpool(
     for axis, (a, b) in enumerate(zip(x.shape, indices.shape, strict=True)):
         assume_equal(a, b, f"axis {axis} of the maxima and of their indices")
     guard(indices, product((*x.shape[:2], *spatial)), 0, "an image")
+    if output_shape and len(output_shape) != x.rank:
+        raise ShapeError(f"output_shape has {len(output_shape)} sizes for an input of rank {x.rank}")
     return opaque_tensor(output_shape or (*x.shape[:2], *spatial), x.dtype, x, indices)
 
 
