@@ -13,8 +13,10 @@ from .dtypes import I32, I64
 from .errors import OnnxcError, ShapeError, UnsupportedError, ValueNeeded
 from .graph import Attribute, Constant, Graph, Node, TensorType, Type, Value
 from .guards import Guard, collecting_guards
+from .intervals import OPEN, PROBE, Interval, interval, union
 from .ops import REGISTRY
 from .ops.declare import Context, identifier
+from .scalars import Scalar
 from .symbolic import SymbolicValue, evaluate_scalar
 from .tensors import Tensor, buffer_tensor, collecting_assumptions, opaque_tensor, unflatten
 
@@ -39,9 +41,10 @@ class Inference:
         self.values: dict[str, tuple[SymbolicValue, ...]] = {}
         self.partly: dict[str, tuple[SymbolicValue | None, ...]] = {}
         self.arrays: dict[str, np.ndarray] = {}
-        self.ranges: dict[str, tuple[int | None, Dim | None]] = {}
+        self.ranges: dict[str, Interval] = {}
         self.assumptions: list[tuple[Dim, Dim]] = []
         self.bindings: dict[str, tuple[str, int]] = {}
+        self.draw: tuple[Scalar, ...] = ()
         self.guards: list[Guard] = []
 
     def define(self, value: Value, array: np.ndarray) -> None:
@@ -73,8 +76,8 @@ class Inference:
                 # What reads outside an axis has no value: the run refuses it, should it come there.
                 if not any(self.is_broken(guard) for guard in self.guards):
                     self._evaluate(name, tensor)
-                if tensor.lower is not None or tensor.upper is not None:
-                    self.ranges[name] = tensor.lower, tensor.upper
+                if tensor.dtype in (I32, I64):
+                    self._bound(name, tensor, REGISTRY[op].pointwise)
         return tuple(TensorType(t.dtype, t.shape) if isinstance(t, Tensor) else t for t in tensors)
 
     def definition(
@@ -113,7 +116,7 @@ class Inference:
 
         try:
             with collecting_assumptions() as assumed, collecting_guards() as guards:
-                context = Context(tuple(output_names), bodies, types, known, self.mark, compose)
+                context = Context(tuple(output_names), bodies, types, known, self.mark, compose, self.draw)
                 result = operator(arguments, attributes, context)
             if self.probing:
                 _probe(result)
@@ -174,12 +177,27 @@ class Inference:
         """An input as a buffer or as given, with the range of its elements as far as that is known."""
         tensor = given or buffer_tensor(value.name, value.dtype, value.shape)
         if value.dtype in (I32, I64) and tensor.lower is None and tensor.upper is None:
-            if value.name not in self.ranges:
-                self.ranges[value.name] = self._range(value.name)
-            tensor.lower, tensor.upper = self.ranges[value.name]
+            tensor.lower, tensor.upper = self._range(value.name)
         return tensor
 
-    def _range(self, name: str) -> tuple[int | None, Dim | None]:
+    def _bound(self, name: str, tensor: Tensor, pointwise: bool) -> None:
+        """Learns the bounds of an integer tensor: those declared, those of known elements, or by arithmetic."""
+        found: Interval = tensor.lower, tensor.upper
+        before = self.ranges.pop(name, None)
+        if found == OPEN:
+            found = self._range(name)
+        if found == OPEN and pointwise and tensor.kind == "map":
+            found = interval(tensor.at([symbol(f"{PROBE}{axis}", 0) for axis in range(tensor.rank)]), self._range)
+        # Branches may give one name to values of their own: what is known holds for all of these.
+        self.ranges[name] = found if before is None else union(before, found)
+
+    def _range(self, name: str) -> Interval:
+        found = self.ranges.get(name)
+        if found is None:
+            found = self.ranges[name] = self._known_range(name)
+        return found
+
+    def _known_range(self, name: str) -> Interval:
         array, known = self.arrays.get(name), self.values.get(name)
         if array is not None:
             return (int(array.min()), int(array.max())) if array.size else (0, 0)

@@ -118,6 +118,31 @@ def test_what_is_proved_is_not_checked() -> None:
         helper.make_node("GatherElements", ["x", "i"], ["y"]),
     ]
     assert checks(*top, constants={"k": i64(2)}) == ()
+    whole = {"c": np.array(3, np.int64), "zero": np.array(0, np.int64), "i32": np.array(4, np.int32)}
+    floats = helper.make_node("Cast", ["x"], ["j"], to=onnx.TensorProto.INT64)
+    for between in (
+        helper.make_node("Mod", ["j", "c"], ["i"]),
+        helper.make_node("Clip", ["j", "zero", "c"], ["i"]),
+        helper.make_node("Clip", ["j", "minus", "c"], ["i"]),
+    ):
+        assert checks(floats, between, gather, constants={**whole, "minus": np.array(-4, np.int64)}) == ()
+        assert (
+            len(
+                checks(
+                    floats,
+                    between,
+                    gather,
+                    constants={**whole, "c": np.array(5, np.int64), "minus": np.array(-4, np.int64)},
+                )
+            )
+            == 1
+        )
+    small = helper.make_node("Cast", ["x"], ["u"], to=onnx.TensorProto.UINT8)
+    nodes = [small, helper.make_node("Cast", ["u"], ["i"], to=onnx.TensorProto.INT64), gather]
+    assert len(checks(*nodes, constants={})) == 1
+    nodes[2:] = [helper.make_node("Gather", ["table", "i"], ["y"])]
+    assert checks(*nodes, constants={"table": np.zeros((256, 2), np.float32)}) == ()
+    assert len(checks(*nodes, constants={"table": np.zeros((255, 2), np.float32)})) == 1
     cast = [helper.make_node("Cast", ["x"], ["i"], to=onnx.TensorProto.INT64), gather]
     assert len(checks(*cast, constants={})) == 1
 
