@@ -83,7 +83,7 @@ def resolved(call: ItemCall) -> tuple[Item, ...] | None:
     special = any(isinstance(item, tuple) for item in call.items)
     if call.call.op == "Identity" and not isinstance(call.item(0), Value):
         return call.items
-    rule = _RULES.get(call.call.op)
+    rule = RULES.get(call.call.op)
     if rule is None and special:
         raise HostNeeded("it takes a sequence")
     return None if rule is None else rule(call)
@@ -199,7 +199,7 @@ def _has_element(call: ItemCall) -> tuple[Item, ...]:
     return (call.build.constant(present, call.call.outputs[0], call.call.origin),)
 
 
-_RULES: Mapping[str, Rule] = {
+RULES: Mapping[str, Rule] = {
     "SequenceConstruct": _construct,
     "SequenceEmpty": lambda call: ((),),
     "SequenceInsert": _insert,
@@ -213,6 +213,7 @@ _RULES: Mapping[str, Rule] = {
     "OptionalGetElement": _element,
     "OptionalHasElement": _has_element,
 }
+"""Operators that are resolved where lengths and positions are known."""
 
 
 # What code can hold

@@ -16,6 +16,8 @@ import onnx
 from ..backends.cpu.addresses import register_type
 from ..backends.cpu.schedules import SCHEDULES
 from ..backends.cuda.schedules import SCHEDULES as GPU_SCHEDULES
+from ..compiler.host.kinds import STEPS
+from ..compiler.sequences import RULES
 from ..ir.dtypes import ALL, BY_ONNX, DType
 from ..ir.errors import UnsupportedError
 from ..ir.export import schema_of
@@ -52,7 +54,14 @@ def rows() -> list[Row]:
         if name not in REGISTRY and _expands(schema):
             body = "the operators of its body"
             found.append(Row(name, BY_SCHEMA, _types(name), body, body, ""))
-    return found
+    return found + [_host_row(name) for name in STEPS]
+
+
+def _host_row(name: str) -> Row:
+    """An operator that Python runs, between what is compiled, where the importer does not resolve it."""
+    resolved = name in RULES
+    how = "resolved while the model is read, else host step" if resolved else "host step"
+    return Row(name, "compiler/sequences.py" if resolved else "compiler/host", (), how, how, "")
 
 
 def missing() -> list[str]:

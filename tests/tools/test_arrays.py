@@ -38,7 +38,7 @@ def test_numbers_take_the_type_and_shape_of_the_input() -> None:
         (X, "lost.npy", "no such file"),
         (Port("x", "u8", (2,)), "255,256", "not all of 255,256 are from 0 to 255"),
         (Port("x", "i32", (1,)), "1.5", "neither numbers of .*, nor a file"),
-        (Port("x", "string", (1,)), "1", "cannot be given as numbers"),
+        (Port("x", "seq(f32[])", ()), "1", "cannot be given as numbers, only as a file"),
     ],
 )
 def test_what_cannot_be_read_is_said(port: Port, text: str, message: str) -> None:
