@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import onnx
 
 from ...compiler.driver import compile_graph
@@ -24,7 +25,7 @@ from ...ir.errors import OnnxcError
 from ...ir.export import to_onnx
 from ...ir.graph import Constant, Graph, Node
 from .compare import Difference
-from .engine import Build, Case, Checker, Judge, Stage, stages_of
+from .engine import Build, Case, Checker, Judge, Stage, stages_of, turned
 from .evaluate import FAULTY, Evaluation, Evaluator
 from .subject import Subject, subject_of, with_constants
 
@@ -47,9 +48,10 @@ class Part:
 class Fault:
     """What is at fault: a pass ("import" for the reading of the model) by `stage`, or the code: `kernels` by name.
 
-    `kind` is "import", "pass", "kernel", or "plan" (each kernel is right alone: the memory plan, or what is written in
-    place). `nodes` are the ONNX nodes that it was about, `value` the first value that differs, `part` the smallest part
-    of the model that shows it (None: it takes all of it). `checked` tells how each stage was evaluated.
+    `kind` is "import", "pass", "kernel", "plan" (each kernel is right alone: the memory plan, or what is written in
+    place), or "code" (of a model that Python runs in part, which no pass sees as a whole). `nodes` are the ONNX nodes
+    that it was about, `value` the first value that differs, `part` the smallest part of the model that shows it (None:
+    none was found). `unseen` are the passes after which nothing could be evaluated.
     """
 
     kind: str
@@ -67,6 +69,8 @@ class Fault:
             return f"pass {self.stage}" if self.kind == "pass" else "the import of the model"
         if self.kind == "plan":
             return "the memory plan: each kernel is right by itself"
+        if self.kind == "code":
+            return "what Python and compiled code run between them"
         return f"the code of kernel {', '.join(self.kernels) or 'of ' + self.value}"
 
 
@@ -167,6 +171,8 @@ class _Search:
 
     def in_code(self, right: Evaluation | None) -> Fault | None:
         self.checker.progress("observing all kernels")
+        if not self.build.stages:
+            return Fault("code", None, "", (), part=self.smallest((), self.compiled))
         graph = self.build.stages[-1].graph
         good = dict(right.values if right is not None else {}) | self.judge.reference.values
         observed = self.build.observed(self.case.inputs)
@@ -175,7 +181,7 @@ class _Search:
             return None
         origins = {name for node in nodes for name in node.origin}
         positions = self.judge.subject.named(origins)
-        kernels = self.build.interface(self.case.inputs).compiled.kernels
+        kernels = self.build.kernels(self.case.inputs)
         exact = [name for name, origin in kernels.items() if any(origin == node.origin for node in nodes)]
         named = exact or [name for name, origin in kernels.items() if origins.intersection(origin)]
         kind = "kernel" if nodes else "plan"
@@ -237,7 +243,7 @@ def first_difference(
     for node in graph.nodes:
         for value in node.outputs:
             actual = _content(node) if node.op == "Constant" else found.get(value.name)
-            expected = good.get(value.name)
+            expected = _expected(value.name, good)
             if actual is None or expected is None or value.name in judge.reference.random:
                 continue
             difference = judge.difference(value.name, actual, expected)
@@ -248,6 +254,14 @@ def first_difference(
         if value.name not in right and value in graph.producers:
             return value.name, _slice(graph, graph.producers[value], right), None
     return "", (), None
+
+
+def _expected(name: str, good: Mapping[str, Any]) -> Any:
+    """What a value should be; also of one that is a known value with its axes in another order."""
+    plain = turned(name)
+    if name in good or plain is None or np.ndim(good.get(plain[0])) != len(plain[1]):
+        return good.get(name)
+    return np.transpose(good[plain[0]], plain[1])
 
 
 def _content(node: Node) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,19 +13,20 @@ import numpy as np
 import onnx
 
 from ...compiler.compiled import here
-from ...compiler.driver import compile_graph, imported, passed
+from ...compiler.deferred import Deferred
+from ...compiler.driver import compile_graph, compile_model, imported, passed
 from ...compiler.importer import import_model
 from ...compiler.interface import Interface
 from ...compiler.options import Model, Options, target_of
 from ...compiler.specialize import SpecializingExecutable, load_proto
 from ...ir.dtypes import BY_NAME
-from ...ir.errors import OnnxcError, ShapeError, UnsupportedError, ValueNeeded
+from ...ir.errors import HostNeeded, OnnxcError, ShapeError, UnsupportedError, ValueNeeded
 from ...ir.graph import Graph, TensorType
 from ...passes.pipeline import Pass
 from ..arrays import read_arrays
 from .compare import EXACT, Difference, Tolerance, compare
 from .evaluate import Evaluation, Evaluator
-from .inputs import ATTEMPTS, made_inputs, ports_of, shapes_for
+from .inputs import ATTEMPTS, bare_graph, made_inputs, ports_of, shapes_for
 from .noise import Noise, measure
 from .subject import SMALL, Subject, subject_of, with_constants
 from .tolerance import tolerances
@@ -36,6 +38,10 @@ ORACLES: Mapping[str, tuple[str, ...]] = {
     "f64": ("reference", "onnxruntime", "onnxc"),
 }
 """Who is asked about a node, the first first; "f64" asks with all floats widened."""
+
+
+UNKNOWN = 1e-4
+"""The tolerance, relative to the largest element, of what no error model can be made for."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Build:
     def __init__(self, model: Model, options: Options) -> None:
         self.options = replace(options, target=here(target_of(options)))
         self.stages: list[Stage] = []
-        self._executable: Interface | SpecializingExecutable
+        self._executable: Interface | Deferred
         try:
             self._executable = self._compiled(model, self.options)
         except ValueNeeded as error:
@@ -73,6 +79,9 @@ class Build:
                 return self._compiled(known, replace(within, shapes=shapes, smallest=smallest))
 
             self._executable = SpecializingExecutable(proto, compile_values, str(error))
+        except HostNeeded:  # Python runs a part of it: there is no one graph to look into
+            self.stages = []
+            self._executable = compile_model(model, replace(self.options, after=lambda *_: None))
 
     def _compiled(self, model: Model, options: Options) -> Interface:
         self.stages = stages_of(model, options)
@@ -82,13 +91,18 @@ class Build:
         """The outputs by name."""
         return self._executable.run(inputs)
 
-    def interface(self, inputs: Mapping[str, Any]) -> Interface:
-        """What runs for these inputs."""
+    def kernels(self, inputs: Mapping[str, Any]) -> Mapping[str, tuple[str, ...]]:
+        """The ONNX nodes of each kernel that runs for these inputs."""
         executable = self._executable
-        return executable.specialized(inputs) if isinstance(executable, SpecializingExecutable) else executable
+        if isinstance(executable, SpecializingExecutable):
+            executable = executable.specialized(inputs)
+        return executable.compiled.kernels if self.stages else {}
 
     def observed(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of the optimised program by name: the same kernels with every value between them an output."""
+        """The values of the optimised program by name: the same kernels with every value between them an output; of a
+        model that Python runs in part the outputs alone."""
+        if not self.stages:
+            return self.run(inputs)
         graph = self.stages[-1].graph
         constants = {value for node in graph.nodes if node.op == "Constant" for value in node.outputs}
         seen = [
@@ -139,7 +153,10 @@ class Judge:
     @cached_property
     def tolerances(self) -> Mapping[str, Tolerance]:
         """By the error model, for the values that the imported graph has under their names."""
-        return tolerances(self.graph, precision=self.precision)
+        try:
+            return tolerances(self.graph, precision=self.precision)
+        except OnnxcError:  # what Python runs in part is never imported as a whole
+            return {}
 
     @cached_property
     def graph(self) -> Graph:
@@ -173,7 +190,7 @@ class Judge:
 
     @cached_property
     def loosest(self) -> Tolerance:
-        return Tolerance(max((tolerance.relative for tolerance in self.tolerances.values()), default=0.0))
+        return Tolerance(max((tolerance.relative for tolerance in self.tolerances.values()), default=UNKNOWN))
 
 
 def import_sized(subject: Subject, inputs: Mapping[str, Any]) -> Graph:
@@ -309,6 +326,8 @@ class Checker:
         small = {p.name: p for p in ports_of(self.proto.graph, self.subject.constants)}
         try:
             graph = imported(self.model, replace(self.options, dims=None, shapes=shapes))
+        except HostNeeded:
+            graph = bare_graph(self.proto.graph, self.subject.constants, shapes)
         except (ValueNeeded, ShapeError):
             fixed = {n: given[n] if n in given else self.guess(n, small[n].dtype, shapes[n], random) for n in shapes
                      if np.prod(shapes[n], dtype=int) <= SMALL and len(shapes[n]) <= 1}  # fmt: skip
@@ -338,10 +357,10 @@ class Checker:
     def per_node(self, case: Case) -> PerNode:
         """The intermediate values of a case, worst first: those that exist under their ONNX names after optimising."""
         self.progress("observing all kernels")
-        observed, reference = self.build.observed(case.inputs), case.judge.reference
+        reference = case.judge.reference
+        observed = with_transposed(self.build.observed(case.inputs))
         named = [name for name in self.subject.values if reference.values.get(name) is not None]
-        seen = [name for name in named if np.shape(observed.get(name)) == np.shape(reference.values[name])]
-        seen = [name for name in seen if name in observed]
+        seen = [n for n in named if n in observed and np.shape(observed[n]) == np.shape(reference.values[n])]
         found = [case.judge.compare(name, observed[name]) for name in seen]
         return PerNode(tuple(sorted(found, key=lambda difference: difference.severity)), len(named))
 
@@ -377,6 +396,23 @@ class Checker:
         if judge.noise is not None:
             found["f64"] = judge.noise.exact[name]
         return found
+
+
+def turned(name: str) -> tuple[str, tuple[int, ...]] | None:
+    """Of a value that a pass keeps with its axes in another order: the name of the plain value, and the order."""
+    match = re.fullmatch(r"(.+)\.(\d+)", name)
+    order = tuple(map(int, match[2])) if match else ()
+    return (match[1], order) if match and len(order) > 1 and sorted(order) == list(range(len(order))) else None
+
+
+def with_transposed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, and under their plain names those that are there with their axes in another order."""
+    found = dict(values)
+    for name, array in values.items():
+        plain = turned(name)
+        if plain is not None and len(plain[1]) == np.ndim(array):
+            found.setdefault(plain[0], np.transpose(array, np.argsort(plain[1])))
+    return found
 
 
 def _as(value: Any, like: Any) -> Any:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ...compiler.binding import Port
 from ...ir.dims import as_symbol, evaluate, symbols
-from ...ir.dtypes import BY_ONNX, DType
-from ...ir.graph import Graph, SequenceType, Type, Value
+from ...ir.dtypes import BY_NAME, BY_ONNX, DType
+from ...ir.graph import Graph, OptionalType, SequenceType, TensorType, Type, Value
 from ..arrays import dims_of
 from .uses import Role, Uses
 
@@ -29,7 +29,11 @@ the last axis of others, axes between); the first axis is 1."""
 
 def ports_of(graph: onnx.GraphProto, constants: Mapping[str, Any]) -> list[Port]:
     """The inputs as the model declares them; a sequence as its elements."""
-    return [_port(value) for value in graph.input if value.name not in constants]
+    return [_port(value) for value in _inputs(graph, constants)]
+
+
+def _inputs(graph: onnx.GraphProto, constants: Mapping[str, Any]) -> list[onnx.ValueInfoProto]:
+    return [value for value in graph.input if value.name not in constants]
 
 
 def _port(value: onnx.ValueInfoProto) -> Port:
@@ -78,13 +82,22 @@ def made_inputs(
     for value in graph.inputs:
         if value.name in given:
             found[value.name] = given[value.name]
-        elif value.name in fills and fills[value.name] != "random":
-            found[value.name] = np.full(_shape(value.type), float(fills[value.name] == "ones")).astype(
-                value.dtype.numpy
-            )
+        elif fills.get(value.name, "random") != "random":
+            ones = float(fills[value.name] == "ones")
+            found[value.name] = np.full(_shape(value.type), ones).astype(value.dtype.numpy)
         else:
             found[value.name] = made_value(value, uses.role(value), random)
     return found
+
+
+def bare_graph(proto: onnx.GraphProto, constants: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Graph:
+    """The inputs alone, for a model of which nothing more can be imported."""
+    values = []
+    for declared, port in zip(_inputs(proto, constants), ports_of(proto, constants), strict=True):
+        type: Type = TensorType(BY_NAME[port.dtype], shapes.get(port.name, ()))
+        is_sequence = declared.type.WhichOneof("value") == "sequence_type"
+        values.append(Value(port.name, SequenceType(type) if is_sequence else type))
+    return Graph("inputs", tuple(values), (), ())
 
 
 def made_value(value: Value, role: Role, random: np.random.Generator) -> Any:
@@ -92,7 +105,7 @@ def made_value(value: Value, role: Role, random: np.random.Generator) -> Any:
     if isinstance(value.type, SequenceType):
         inner = Value(value.name, value.type.element)
         return [made_value(inner, role, random) for _ in range(int(random.integers(1, LONGEST, endpoint=True)))]
-    if not hasattr(value.type, "dtype"):
+    if isinstance(value.type, OptionalType):
         return made_value(Value(value.name, value.type.element), role, random)
     return made_array(value.dtype, _shape(value.type), role, random)
 
@@ -156,4 +169,4 @@ def _floats(dtype: DType, shape: tuple[int, ...], role: Role, random: np.random.
     return np.clip(array, low, high) if low is not None or high is not None else np.asarray(array)
 
 
-__all__ = ["ATTEMPTS", "made_array", "made_inputs", "made_value", "ports_of", "shapes_for"]
+__all__ = ["ATTEMPTS", "bare_graph", "made_array", "made_inputs", "made_value", "ports_of", "shapes_for"]

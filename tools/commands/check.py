@@ -69,10 +69,10 @@ def command(
 
     \b
     JSON: model, target, precision, same; oracle {asked, nodes: {engine: count}, disputes: [{node, operator, right,
-    alone}]}; cases: [{seed, inputs, outputs}]; per_node: {total, values}; fault: {kind: import, pass, kernel or plan,
-    culprit, pass: {name, number}, kernels, value, nodes, part: {nodes, trials, files, difference}}. An output or value
-    is {name, dtype, shape, same, max_abs, max_rel, max_ulp, snr_db, limit, excess, different, worst, reason}, an
-    output also {status, agreement}. Infinities and NaN are texts.
+    alone}]}; cases: [{seed, inputs, outputs}]; per_node: {total, values}; fault: {kind: import, pass, kernel, plan or
+    code, culprit, pass: {name, number}, kernels, value, nodes, unseen, part: {nodes, trials, files, difference}}.
+    An output or value is {name, dtype, shape, same, max_abs, max_rel, max_ulp, snr_db, limit, excess, different,
+    worst: {index, actual, expected}, reason}, an output also {status, agreement}. Infinities and NaN are texts.
     """
     from ..check.bisect import find_fault
     from ..check.engine import Checker
