@@ -19,6 +19,7 @@ from ...compiler.importer import import_model
 from ...compiler.interface import Interface
 from ...compiler.options import Model, Options, target_of
 from ...compiler.specialize import SpecializingExecutable, load_proto
+from ...compiler.weights import load_model
 from ...ir.dtypes import BY_NAME
 from ...ir.errors import HostNeeded, OnnxcError, ShapeError, UnsupportedError, ValueNeeded
 from ...ir.graph import Graph, TensorType
@@ -274,7 +275,7 @@ class Checker:
 
     @cached_property
     def proto(self) -> onnx.ModelProto:
-        return load_proto(self.model)[0]
+        return load_model(self.model, self.options.folder)[0]
 
     @cached_property
     def subject(self) -> Subject:
