@@ -1,7 +1,7 @@
 # What a person types in a checkout. Each target makes its own virtual environment in .venv where that is not done yet.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types conformance readme clean
+.PHONY: help demo test lint format types conformance sanitize readme clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -44,6 +44,10 @@ types: $(VENV)/installed-test ## mypy --strict
 conformance: $(VENV)/installed-test ## ONNX's own test suite alone, for CPUs and GPUs; its table in README.md
 	@ONNXC_CUDA_CASES=all $(RUN) -m pytest tests/conformance -n auto -q --record tests/conformance/record.json
 	@$(RUN) -m onnxc.tools.conformance_table README.md tests/conformance/record.json
+
+sanitize: $(VENV)/installed-test ## ONNX's suite and the models with kernels that check each access to memory
+	@ONNXC_CHECKED_CASES=all $(RUN) -m pytest tests/conformance/test_onnx_checked.py -n auto -q
+	@ONNXC_CHECK_BOUNDS=1 $(RUN) -m pytest tests/models/test_models.py -n auto -q
 
 readme: $(VENV)/installed-test ## write the tables of README.md anew
 	@$(RUN) -m onnxc.tools.operator_table README.md
