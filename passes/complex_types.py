@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from ..ir import loops as k
 from ..ir import scalars as s
-from ..ir.dtypes import BOOL, C64, F32, U32, U64, DType
+from ..ir.dtypes import BOOL, C64, C128, F32, U32, U64, DType
 from ..ir.errors import UnsupportedError
 from ..ir.loops import Block, Kernel, Statement
 from ..ir.scalars import Buffer, Rewriter, Scalar, binary, bitcast, select, unary
@@ -206,8 +206,26 @@ def _stores(st: k.Store, real: _Real) -> Iterator[Statement]:
         yield k.Store(_doubled(st.buffer), offset * 2 + part, value, predicate, stride * 2)
 
 
+def _only_moves(block: Block) -> bool:
+    """Whether statements do no more with complex numbers than to move them, each of 64 bits."""
+    for st in k.walk(block):
+        values = [getattr(st, name, None) for name in ("value", "condition", "predicate")]
+        for root in filter(None, (value if isinstance(value, Scalar) else None for value in values)):
+            for scalar in s.walk(root):
+                moves = isinstance(scalar, s.Load | s.Select | s.Const | s.Broadcast | s.Vector | s.Shuffle)
+                kinds = [scalar.dtype, *(child.dtype for child in scalar.children)]
+                if any(_is_complex(dtype) for dtype in kinds) and (not moves or C128 in kinds):
+                    return False
+        if isinstance(st, k.Intrinsic) and any(_is_complex(place.buffer.dtype) for place in st.places):
+            return False
+    return True
+
+
 def without_complex_types(kernel: Kernel) -> Kernel:
-    """`kernel` with the parts in place of complex numbers; in memory nothing changes."""
+    """`kernel` with the parts in place of complex numbers; in memory nothing changes. A kernel that only moves numbers
+    of 64 bits is left to `without_narrow_types`, which moves them whole."""
+    if _only_moves(kernel.body):
+        return kernel
     complex_names = {buffer.name for buffer in kernel.parameters if _is_complex(buffer.dtype)}
     # One part is stored while the other is still to be read: no operand may be the result's memory.
     aliases = tuple(pair for pair in kernel.aliases if not complex_names & set(pair))

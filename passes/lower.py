@@ -29,6 +29,7 @@ from .access import literal_tensor, view_of
 from .checks import Checks
 from .complex_types import without_complex_types
 from .control import lower_loop, lower_scan
+from .draws import STATE, advance, has_draws, state_operand
 from .narrow_types import without_narrow_types
 from .nests import build_nests
 from .plan import plan_arena
@@ -138,7 +139,7 @@ class Lowering:
             name = value.name if value.name not in self.memories else f"{value.name}.out{position}"
             self.memories[name] = Memory(name, value.dtype, product(value.shape), "output")
             results.append(Place(name))
-        steps = self.region(graph, results)
+        steps = [*self.region(graph, results), *advance(self, graph, 0)]
         self.checks.finish()
         segments = cut(steps, self.memories)
         self.memories = settle(self.memories, segments)
@@ -292,10 +293,10 @@ class Lowering:
         return steps
 
     @cached_property
-    def _kinds(self) -> Mapping[str, bool]:
-        """Whether the graph has elements of types that no machine has."""
+    def _kinds(self) -> set[str]:
+        """Kinds of the element types in the graph that no machine has: narrow ones, complex ones."""
         dtypes = {value.dtype for value in _values(self.graph) if isinstance(value.type, TensorType)}
-        return {"narrow": any(t.is_narrow for t in dtypes), "complex": any(t.kind == "complex" for t in dtypes)}
+        return {"complex" if t.kind == "complex" else "narrow" for t in dtypes if t.is_narrow or t.kind == "complex"}
 
     @cached_property
     def checks(self) -> Checks:
@@ -397,6 +398,9 @@ class Lowering:
             inputs.append(tensor)
             operands[value.name] = tensor
             self._arguments[f"x{len(inputs) - 1}"] = self._lazy_place(value)
+        if has_draws(body):
+            inputs.append(state_operand(self, name := f"x{len(inputs)}", self.checks.depth))
+            self._arguments[name] = Place(STATE)
         anchors = [item for item in body if item.op in REGISTRY and REGISTRY[item.op].heavy]
         anchor = anchors[0] if anchors else None
 
@@ -528,9 +532,9 @@ class Lowering:
         places = tuple(self._resolved(arguments[name]) for name in call.arguments)
         sizes = tuple(substitute(size, values or {}) for size in call.sizes)
         kernel = call.kernel
-        if self._kinds["complex"]:
+        if "complex" in self._kinds:
             kernel = without_complex_types(kernel)
-        if self._kinds["narrow"]:
+        if self._kinds:
             kernel = without_narrow_types(kernel)
         return Run(self._shared(kernel), places, sizes, region.origin)
 
@@ -545,6 +549,11 @@ class Lowering:
             found = self.digests[digest] = f"{kernel.name}_{digest}"
             self.kernels[found] = replace(kernel, name=found)
         return found
+
+    def in_place(self, region: Region, place: Place) -> list[Step]:
+        """The kernel calls of a region whose only operand x0 is its result too."""
+        self._arguments = {"x0": place}
+        return self.emit(region, [place])
 
     def copy(self, value: Value, place: Place, source: Place | None = None) -> list[Step]:
         """Steps that copy a value to another place."""

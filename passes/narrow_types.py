@@ -16,7 +16,7 @@ import numpy as np
 
 from ..ir import loops as k
 from ..ir import scalars as s
-from ..ir.dtypes import BY_NAME, F32, F64, I8, U8, U32, DType
+from ..ir.dtypes import BY_NAME, C64, F32, F64, I8, U8, U32, U64, DType
 from ..ir.errors import UnsupportedError
 from ..ir.loops import Kernel
 from ..ir.scalars import Buffer, Rewriter, Scalar, bitcast, select
@@ -134,24 +134,32 @@ def decode(bits: Scalar, dtype: DType) -> Scalar:
     return s.bitcast((value ^ half) - half, I8)
 
 
+def held_as(dtype: DType) -> DType:
+    """The type in whose place kernels hold the bits of elements: a byte for narrow types, and 64 bits of a complex
+    number, which is only moved where it comes here. Any other type itself."""
+    return U8 if dtype.is_narrow else U64 if dtype == C64 else dtype
+
+
 @cache
-def _bits_of(value: float, dtype: DType) -> int:
-    mask = (1 << dtype.bits) - 1
+def _bits_of(value: complex, dtype: DType) -> int:
     with np.errstate(all="ignore"):
-        return int(np.asarray(value).astype(dtype.numpy).view(np.uint8)) & mask
+        number = value if dtype == C64 else value.real
+        bits = int(np.asarray(number).astype(dtype.numpy).view(held_as(dtype).numpy))
+    return bits & ((1 << dtype.bits) - 1)
 
 
 class _Legalizer(Rewriter):
     """Rebuilds expressions with the bits in place of the values of narrow types."""
 
     def rebuild(self, scalar: Scalar) -> Scalar:
-        narrow = scalar.dtype.is_narrow
+        held = held_as(scalar.dtype)
+        narrow = held != scalar.dtype
         if isinstance(scalar, s.Const):
-            return s.const(_bits_of(float(scalar.value), scalar.dtype), U8) if narrow else scalar
+            return s.const(_bits_of(complex(scalar.value), scalar.dtype), held) if narrow else scalar
         if isinstance(scalar, s.Load):
             found = super().rebuild(scalar)
             assert isinstance(found, s.Load)
-            return replace(found, dtype=U8, buffer=_bytes(found.buffer)) if narrow else found
+            return replace(found, dtype=held, buffer=_held(found.buffer)) if narrow else found
         source = scalar.children[0].dtype if scalar.children else scalar.dtype
         if isinstance(scalar, s.Cast | s.Bitcast) and (narrow or source.is_narrow):
             return self._converted(scalar, source)
@@ -164,33 +172,25 @@ class _Legalizer(Rewriter):
         if narrow and not isinstance(scalar, s.Select | s.Broadcast | s.Vector | s.Shuffle | s.Call):
             raise UnsupportedError(f"{type(scalar).__name__} of {scalar.dtype} is not compiled")
         found = super().rebuild(scalar)
-        return replace(found, dtype=_held(found.dtype))
+        return replace(found, dtype=held_as(found.dtype))
 
     def _converted(self, scalar: s.Cast | s.Bitcast, source: DType) -> Scalar:
         wanted, operand = scalar.dtype, self(scalar.operand)
         if isinstance(scalar, s.Bitcast):
-            return (
-                operand
-                if wanted.is_narrow and source.is_narrow
-                else bitcast(operand, U8 if wanted.is_narrow else wanted)
-            )
+            return operand if wanted.is_narrow and source.is_narrow else bitcast(operand, held_as(wanted))
         value = decode(operand, source) if source.is_narrow else operand
         if wanted.is_narrow:
             return encode(value, wanted, scalar.saturate)
         return s.cast(value, wanted)
 
 
-def _held(dtype: DType) -> DType:
-    return U8 if dtype.is_narrow else dtype
-
-
-def _bytes(buffer: Buffer) -> Buffer:
-    return replace(buffer, dtype=_held(buffer.dtype))
+def _held(buffer: Buffer) -> Buffer:
+    return replace(buffer, dtype=held_as(buffer.dtype))
 
 
 def without_narrow_types(kernel: Kernel) -> Kernel:
-    """`kernel` with bytes in place of narrow types; in memory nothing changes."""
+    """`kernel` with the bits in place of the elements of narrow types; in memory nothing changes."""
     inner = [st.buffer for st in k.walk(kernel.body) if isinstance(st, k.Alloc | k.Define | k.Alias)]
-    buffers = {b.name: _bytes(b) for b in (*kernel.parameters, *inner) if b.dtype.is_narrow}
+    buffers = {b.name: _held(b) for b in (*kernel.parameters, *inner) if held_as(b.dtype) != b.dtype}
     body = k.rebuild(kernel.body, _Legalizer(), buffers)
-    return replace(kernel, parameters=tuple(map(_bytes, kernel.parameters)), body=body)
+    return replace(kernel, parameters=tuple(map(_held, kernel.parameters)), body=body)
