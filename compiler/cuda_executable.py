@@ -16,6 +16,7 @@ from ..backends.cuda.runtime.program import DeviceProgram
 from ..backends.cuda.runtime.workspace import Setting
 from ..ir.errors import TargetError
 from ..ir.graph import Value
+from ..passes.draws import with_state
 from .binding import check_names
 from .compiled import Compiled
 from .interface import Interface, computed_shape
@@ -47,7 +48,7 @@ class CudaExecutable(Interface):
             [(value.name, value.dtype) for value in compiled.outputs],
             compiled.ready,
             compiled.arena,
-            compiled.constants,
+            with_state(compiled.constants),
             partial(_shape_of, compiled.outputs),
             compiled.checks,
         )

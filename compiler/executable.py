@@ -14,6 +14,7 @@ from ..ir.dims import symbols
 from ..ir.errors import ShapeError, UnsupportedError
 from ..ir.program import ALIGNMENT
 from ..passes.checks import raise_faults, words_of
+from ..passes.draws import STATE, started
 from .compiled import Compiled, check_runs_here
 from .interface import Interface, computed_shape
 from .limits import check_outputs, check_run
@@ -53,9 +54,15 @@ class _Workspace:
     `sizes` is the setting that it was last prepared for.
     """
 
-    def __init__(self, table: Sequence[int], checks: int, symbol_count: int, arenas: int, threads: int) -> None:
+    def __init__(
+        self, table: Sequence[int], state: int | None, checks: int, symbol_count: int, arenas: int, threads: int
+    ) -> None:
+        """`state` is the place in the table of what random operators go by: numbers of this workspace's own."""
+        self.state = started()
         self.faults = (ctypes.c_int64 * words_of(checks))()
         table = [*table, *([ctypes.addressof(self.faults)] if checks else [])]
+        if state is not None:
+            table[state] = self.state.ctypes.data
         self.table = (ctypes.c_size_t * (len(table) + arenas))(*table)
         self.symbols = (ctypes.c_int64 * max(symbol_count, 1))()
         self.arena_bytes = (ctypes.c_int64 * arenas)()
@@ -111,6 +118,8 @@ class Executable(Interface):
         self._computes_sizes = count > 1 or given != set(compiled.symbols)
         self._simple = not self._computes_sizes and not compiled.checks and not checked
         self._table = [0] * self._ports + [array.ctypes.data for array in compiled.constants.values()]
+        names = list(compiled.constants)
+        self._state = self._ports + names.index(STATE) if STATE in names else None
         self._free: list[_Workspace] = []
         # Neither this nor the list above needs a lock: a thread that forks in the middle of a call leaves none held.
         self._known: dict[tuple[tuple[int, ...], ...], _Sizes] = {}
@@ -144,7 +153,7 @@ class Executable(Interface):
         except IndexError:
             checks = len(self._compiled.checks)
             symbol_count, segments = len(self._compiled.symbols), self._compiled.segments
-            workspace = _Workspace(self._table, checks, symbol_count, segments, self._threads)
+            workspace = _Workspace(self._table, self._state, checks, symbol_count, segments, self._threads)
         if workspace.sizes is not sizes:
             workspace.prepare(sizes)
         workspace.table[: self._ports] = addresses

@@ -277,6 +277,20 @@ def _instance_normalization(n: Nodes, node: Node) -> Value:
     return n("Add", n("Mul", centred, _along_channels(n, scale, x)), _along_channels(n, bias, x))
 
 
+def _layer_normalization(n: Nodes, node: Node) -> Value:
+    x, others = node.operands[0], node.inputs[1:]
+    axis = node.attributes.get("axis", -1)
+    assert isinstance(axis, int)
+    axes = range(axis % x.tensor.rank, x.tensor.rank)
+    if node.op == "LayerNormalization":
+        result = _normalised(n, x, axes, _epsilon(node))
+    else:
+        squares = n("ReduceMean", n("Mul", x, x), n.dims(*axes))
+        result = n("Div", x, n("Sqrt", n("Add", squares, _epsilon(node))))
+    result = n("Mul", result, others[0])
+    return n("Add", result, others[1]) if len(others) > 1 and others[1] is not None else result
+
+
 def _lp_normalization(n: Nodes, node: Node) -> Value:
     x, axis = node.operands[0], node.attributes.get("axis", -1)
     assert isinstance(axis, int)
@@ -309,6 +323,7 @@ MADE_OF: Mapping[str, Callable[[Nodes, Node], Value]] = {
     "Mish": lambda n, node: n("Mul", node.operands[0], n("Tanh", n("Softplus", node.operands[0]))),
     "BatchNormalization": _batch_normalization,
     "InstanceNormalization": _instance_normalization,
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _layer_normalization),
     "LpNormalization": _lp_normalization,
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _global_pool),
     "AveragePool": _average_pool,

@@ -18,6 +18,7 @@ from ..ir.errors import UnsupportedError
 from ..ir.graph import Attribute, Constant, Graph, TensorType, Type, Value
 from .calls import NEWEST, Builder, Call, Lift
 from .composites import COMPOSITES
+from .dropout import dropout
 from .expand import expand
 
 
@@ -180,7 +181,7 @@ def _dropout(call: Call, build: Builder) -> Call | None:
     """Dropout at inference: the identity, and a mask of ones."""
     training = build.known(call.input(2))
     if call.input(2) is not None and (training is None or training.any()):
-        return call
+        return expand(dropout, call, build)
     x = _operand(call)
     if len(call.outputs) > 1 and call.outputs[1]:
         ones = np.ones(1, (BOOL if call.version >= 10 else x.dtype).numpy)

@@ -27,6 +27,7 @@ from ..ir.graph import Value
 from ..ir.program import ALIGNMENT
 from ..ir.target import Target
 from ..passes.checks import RECORD, words_of
+from ..passes.draws import STATE, WORDS
 from .binding import Port, plain
 from .compiled import Compiled
 
@@ -114,8 +115,9 @@ def _interface(compiled: Compiled, name: str, weights: str, offsets: list[int]) 
     prepare = copied("%sizes", "%symbols", "i64", given)
     prepare += "".join(stored("i64 0", "%symbols", i) for i in range(given, symbol_count))
     table = copied("%inputs", "%table", "ptr", inputs) + copied("%outputs", "%table", "ptr", outputs, inputs)
-    for i, offset in enumerate(offsets):
+    for i, (kind, offset) in enumerate(zip(compiled.constants, offsets, strict=True)):
         place = f"ptr getelementptr inbounds (i8, ptr @{weights}, i64 {offset})"
+        place = "ptr @random_state" if kind == STATE else place  # what the program writes
         table += stored(place, "%table", inputs + outputs + i)
     words, status = words_of(len(compiled.checks)), "i64 0"
     faults = f"  %faults = alloca [{words} x i64]\n" if words else ""
@@ -133,6 +135,7 @@ def _interface(compiled: Compiled, name: str, weights: str, offsets: list[int]) 
     table += stored("ptr %arena", "%table", entries - 1)
     return f"""target triple = "{compiled.target.triple}"
 @{weights} = external hidden constant i8, align {ALIGNMENT}
+@random_state = internal global [{WORDS} x i64] zeroinitializer, align {ALIGNMENT}
 declare void @onnxc_size_0(ptr, ptr)
 declare void @onnxc_run_0(ptr, ptr, i64)
 

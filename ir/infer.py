@@ -16,6 +16,7 @@ from .guards import Guard, collecting_guards
 from .intervals import OPEN, PROBE, Interval, interval, union
 from .ops import REGISTRY
 from .ops.declare import Context, identifier
+from .ops.random import is_drawn
 from .scalars import Scalar
 from .symbolic import SymbolicValue, evaluate_scalar
 from .tensors import Tensor, buffer_tensor, collecting_assumptions, opaque_tensor, unflatten
@@ -74,7 +75,7 @@ class Inference:
         for name, tensor in zip(output_names, tensors, strict=False):
             if isinstance(tensor, Tensor) and name:
                 # What reads outside an axis has no value: the run refuses it, should it come there.
-                if not any(self.is_broken(guard) for guard in self.guards):
+                if not any(self.is_broken(guard) for guard in self.guards) and not is_drawn(op, attributes):
                     self._evaluate(name, tensor)
                 if tensor.dtype in (I32, I64):
                     self._bound(name, tensor, REGISTRY[op].pointwise)

@@ -10,6 +10,7 @@ from ..ir.dtypes import BOOL, I64
 from ..ir.errors import HostNeeded
 from ..ir.graph import Graph, Node, Value
 from ..ir.program import Place, Repeat, Step
+from .draws import advance
 
 if TYPE_CHECKING:
     from .lower import Lowering
@@ -85,6 +86,7 @@ def lower_loop(lowering: Lowering, node: Node) -> list[Step]:
     ]
     next_condition = lowering.arena(f"{condition_out.name}.next", BOOL, 1)
     inside += lowering.region(body, [next_condition, *following, *scanned])
+    inside += advance(lowering, body, lowering.checks.depth)
     for value, place, source in zip(body.outputs[1:], places, following, strict=False):
         inside += lowering.copy(value, place, source)
     if condition is not None:
@@ -133,6 +135,7 @@ def lower_scan(lowering: Lowering, node: Node) -> list[Step]:
         for value, backwards in zip(node.outputs[count:], writing, strict=True)
     ]
     inside = lowering.region(body, [*following, *written])
+    inside += advance(lowering, body, lowering.checks.depth)
     for value, place, source in zip(body.outputs, places, following, strict=False):
         inside += lowering.copy(value, place, source)
     return [*steps, Repeat(index, trips, None, tuple(inside))]

@@ -124,7 +124,7 @@ class Folder(Rewriter):
     def evaluated(self, node: Node) -> Sequence[np.ndarray] | None:
         """The outputs of a node of constants, by ONNX's reference; None where it may or can not be folded."""
         tensors = all(isinstance(value.type, TensorType) for value in (*node.operands, *node.outputs))
-        if node.op in RANDOM or node.regions or not node.outputs or not tensors:
+        if (node.op in RANDOM and not _is_seeded(node)) or node.regions or not node.outputs or not tensors:
             return None
         if any(attribute_symbols(attribute) for attribute in node.attributes.values()):
             return None
@@ -171,6 +171,11 @@ class Folder(Rewriter):
                 self.add(Node("Identity", (result,), (value,), origin=node.origin))
             else:
                 self.replace(value, result)
+
+
+def _is_seeded(node: Node) -> bool:
+    """Whether a random operator gives what its seed says: in ONNX's reference numpy's numbers for that seed."""
+    return node.op in ("RandomNormal", "RandomUniform") and node.attributes.get("seed") is not None
 
 
 def _definitions(graph: Graph) -> Counter[str]:

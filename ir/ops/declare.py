@@ -37,7 +37,7 @@ class Context:
     `outputs` holds the names of the outputs, "" for one that nobody wants; `regions` the graphs of control flow;
     `types` the types of all inputs, None for absent ones; `values` the elements of those whose content is known.
     `mark` begins the names of new symbols. `compose(region, *tensors)` are the outputs of a region, by definition, for
-    these as its inputs.
+    these as its inputs. `draw` are numbers that are others in each run, and in each iteration of a loop.
     """
 
     outputs: tuple[str, ...] = ("out",)
@@ -46,6 +46,7 @@ class Context:
     values: tuple[tuple[Any, ...] | None, ...] = ()
     mark: str = ""
     compose: Callable[..., tuple[Tensor, ...]] = field(default=lambda region, *tensors: ())
+    draw: tuple[Scalar, ...] = ()
 
     def wanted(self, position: int) -> bool:
         """Whether output number `position` is used."""

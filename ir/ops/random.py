@@ -1,8 +1,9 @@
 """Random numbers as functions of their place: element i of a tensor is a hash of the tensor's key and i.
 
-The key comes from the attribute `seed`, or from the name of the result where a model gives none. So a model computes
-the same numbers in each run, whatever the number of threads and whatever is fused with them. The hash is SplitMix64
-(Steele, Lea & Flood 2014), a generator that is a function of a counter.
+The key comes from the attribute `seed`, so such an operator gives the same numbers in each run, whatever the number of
+threads and whatever is fused with it. Where a model gives no seed the key comes from the name of the result, and from
+numbers that are others in each run (`passes.draws`). The hash is SplitMix64 (Steele, Lea & Flood 2014), a generator
+that is a function of a counter.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..dims import Dim
 from ..dtypes import F32, F64, I32, I64, U64, DType
@@ -26,21 +27,32 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
-def _key(seed: float | None, context: Context) -> int:
-    """64 bits that tell the streams of different seeds apart."""
+def is_drawn(op: str, attributes: Mapping[str, object]) -> bool:
+    """Whether an operator gives other numbers in each run: a random one without a seed."""
+    return op in declare.operators and attributes.get("seed") is None
+
+
+def _key(seed: float | None, context: Context) -> Scalar:
+    """64 bits that tell the streams of different seeds apart, and those of different runs where there is no seed."""
     text = context.outputs[0].encode() if seed is None else struct.pack("<d", seed)
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    key = const(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little"), U64)
+    for word in context.draw if seed is None else ():
+        key = _mixed(key ^ word * const(_GOLDEN, U64))
+    return key
 
 
-def bits(key: int, counter: Dim) -> Scalar:
-    """The 64 random bits with this number."""
-    z = cast(index(counter), U64) * const(_GOLDEN, U64) + const(key, U64)
+def _mixed(z: Scalar) -> Scalar:
     for shift, multiplier in _MULTIPLIERS:
         z = (z ^ shift_right(z, shift)) * const(multiplier, U64)
     return z ^ shift_right(z, 31)
 
 
-def uniform(key: int, counter: Dim, dtype: DType) -> Scalar:
+def bits(key: Scalar, counter: Dim) -> Scalar:
+    """The 64 random bits with this number."""
+    return _mixed(cast(index(counter), U64) * const(_GOLDEN, U64) + key)
+
+
+def uniform(key: Scalar, counter: Dim, dtype: DType) -> Scalar:
     """A number in [0, 1) of type f32 or f64, with as many random bits as it has digits."""
     if dtype == F64:
         return cast(cast(shift_right(bits(key, counter), 11), I64), F64) * 2.0**-53
@@ -59,7 +71,7 @@ def _computed(shape: Sequence[Dim], dtype: DType, element: object, *sources: Ten
     return compute(shape, dtype, at, *sources)
 
 
-def _normal(shape: Sequence[Dim], dtype: DType, key: int, mean: float, scale: float) -> Tensor:
+def _normal(shape: Sequence[Dim], dtype: DType, key: Scalar, mean: float, scale: float) -> Tensor:
     """By Box and Muller's transform of two uniform numbers each."""
 
     def element(at: Dim, _: Indices, wide: DType) -> Scalar:
@@ -69,7 +81,7 @@ def _normal(shape: Sequence[Dim], dtype: DType, key: int, mean: float, scale: fl
     return _computed(shape, dtype, element)
 
 
-def _uniform(shape: Sequence[Dim], dtype: DType, key: int, low: float, high: float) -> Tensor:
+def _uniform(shape: Sequence[Dim], dtype: DType, key: Scalar, low: float, high: float) -> Tensor:
     return _computed(shape, dtype, lambda at, _, wide: uniform(key, at, wide) * (high - low) + low)
 
 

@@ -37,7 +37,7 @@ def model_of(
         [helper.make_empty_tensor_value_info(name) for name in outputs],
         [numpy_helper.from_array(a, name) for name, a in constants.items()],
     )
-    imports = [helper.make_opsetid("", 22), helper.make_opsetid("ai.onnx.preview.training", 1)]
+    imports = [helper.make_opsetid("", 23), helper.make_opsetid("ai.onnx.preview.training", 1)]
     return helper.make_model(graph, opset_imports=imports, ir_version=10)
 
 

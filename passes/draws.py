@@ -1,0 +1,68 @@
+"""Random operators without a seed: a few words that a program keeps from one run to the next.
+
+Word 0 is a number that is another one in each run, word k one that is another in each iteration of a loop k deep. The
+words stay as they are while a graph's nodes run, so that what two kernels compute anew is the same number in both; a
+step at the end of the program, and of each iteration, changes them. They lie behind the constants, as the one of these
+that is written; who runs the program starts them (`started`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..ir.dtypes import U64
+from ..ir.graph import Graph, Node
+from ..ir.ops.random import is_drawn
+from ..ir.program import MARK, Memory, Place, Step
+from ..ir.scalars import Buffer
+from ..ir.tensors import Tensor, buffer_tensor
+from .regions import Region
+
+if TYPE_CHECKING:
+    from .lower import Lowering
+
+STATE = f"{MARK}random"
+"""The memory of the words."""
+WORDS = 8
+"""Of these, for the program and the loops around an operator; those deeper share the last."""
+
+
+def started() -> np.ndarray:
+    """The words for a program that begins now: the first is random, so two programs draw different numbers."""
+    words = np.zeros(WORDS, np.uint64)
+    words[0] = int.from_bytes(os.urandom(8), "little")
+    return words
+
+
+def with_state(constants: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The constants of a program, with words of its own where it has random operators."""
+    return {**constants, STATE: started()} if STATE in constants else constants
+
+
+def has_draws(nodes: Sequence[Node]) -> bool:
+    """Whether any of these nodes, or of those in their regions, gives other numbers in each run."""
+    inner = (item for node in nodes for region in node.regions.values() for item in region.walk())
+    return any(is_drawn(item.op, item.attributes) for item in (*nodes, *inner))
+
+
+def state_operand(lowering: Lowering, name: str, depth: int) -> Tensor:
+    """The words as an operand of a kernel, `depth` regions deep; from here on definitions draw by them."""
+    words = buffer_tensor(name, U64, (WORDS,))
+    lowering.memories[STATE] = Memory(STATE, U64, WORDS, "constant")
+    lowering.constants[STATE] = lambda: np.zeros(WORDS, np.uint64)
+    lowering.inference.draw = tuple(words.at((k,)) for k in range(max(1, min(depth, WORDS))))
+    return words
+
+
+def advance(lowering: Lowering, graph: Graph, depth: int) -> list[Step]:
+    """The step that changes the words when the nodes of a graph have run once."""
+    if not has_draws(graph.nodes):
+        return []
+    place = Place(STATE, min(depth, WORDS - 1))
+    old = buffer_tensor("x0", U64, (1,))
+    new = Tensor((1,), U64, lambda i: old.at(i) + 1, "map", (old,))
+    return lowering.in_place(Region("advance", (old,), ((Buffer("y0", U64, 1), new),)), place)
