@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..ir.errors import ShapeError
 from .binding import Port
 from .compiled import Compiled, MemoryPlan
 
@@ -48,6 +49,8 @@ class Deferred(ABC):
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         names = [port.name for port in self.inputs]
+        if len(arguments) > len(names) or set(names[: len(arguments)]) & set(named):
+            raise ShapeError(f"too many arguments, or one given twice: the inputs are {', '.join(names)}")
         results = list(self.run(dict(zip(names, arguments, strict=False)) | named).values())
         return results[0] if len(results) == 1 else tuple(results)
 

@@ -140,7 +140,7 @@ def _for_host(model: Model, options: Options, reason: HostNeeded) -> Deferred:
 
     proto, folder = load_proto(model)
     within = replace(options, folder=options.folder or folder)
-    return HostExecutable(proto, within, compile_model, reason)
+    return HostExecutable(proto, within, compile_model, imported, reason)
 
 
 def compiled_model(model: Model, options: Options) -> Compiled:

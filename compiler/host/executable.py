@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto
-from onnx.inliner import inline_local_functions
 
-from ...ir.errors import HostNeeded, ShapeError, UnsupportedError
+from ...ir.errors import HostNeeded, ModelError, ShapeError, UnsupportedError, ValueNeeded
 from ...ir.graph import TensorType, Value
 from ..binding import Port, bind_symbols
 from ..compiled import Compiled
@@ -18,12 +19,14 @@ from ..deferred import Deferred
 from ..dimensions import Symbols, input_types
 from ..options import Options
 from ..weights import Weights
+from .expansion import expanded
 from .kinds import NUMBERS, kind_of_type
 from .plan import Plan, Planner
 from .ports import fitting, port_of
-from .segment import Runnable
+from .segment import STRETCHED, Runnable, Segment
 
 CompileSegment = Callable[[ModelProto, Options], Runnable]
+CheckSegment = Callable[[ModelProto, Options], object]
 
 
 class HostExecutable(Deferred):
@@ -38,16 +41,18 @@ class HostExecutable(Deferred):
         model: ModelProto,
         options: Options,
         compile: CompileSegment,
+        check: CheckSegment,
         reason: HostNeeded,
     ) -> None:
-        """`reason` tells why Python is needed, and names the loops that it must repeat.
+        """`reason` tells why Python is needed, and names the loops that it must repeat; `check` reads a segment's model
+        without compiling it.
 
         Raises UnsupportedError where neither code nor Python can run a node.
         """
         self._reason = reason
         within = replace(options, dims=None, shapes=None)
         folder = Path(options.folder) if options.folder is not None else None
-        model = _expanded(model)
+        model = expanded(model)
         constants = {tensor.name for tensor in model.graph.initializer}
         self._declared = [value for value in model.graph.input if value.name not in constants]
         self._results = list(model.graph.output)
@@ -60,13 +65,28 @@ class HostExecutable(Deferred):
             return compile(segment, replace(within, smallest=smallest))
 
         planner = Planner(model, compiled, Weights(None, folder), _named_loops(reason))
-        self._plan = planner.plan()
+        try:
+            self._plan = planner.plan()
+        except RecursionError as error:
+            raise ModelError("graphs are nested too deeply") from error
         kinds = [*self._plan.kinds, *(kind_of_type(value.type) for value in self._declared)]
         if not self._plan.host_steps and all(kind == NUMBERS for kind in kinds):
             # Within a function that loop has another name: Python repeats all that there are.
             self._plan = replace(planner, loops=None).plan()
             if not self._plan.host_steps:
                 raise UnsupportedError(str(reason)) from reason
+        self._check(check, replace(within, smallest=STRETCHED))
+
+    def _check(self, check: CheckSegment, options: Options) -> None:
+        """Raises what compiling the segments would, as far as the types of what they read are declared."""
+        types = {value.name: value.type.tensor_type for value in self._declared if value.type.HasField("tensor_type")}
+        sizes = {value.name: value.shape for value in self._tensors}
+        for step in self._plan.steps:
+            if isinstance(step, Segment) and sizes.keys() >= set(step.reads):
+                shapes = ((n, tuple(d if isinstance(d, int) else None for d in sizes[n])) for n in step.reads)
+                model = step.as_model({name: (types[name].elem_type, shape) for name, shape in shapes})
+                with suppress(ValueNeeded, HostNeeded):
+                    check(model, options)
 
     @property
     def steps(self) -> Plan:
@@ -114,12 +134,33 @@ class HostExecutable(Deferred):
             raise ShapeError(f"inputs do not fit ({parts}); the model takes {', '.join(map(str, self.inputs))}")
         given = {value.name: fitting(inputs.get(value.name), value.type, value.name) for value in self._declared}
         bind_symbols(self._tensors, [given[value.name].shape for value in self._tensors])
+        taken: set[int] = set()
+        _arrays(list(given.values()), taken)
         found = self._plan.run([given[name] for name in names], {})
-        return {value.name: result for value, result in zip(self._results, found, strict=True)}
+        return {value.name: _own(result, taken) for value, result in zip(self._results, found, strict=True)}
 
 
 _LISTED = 8
 """Nodes that a message names."""
+
+
+def _arrays(value: Any, found: set[int]) -> None:
+    """Adds the identities of all arrays in a value."""
+    if isinstance(value, list):
+        for item in value:
+            _arrays(item, found)
+    else:
+        found.add(id(value))
+
+
+def _own(value: Any, taken: set[int]) -> Any:
+    """A result that shares no memory with arguments, constants or other results, which are `taken`."""
+    if isinstance(value, list):
+        return [_own(item, taken) for item in value]
+    if isinstance(value, np.ndarray) and (id(value) in taken or not (value.flags.owndata and value.flags.writeable)):
+        value = value.copy()
+    taken.add(id(value))
+    return value
 
 
 def _named_loops(reason: BaseException | None) -> frozenset[str]:
@@ -129,18 +170,3 @@ def _named_loops(reason: BaseException | None) -> frozenset[str]:
         found.update(getattr(reason, "nodes", ()))
         reason = reason.__cause__
     return frozenset(found)
-
-
-def _expanded(model: ModelProto) -> ModelProto:
-    """The model with its functions in place of their calls: any may hold what Python has to run."""
-    if not model.functions:
-        return model
-    light = ModelProto()
-    light.CopyFrom(model)
-    del light.graph.initializer[:]  # the package's inliner takes the model as bytes
-    try:
-        found = inline_local_functions(light, True)
-    except Exception as error:  # the binding raises its own kinds
-        raise UnsupportedError(f"the model's functions cannot be expanded for Python: {error}") from error
-    found.graph.initializer.extend(model.graph.initializer)
-    return found

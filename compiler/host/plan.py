@@ -15,8 +15,9 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from ...ir.errors import OnnxcError
-from ..nodes import free_names, in_order, node_name, operator_name
+from ...ir.errors import ModelError, OnnxcError
+from ..functions import domain_of, opsets_of
+from ..nodes import check_node, free_names, in_order, node_name, operator_name, schema_in
 from ..weights import Weights
 from .control import CONTROL
 from .kinds import (
@@ -192,7 +193,7 @@ class Planner:
 
     @cached_property
     def _opsets(self) -> Mapping[str, int]:
-        return {entry.domain: entry.version for entry in self.model.opset_import}
+        return opsets_of(self.model)
 
     def _graph(self, graph: GraphProto, outer: _Scope, kinds: Sequence[str]) -> Plan:
         scope = outer.inner()
@@ -217,7 +218,7 @@ class Planner:
                     text = isinstance(constant, np.ndarray) or constant.data_type == TensorProto.STRING
                     scope.kinds[part.output[0]] = TEXT if text else NUMBERS
                 else:
-                    nodes.append((part, self._host_step(part, scope)))
+                    nodes.append((part, self._located_step(part, scope)))
                     own.update(part.output)
                     for name in part.output:
                         scope.constants.pop(name, None)
@@ -226,22 +227,38 @@ class Planner:
         read = {name for step in steps for name in step.reads} | set(outputs)
         constants = {name: self._array(scope.constants[name]) for name in sorted(read & set(scope.constants))}
         captures = tuple(sorted(read - own - set(constants)))
-        found = [scope.kinds[name] for name in outputs]
+        found = [_defined(name, scope) for name in outputs]
         return Plan(graph, tuple(inputs), outputs, tuple(found), tuple(steps), constants, captures)
 
+    def _located_step(self, node: NodeProto, scope: _Scope) -> HostStep | None:
+        where = f'node "{node.name}" ({operator_name(node)})'
+        try:
+            return self._host_step(node, scope)
+        except OnnxcError as error:
+            raise type(error)(f"{where}: {error}") from error
+        except RecursionError:
+            raise
+        except Exception as error:  # a malformed model reached code that trusts its input
+            raise ModelError(f"{where} is malformed ({type(error).__name__}: {error})") from error
+
     def _array(self, constant: TensorProto | np.ndarray) -> np.ndarray:
-        return constant if isinstance(constant, np.ndarray) else self.weights.array(constant)
+        """A constant as steps read it; it cannot be written."""
+        array = (constant if isinstance(constant, np.ndarray) else self.weights.array(constant)).view()
+        array.flags.writeable = False
+        return array
 
     def _host_step(self, node: NodeProto, scope: _Scope) -> HostStep | None:
         """The step for a node that Python has to run, None for others; notes the kinds of what it gives."""
         operator = operator_of(node)
+        for name in free_names(node):
+            _defined(name, scope)
         kinds = [scope.kinds[name] if name else None for name in node.input]
         bodies = {
             attribute.name: self._graph(attribute.g, scope, _body_kinds(node, attribute.g, kinds))
             for attribute in node.attribute
             if attribute.HasField("g")
         }
-        opset = self._opsets.get(node.domain, self._opsets.get("ai.onnx" if not node.domain else "", 1))
+        opset = self._opsets.get(node.domain, 1)
         order = ("then_branch", "else_branch") if operator == "If" else tuple(bodies)
         given = output_kinds(node, opset, kinds, [bodies[name].kinds for name in order])
         scope.kinds.update(zip(node.output, given, strict=False))
@@ -251,6 +268,9 @@ class Planner:
         named = operator in STEPS or repeated or has_text_attribute(attributes_of(node))
         if not (inside or named or any(kind != NUMBERS for kind in touched)):
             return None
+        schema = schema_in(node, self._opsets)
+        if schema is not None:
+            check_node(node, node.attribute, schema)
         captured = (name for plan in bodies.values() for name in plan.captures)
         reads = tuple(dict.fromkeys([*filter(None, node.input), *captured]))
         if bodies:
@@ -292,6 +312,13 @@ class Planner:
         return Segment(self.model, nodes, constants, reads, writes, scope.sizes, self.compile)
 
 
+def _defined(name: str, scope: _Scope) -> str:
+    """The kind of what a name stands for. ModelError where it stands for nothing."""
+    if name not in scope.kinds:
+        raise ModelError(f'"{name}" is read, which no node, input or initializer before it defines; export it again')
+    return scope.kinds[name]
+
+
 def _inputs(graph: GraphProto) -> list[onnx.ValueInfoProto]:
     """The inputs that are no initializers."""
     constants = {tensor.name for tensor in graph.initializer}
@@ -329,11 +356,11 @@ def _body_kinds(node: NodeProto, graph: GraphProto, kinds: Sequence[str | None])
 def _named(node: NodeProto, index: int) -> list[NodeProto]:
     """The node with a name; a classifier whose labels are text as one that numbers them, and what names the numbers."""
     classifier = operator_of(node) in _CLASSIFIERS
-    if node.name and not classifier:
+    if node.name and not classifier and node.domain == domain_of(node.domain):
         return [node]
     copy = NodeProto()
     copy.CopyFrom(node)
-    copy.name = node_name(node, index)
+    copy.name, copy.domain = node_name(node, index), domain_of(node.domain)
     labels = attributes_of(node).get("classlabels_strings") if classifier else None
     if not labels:
         return [copy]

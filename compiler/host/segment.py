@@ -94,7 +94,7 @@ class Segment:
             found = self._known.get(key)
             if found is None:
                 types = {name: (of_numpy(array.dtype).onnx, shapes[name]) for name, array in given.items()}
-                found = self._known[key] = self._compile(self._as_model(types), STRETCHED)
+                found = self._known[key] = self._compile(self.as_model(types), STRETCHED)
                 while len(self._known) > KEPT:
                     self._known.popitem(last=False)
             else:
@@ -113,7 +113,8 @@ class Segment:
         known = declared if len(declared) == len(shape) else (None,) * len(shape)
         return tuple(size if size < STRETCHED or size == d else None for size, d in zip(shape, known, strict=True))
 
-    def _as_model(self, types: Mapping[str, tuple[int, tuple[int | None, ...]]]) -> ModelProto:
+    def as_model(self, types: Mapping[str, tuple[int, tuple[int | None, ...]]]) -> ModelProto:
+        """The segment as a model whose inputs have these types: ONNX's number of the element type, and the sizes."""
         graph = onnx.GraphProto(name=self.name, node=self.nodes)
         graph.initializer.extend(self._constants.values())
         graph.input.extend(onnx.helper.make_tensor_value_info(name, *type) for name, type in types.items())
