@@ -141,10 +141,10 @@ def _concat(call: ItemCall) -> tuple[Item, ...]:
     found = call.sequence()
     if not found or not _all_values(found):
         raise ShapeError("a sequence without elements cannot be joined")
-    axis = call.call.integer("axis", 0)
+    axis, parts = call.call.integer("axis", 0), list(found)
     if call.call.integer("new_axis", 0):
-        found = [call.emit("Unsqueeze", value, call.numbers([axis])) for value in found]
-    return (call.emit("Concat", *found, axis=axis, name=call.call.outputs[0]),)
+        parts = [call.emit("Unsqueeze", value, call.numbers([axis])) for value in found]
+    return (call.emit("Concat", *parts, axis=axis, name=call.call.outputs[0]),)
 
 
 def _split(call: ItemCall) -> tuple[Item, ...]:

@@ -115,8 +115,9 @@ def _check_names(given: Sequence[str], names: Mapping[str, Port]) -> None:
         raise InputError(f"the model has no input {', '.join(unknown)}; it takes {', '.join(map(str, names.values()))}")
 
 
-def read_array(text: str, port: Port) -> Array:
-    """An array from a file (.npy, .npz with one array or as FILE:KEY, .pb, a picture) or from numbers."""
+def read_array(text: str, port: Port) -> Any:
+    """An array from a file (.npy, .npz with one array or as FILE:KEY, .pb, a picture) or from numbers; for a sequence a
+    list of them, from .pb."""
     path = Path(text)
     archive, _, key = text.rpartition(":")
     try:

@@ -227,12 +227,11 @@ def _cast_map(inputs: Sequence[Any], attributes: Attributes) -> Sequence[Any]:
 
 def _map_categories(inputs: Sequence[Any], attributes: Attributes) -> Sequence[Any]:
     words, numbers = attributes["cats_strings"], attributes["cats_int64s"]
-    if inputs[0].dtype == object:
-        table, default, dtype = dict(zip(words, numbers, strict=True)), attributes["default_int64"], np.dtype(np.int64)
-    else:
-        table, default, dtype = dict(zip(numbers, words, strict=True)), attributes["default_string"], np.dtype(object)
+    text = inputs[0].dtype == object
+    table = dict(zip(words, numbers, strict=True) if text else zip(numbers, words, strict=True))
+    default = attributes["default_int64" if text else "default_string"]
     found = [table.get(item, default) for item in inputs[0].reshape(-1).tolist()]
-    return [np.array(found, dtype).reshape(inputs[0].shape)]
+    return [np.array(found, np.int64 if text else object).reshape(inputs[0].shape)]
 
 
 _OWN: Mapping[str, Callable[[Sequence[Any], Attributes], Sequence[Any]]] = {
