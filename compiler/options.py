@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..ir.graph import Graph
     from ..passes.pipeline import Pass
 
+WINOGRAD = ("off", "auto")
 Model: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | Graph"
 
 
@@ -26,6 +27,7 @@ class Options:
     `passes.DEFAULT_PIPELINE`).
 
     `shapes` may leave axes open by None; those that stay symbols of their own are taken to be `smallest` or larger.
+    `winograd` "auto" allows CPUs minimal filtering (see `compile`).
     `max_memory` is a limit in bytes (or "2G") for constants, and for intermediate values with outputs (None: the memory
     that this machine has).
     `progress(what, done, total)` and `after(pass, graph, seconds)` are told how compiling goes on.
@@ -40,6 +42,7 @@ class Options:
     folder: str | None = None
     smallest: int = 0
     max_memory: int | str | None = None
+    winograd: str = "off"
     progress: Callable[[str, int, int], None] | None = field(default=None, compare=False)
     after: Callable[[Pass, Graph, float], None] | None = field(default=None, compare=False)
 
@@ -49,7 +52,7 @@ class Options:
         target = resolve_target(self.target)
         sizes = sorted((self.dims or {}).items()), sorted((self.shapes or {}).items()), self.smallest
         machine = (target.name, target.triple, target.cpu, target.features, target.multiprocessors)
-        return (*machine, *sizes, self.precision, self.pipeline)
+        return (*machine, *sizes, self.precision, self.pipeline, self.winograd)
 
 
 def resolve_target(target: str | Target | None) -> Target:
@@ -62,7 +65,10 @@ def target_of(options: Options) -> Target:
     known = [name for name in PRECISIONS if target.kind == "cuda" or name != "tf32"]
     if options.precision not in known:
         raise UnsupportedError(f"{target}: there is no precision {options.precision!r}, only {', '.join(known)}")
-    return replace(target, products="tf32") if options.precision == "tf32" else target
+    if options.winograd not in WINOGRAD:
+        raise UnsupportedError(f"winograd is {options.winograd!r}: it can be {' or '.join(WINOGRAD)}")
+    products = "tf32" if options.precision == "tf32" else target.products
+    return replace(target, products=products, winograd=options.winograd == "auto")
 
 
 def usable_threads(wanted: int | None) -> int:

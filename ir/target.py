@@ -84,6 +84,8 @@ class Target:
     Of a GPU, `cpu` is the architecture that schedules are sized for ("sm_90"), `features` names all that code is
     generated for ("sm_90,compute_90"); `multiprocessors` and `shared_bytes` (of one block) are its facts, `products` is
     the type that products of f32 may be computed in: "f32" or "tf32".
+
+    `winograd` allows convolutions by minimal filtering, whose rounding errors are some ten times larger.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Target:
     multiprocessors: int = 0
     shared_bytes: int = 0
     products: str = "f32"
+    winograd: bool = False
 
     def __str__(self) -> str:
         return self.name

@@ -46,6 +46,9 @@ def call(region: Region, name: str, body: Sequence[Statement], scratch: Sequence
     block = tuple(body)
     parameters = used_buffers(block, tuple({b.name: b for b in (*region.buffers, *scratch)}.values()))
     written = {statement.buffer.name for statement in k.walk(block) if isinstance(statement, Store)}
+    pointers = {st.buffer.name: st.source.name for st in k.walk(block) if isinstance(st, k.Alias)}
+    while behind := {pointers[name] for name in written & pointers.keys()} - written:
+        written |= behind
     outputs = tuple(p.name for p in parameters if p.name in written)
     kernel = Kernel(name, parameters, outputs, free_sizes(block, parameters), block, region.origin)
     return Call(kernel, tuple(p.name for p in parameters), tuple(symbol(n, None) for n in kernel.sizes))

@@ -14,14 +14,15 @@ Run: TypeAlias = "Callable[[Arrays], Mapping[str, Any]]"
 
 @dataclass(frozen=True)
 class Job:
-    """A model to run: its file, the symbols' sizes, the shapes of its inputs, threads, and the precision ("" for that
-    of the model)."""
+    """A model to run: its file, the symbols' sizes, the shapes of its inputs, threads, the precision ("" for that
+    of the model), and whether onnxc may use minimal filtering ("auto")."""
 
     path: str
     dims: Mapping[str, int]
     shapes: Mapping[str, tuple[int, ...]]
     threads: int
     precision: str = ""
+    winograd: str = "off"
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ def load_onnxc(job: Job) -> Loaded:
     from ... import compile as compile_model
 
     executable = compile_model(
-        job.path, dims=dict(job.dims), threads=job.threads, precision=job.precision or "f32", target="host"
-    )
+        job.path, dims=dict(job.dims), threads=job.threads, precision=job.precision or "f32", target="host",
+        winograd=job.winograd,
+    )  # fmt: skip
     objects = executable.compiled.objects
     return Loaded(executable.run, sum(map(len, objects)))
 

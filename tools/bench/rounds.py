@@ -35,6 +35,7 @@ class Setting:
     dims: Mapping[str, int]
     inputs: Mapping[str, np.ndarray]
     threads: int = 1
+    winograd: str = "off"
 
     @property
     def cpus(self) -> list[int]:
@@ -158,6 +159,7 @@ def _started(stack: ExitStack, engine: str, setting: Setting, folder: Path, cold
         "do": "load", "engine": engine, "inputs": str(folder / "inputs.npz"), "cpus": setting.cpus,
         "job": {
             "path": setting.path, "dims": dict(setting.dims), "threads": setting.threads,
+            "winograd": setting.winograd,
             "shapes": {name: array.shape for name, array in setting.inputs.items()},
         },
     }  # fmt: skip

@@ -40,6 +40,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
     help="Names, by commas: onnxruntime, openvino; NAME:bf16 for a precision; none for onnxc alone.",
 )
 @click.option("--precision", default="", metavar="TYPE", help="Of onnxc: f32, bf16, f16.")
+@click.option("--winograd", type=click.Choice(("off", "auto")), default="off", show_default=True, help="Of onnxc.")
 @click.option("--threads", type=Numbers(), default=(1,), metavar="N,N", help="Threads; one table row for each number.")
 @click.option("--batch", type=Numbers(), default=(), metavar="N,N", help="Sizes of the open first axis of the inputs.")
 @click.option("--dim", "dims", type=Size(), multiple=True, metavar="SYMBOL=N", help="Fix a symbolic size. Repeatable.")
@@ -56,10 +57,10 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 @click.option("--top", type=click.IntRange(min=1), default=25, show_default=True, help="Lines of a profile.")
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Write all that was measured to a file.")
 def command(
-    models: tuple[str, ...], against: str, precision: str, threads: tuple[int, ...], batch: tuple[int, ...],
-    dims: tuple[tuple[str, int], ...], shapes: tuple[tuple[str, tuple[int, ...]], ...], given: tuple[str, ...],
-    rounds: int, seconds: float, seed: int, no_cold: bool,
-    profile: bool, top: int, file: str | None,
+    models: tuple[str, ...], against: str, precision: str, winograd: str, threads: tuple[int, ...],
+    batch: tuple[int, ...], dims: tuple[tuple[str, int], ...], shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    given: tuple[str, ...], rounds: int, seconds: float, seed: int, no_cold: bool, profile: bool, top: int,
+    file: str | None,
 ) -> None:  # fmt: skip
     """Times MODELS beside other engines: each in a process of its own, on the same processors, in turns of fractions of
     a second, the others stopped meanwhile. Outputs are compared first.
@@ -79,7 +80,7 @@ def command(
 
     engines = [f"{OWN}:{precision}" if precision else OWN, *_engines(against)]
     records: list[dict[str, Any]] = []
-    for setting in _settings(models, threads, batch, dict(dims), dict(shapes), given, seed):
+    for setting in _settings(models, threads, batch, dict(dims), dict(shapes), given, seed, winograd):
         note(f"{Path(setting.path).stem}: {_sizes(setting)}")
         if profile:
             records.append(_profile(setting, precision, top))
@@ -112,7 +113,7 @@ def _engines(text: str) -> list[str]:
 
 def _settings(
     models: Sequence[str], threads: Sequence[int], batch: Sequence[int], dims: Mapping[str, int],
-    shapes: Mapping[str, tuple[int, ...]], given: Sequence[str], seed: int,
+    shapes: Mapping[str, tuple[int, ...]], given: Sequence[str], seed: int, winograd: str,
 ) -> list[Setting]:  # fmt: skip
     """Every model at every batch size and number of threads, with inputs that suit it."""
     from ..bench.rounds import Setting
@@ -126,7 +127,7 @@ def _settings(
         for size in batch or (None,):
             chosen = {**dims, **dict.fromkeys(leading, size)} if size is not None else dims
             sizes, inputs = inputs_of(path, chosen, shapes, given, seed)
-            found += [Setting(path, sizes, inputs, count) for count in threads]
+            found += [Setting(path, sizes, inputs, count, winograd) for count in threads]
     return found
 
 
@@ -140,7 +141,9 @@ def _profile(setting: Setting, precision: str, top: int) -> dict[str, Any]:
     from ..terminal import console, table_of
 
     target = Target.host()
-    options = Options(target, setting.dims, threads=setting.threads, precision=precision or "f32")
+    options = Options(
+        target, setting.dims, threads=setting.threads, precision=precision or "f32", winograd=setting.winograd
+    )
     limits = limits_of(target)
     entries, _ = profile(compiled_model(setting.path, options), setting.inputs, setting.threads)
     total = sum(entry.median for entry in entries)
