@@ -3,6 +3,7 @@
 from . import (
     classical,
     microsoft_attention,
+    microsoft_experts,
     microsoft_fused,
     microsoft_nchwc,
     microsoft_quantized,
@@ -15,6 +16,7 @@ from .expand import joined
 COMPOSITES = joined(
     classical.declare,
     microsoft_attention.declare,
+    microsoft_experts.declare,
     microsoft_fused.declare,
     microsoft_nchwc.declare,
     microsoft_quantized.declare,

@@ -1,0 +1,20 @@
+"""The table of composite operators holds every family there is."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+
+import onnxc.compiler
+from onnxc.compiler.composites import COMPOSITES
+from onnxc.compiler.expand import Expansions
+
+
+def test_every_family_is_joined() -> None:
+    families = 0
+    for module in pkgutil.iter_modules(onnxc.compiler.__path__):
+        declare = getattr(import_module(f"onnxc.compiler.{module.name}"), "declare", None)
+        if isinstance(declare, Expansions):
+            families += 1
+            assert set(declare.functions) <= set(COMPOSITES), f"compiler/composites.py lacks {module.name}"
+    assert families >= 5
