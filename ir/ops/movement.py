@@ -111,7 +111,7 @@ def tile(x: Tensor, repeats: Static) -> Tensor:
         raise ShapeError(f"{len(repeats)} repeats for {x.rank} axes")
 
     def source(*i: Dim) -> Indices:
-        return tuple(j if n == 1 else modulo(j, d) for j, n, d in zip(i, repeats, x.shape, strict=True))
+        return tuple(j if n == 1 or d == 0 else modulo(j, d) for j, n, d in zip(i, repeats, x.shape, strict=True))
 
     return view(x, [d * n for d, n in zip(x.shape, repeats, strict=True)], source)
 

@@ -9,6 +9,7 @@ ill-conditioned model gets its due, and a wrong number in a well-conditioned one
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import onnx
 import onnxc
 import onnxruntime
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 from onnxc.ir.ops import REGISTRY
 
 Array = npt.NDArray[Any]
@@ -66,7 +68,7 @@ def as_outputs(names: Sequence[str], arrays: Sequence[Any]) -> dict[str, Any]:
 def by_reference(model: onnx.ModelProto, inputs: Values) -> dict[str, Any]:
     """What ONNX's reference computes."""
     with quiet():
-        evaluator = ReferenceEvaluator(model)
+        evaluator = ReferenceEvaluator(model, new_ops=CORRECTED)
         return as_outputs(evaluator.output_names, evaluator.run(None, dict(inputs)))
 
 
@@ -82,8 +84,12 @@ def by_onnxruntime(model: onnx.ModelProto, inputs: Values) -> dict[str, Any]:
     return as_outputs(names, session.run(names, {n: a for n, a in inputs.items() if n in taken}))
 
 
+INTEGERS = (ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.int2, ml_dtypes.uint2)
+"""Those that numpy does not know as integers."""
+
+
 def is_float(array: Array) -> bool:
-    return array.dtype.kind in "fc" or (array.dtype.kind == "V" and array.dtype != ml_dtypes.int4)
+    return array.dtype.kind in "fc" or (array.dtype.kind == "V" and array.dtype not in INTEGERS)
 
 
 def unit(dtype: np.dtype[Any]) -> float:
@@ -91,11 +97,26 @@ def unit(dtype: np.dtype[Any]) -> float:
     return float(ml_dtypes.finfo(dtype).eps)
 
 
+class Erf(OpRun):
+    """As the reference has it, but for f64, which it rounds to f32."""
+
+    op_domain = ""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (np.vectorize(math.erf, otypes=[np.float64])(x).astype(x.dtype),)
+
+
+ASSUMED = "the model needs"
+"""Said at a run whose sizes broadcast in another way than the code was compiled for: one is 1 that need not be."""
+CORRECTED = [Erf]
+"""Operators that the reference computes wrongly, and that ONNX Runtime lacks for the type."""
+
+
 class Perturbed(ReferenceEvaluator):
-    """The reference, each value that a rounding node reads or gives moved by up to two units in the last place."""
+    """The reference, each value that a rounding node reads or gives moved by some units in the last place."""
 
     def __init__(self, model: onnx.ModelProto, seed: int) -> None:
-        super().__init__(model)
+        super().__init__(model, new_ops=CORRECTED)
         self.random = np.random.default_rng(seed)
         for node in self.rt_nodes_:
             if node.op_type not in EXACT:
@@ -103,14 +124,16 @@ class Perturbed(ReferenceEvaluator):
 
     def moved(self, run: Callable[..., Any], *operands: Any, **keywords: Any) -> Any:
         result = run(*map(self.move, operands), **keywords)
-        return tuple(map(self.move, result)) if isinstance(result, tuple) else self.move(result)
+        return tuple(self.move(value, 1) for value in result)
 
-    def move(self, value: Any) -> Any:
+    def move(self, value: Any, absolute: float = 0.0) -> Any:
+        """Each element moved by a part of itself, and by `absolute` such parts of an eighth of the largest one."""
         if not isinstance(value, np.ndarray | np.generic) or not is_float(np.asarray(value)) or value.dtype.itemsize < 2:
             return value
-        by = self.random.uniform(-2, 2, np.shape(value)) * unit(value.dtype)
-        wide = np.asarray(value).astype(np.complex128 if value.dtype.kind == "c" else np.float64)
-        return np.asarray(wide + wide * by).astype(value.dtype)
+        by = self.random.uniform(-UNITS / 4, UNITS / 4, np.shape(value)) * unit(value.dtype)
+        exact = wide(np.asarray(value))
+        largest = np.abs(exact[np.isfinite(exact)]).max(initial=0.0) * absolute / 8
+        return np.asarray(exact + (exact + largest) * by).astype(value.dtype)
 
 
 def wide(array: Array) -> Array:
@@ -222,6 +245,8 @@ def check(
     except onnxc.UnsupportedError as error:
         return Outcome(refused=str(error))
     except Exception as error:
+        if isinstance(error, onnxc.ShapeError) and ASSUMED in str(error):
+            return Outcome(refused=str(error))
         return Outcome(f"{type(error).__name__}: {error}")
     for number, (case, found) in enumerate(zip(cases, runs, strict=True)):
         given = expected[number] if expected else None

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fuzz.compare import is_float
 from fuzz.graphs import DTYPES, FLOATS, Attributes, Builder, Rejected, Size, Value, admitted
 
 Sample = tuple[list[Value | None], Attributes, int]
@@ -35,8 +36,10 @@ def gemm(b: Builder, op: str) -> Sample:
     columns = b.size(1, 17)
     w = b.fresh(x.dtype, (columns, inner) if other else (inner, columns))
     c = b.like((rows, columns), x.dtype) if b.chance(60) else None
-    if c is not None and c.rank > 2:
-        raise Rejected("C has two axes at most")
+    if c is not None and (
+        c.rank > 2 or any(set(s) != {1} and s != t for s, t in zip(c.shape[::-1], (columns, rows), strict=False))
+    ):
+        raise Rejected("C broadcasts to the product, not the product to C")
     found: Attributes = {"transA": turned, "transB": other}
     if b.chance(40):
         found |= {"alpha": b.choice((0.5, 2.0, -1.0)), "beta": b.choice((0.5, 2.0, 0.0))}
@@ -180,7 +183,7 @@ def quantize(b: Builder, op: str) -> Sample:
             found["block_size"] = block
     scale = b.fresh(wide, shape, "positive", 70)
     zero = b.fresh(narrow, shape, "small" if narrow.kind in "iu" and narrow != DTYPES["int32"] else "zero", 70)
-    if narrow.kind == "V" or narrow == DTYPES["int32"]:
+    if is_float(np.zeros((), narrow)) or narrow == DTYPES["int32"]:
         zero = b.add([np.zeros(a.shape, narrow) for a in scale.arrays], True)
     keep_zero = b.chance(80) or (not reverse and narrow != DTYPES["uint8"])
     return [x, scale, zero if keep_zero else None], found, 1

@@ -18,7 +18,7 @@ FOR_FLOATS = ("Tanh", "Sin", "Relu", "Sigmoid", "Abs", "Neg", "Softsign")
 
 def body(b: Builder) -> Builder:
     """A graph inside of `b`, which may read its values."""
-    return Builder(b.draw, b.bindings, outer=b, counter=b.counter)
+    return Builder(b.integer, b.bindings, outer=b, counter=b.counter, alone=b.alone)
 
 
 def step(inner: Builder, x: Value) -> Value:

@@ -15,8 +15,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
-from fuzz.compare import by_onnxruntime, by_reference
-from hypothesis import strategies as st
+from fuzz.compare import by_onnxruntime, by_reference, compared, is_float
 from onnx import helper, numpy_helper
 
 Array = npt.NDArray[Any]
@@ -85,12 +84,13 @@ class Rejected(Exception):
 
 @dataclass
 class Builder:
-    """The graph so far. `outer` is the graph around a body; `bindings` how many sets of sizes it is run with."""
+    """The graph so far. `integer(low, high)` draws a number, both ends included; 0 is the simplest where it may be. `outer` is the graph around a body; `bindings` how many sets of sizes it is run with."""
 
-    draw: Callable[[st.SearchStrategy[Any]], Any]
+    integer: Callable[[int, int], int]
     bindings: int = 1
     special: bool = False
     huge: bool = False
+    alone: bool = False
     outer: Builder | None = None
     values: list[Value] = field(default_factory=list)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -101,9 +101,6 @@ class Builder:
     counter: list[int] = field(default_factory=lambda: [0])
 
     # What is drawn.
-
-    def integer(self, low: int, high: int) -> int:
-        return int(self.draw(st.integers(low, high)))
 
     def choice(self, options: Sequence[Any]) -> Any:
         return options[self.integer(0, len(options) - 1)]
@@ -259,7 +256,6 @@ class Builder:
         attributes: Mapping[str, Any],
         outputs: int = 1,
         defined: Callable[..., bool] | None = None,
-        evaluate: Callable[[onnx.NodeProto, Mapping[str, Array]], Sequence[Array]] | None = None,
     ) -> list[Value]:
         """Runs a node and appends it. Raises Rejected where the reference refuses it or it is not `defined`."""
         domain, _, kind = op.rpartition(".")
@@ -278,7 +274,7 @@ class Builder:
         results = []
         for k in range(self.bindings):
             feeds = {name: value.arrays[k] for name, value in given.items()}
-            results.append((evaluate or run_node)(node, feeds))
+            results.append(run_node(node, feeds, alone=self.alone))
         found = [Value(name, arrays) for name, arrays in zip(node.output, zip(*results, strict=True), strict=True)]
         for value in found:
             ranks = {(array.dtype, array.ndim) for array in value.arrays}
@@ -290,17 +286,27 @@ class Builder:
         return found
 
 
-def run_node(node: onnx.NodeProto, feeds: Mapping[str, Array]) -> list[Array]:
-    """What the reference (for operators that it lacks ONNX Runtime) computes for one node; Rejected where both refuse."""
+def overflows(array: Array) -> bool:
+    """Whether a value of a narrow type holds what is not finite."""
+    return array.dtype.itemsize <= 2 and is_float(array) and not np.isfinite(array.astype(np.float32)).all()
+
+
+def run_node(node: onnx.NodeProto, feeds: Mapping[str, Array], alone: bool = True) -> list[Array]:
+    """What the reference (for operators that it lacks ONNX Runtime) computes for one node; Rejected where both refuse.
+
+    A node that is not `alone` in its graph must be undisputed: where ONNX Runtime gives something else, what comes after
+    the node would be compared with a result of which nobody knows whether it is right.
+    """
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in feeds.items()
     ]
     graph = helper.make_graph([node], "node", inputs, [onnx.ValueInfoProto(name=name) for name in node.output])
     model = model_of(graph)
+    finite = all(not overflows(array) for array in feeds.values())
     try:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-        types = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.output}
+        declared = {v.name: v.type.tensor_type for v in inferred.graph.output}
         compute = by_onnxruntime if node.domain or node.op_type in NOT_IN_REFERENCE else by_reference
         results = compute(model, {n: a.copy() for n, a in feeds.items()})
     except Exception as error:
@@ -308,9 +314,23 @@ def run_node(node: onnx.NodeProto, feeds: Mapping[str, Array]) -> list[Array]:
     for name, array in results.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind in "OUS":
             raise Rejected("no tensor of numbers")
-        if types.get(name) and helper.tensor_dtype_to_np_dtype(types[name]) != array.dtype:
-            # The reference's own mistake: what it would give to the next node is not what the schema says.
+        if finite and overflows(array):
+            raise Rejected("overflow of a narrow type: sums are wider than the type, so where it happens is open")
+        # Where the reference contradicts the schema's own rule, what it would give to the next node is no value of it.
+        type_of = declared[name]
+        if type_of.elem_type and helper.tensor_dtype_to_np_dtype(type_of.elem_type) != array.dtype:
             raise Rejected("the reference gives another type than the schema")
+        dims = [d.dim_value if d.HasField("dim_value") else None for d in type_of.shape.dim]
+        agree = len(dims) == array.ndim and all(d in (None, n) for d, n in zip(dims, array.shape, strict=True))
+        if type_of.HasField("shape") and not agree:
+            raise Rejected("the reference gives another shape than the schema")
+    if not alone and compute is by_reference:
+        try:
+            second = by_onnxruntime(model, dict(feeds))
+        except Exception:
+            second = results
+        if compared(second, results, ""):
+            raise Rejected("the reference and ONNX Runtime differ")
     return [results[name] for name in node.output]
 
 

@@ -1,7 +1,7 @@
 """Fuzzes until stopped: `python -m fuzz.loop [SECONDS [FIRST_SEED]]` in the folder of the tests (`make fuzz`).
 
-Each case is compiled and compared in a process of its own, so that one that crashes or hangs is a failure like others;
-hypothesis shrinks a failure to the smallest case, which is saved under `found/` and from then on run by the tests.
+Each case is compiled and compared in a process of its own, so that one that crashes or hangs is a failure like others.
+A failure is shrunk and saved under `found/`; from then on the tests run it.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
 import onnx
-from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from fuzz.compare import Outcome, check
 from fuzz.graphs import Case
-from fuzz.strategies import cases
+from fuzz.shrink import shrunk
+from fuzz.strategies import case_by
 
 FOUND = Path(__file__).with_name("found")
 SECONDS_PER_CASE = 120
-PER_SEED = 50
 
 
 def save(case: Case, message: str, folder: Path = FOUND) -> Path:
@@ -62,6 +62,8 @@ def isolated(case: Case) -> Outcome:
                 outcome = check(case.model, case.inputs, case.expected)
                 channel.write(f"{outcome.message}\0{outcome.refused}".encode())
                 channel.flush()
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(0)
         status = os.waitpid(child, 0)[1]
@@ -72,49 +74,26 @@ def isolated(case: Case) -> Outcome:
     return Outcome(*text.split("\0")) if text else Outcome("the process ended without a word")
 
 
-def fuzz(number: int, count: int = PER_SEED) -> tuple[int, str, dict[str, int]]:
-    """The cases of a seed: how many were run, what is wrong with the smallest that fails, and what was refused."""
-    runs, refused = [0], dict[str, int]()
-    last: list[tuple[Case, str]] = []
-
-    @seed(number)
-    @settings(
-        max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
-    )  # fmt: skip
-    @given(cases())
-    def run(case: Case) -> None:
-        outcome = isolated(case)
-        runs[0] += 1
-        if outcome.refused:
-            refused[outcome.refused] = refused.get(outcome.refused, 0) + 1
-        if outcome.message:
-            last[:] = [(case, outcome.message)]
-            raise AssertionError(outcome.message.split(":")[0])
-
-    try:
-        run()
-    except AssertionError:
-        case, message = last[0]
-        return runs[0], f"{save(case, message)}: {message}\n{case!r}", refused
-    return runs[0], "", refused
-
-
 def main(seconds: str = "", first: str = "") -> int:
     """1 where something was found."""
-    number = int(first) if first else time.time_ns() % (1 << 32)
+    number = int(first) if first else time.time_ns() % (1 << 40)
     end = time.monotonic() + float(seconds) if seconds else float("inf")
     total, failures = 0, 0
     while time.monotonic() < end:
-        count, failure, refused = fuzz(number)
-        total += count
-        if failure:
+        case = case_by(number)
+        outcome = isolated(case)
+        total += 1
+        if outcome.refused:
+            print(f"seed {number}: refused: {outcome.refused}", flush=True)
+        if outcome.message:
             failures += 1
-            print(f"seed {number}: {failure}", flush=True)
-        for reason, times in refused.items():
-            print(f"seed {number}: refused {times} times: {reason}", flush=True)
+            case = shrunk(case, lambda smaller: bool(isolated(smaller).message))
+            message = isolated(case).message or outcome.message
+            print(f"seed {number}: {message}\n{save(case, message)}: {case!r}", flush=True)
         number += 1
-        print(f"{total} graphs, {failures} failures", flush=True)
+        if total % 100 == 0:
+            print(f"{total} graphs, {failures} failures", flush=True)
+    print(f"{total} graphs, {failures} failures")
     return 1 if failures else 0
 
 

@@ -1,7 +1,10 @@
-"""Hypothesis strategy of whole cases: a model, its inputs, and what the reference gives."""
+"""Whole cases: a model, its inputs, and what the reference gives; drawn by a seed, or as a hypothesis strategy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
@@ -15,24 +18,39 @@ MARGIN = 4
 """Attempts at a node, for each node of the graph."""
 
 
-@st.composite
-def cases(draw: st.DrawFn, sizes: tuple[int, ...] = SIZES, operators: tuple[str, ...] = DRAWN) -> Case:
-    """A case of some nodes out of `operators`."""
-    size = draw(st.sampled_from(sizes))
-    builder = Builder(draw, draw(st.sampled_from((1, 1, 2))), special=draw(st.integers(0, 9)) == 9)
-    builder.huge = size < 3 and draw(st.integers(0, 19)) == 19
+def grow(integer: Callable[[int, int], int], sizes: Sequence[int] = SIZES, operators: Sequence[str] = DRAWN) -> Case:
+    """A case of some nodes out of `operators`, by numbers drawn from `integer`. Raises Rejected where none came about."""
+    size = sizes[integer(0, len(sizes) - 1)]
+    builder = Builder(integer, (1, 1, 2)[integer(0, 2)], special=integer(0, 9) == 9)
+    builder.alone = size == 1
+    builder.huge = size < 3 and integer(0, 19) == 19
     for _ in range(MARGIN * size + 4):
         kept = len(builder.values)
         try:
             with quiet():
-                add_node(builder, draw(st.sampled_from(operators)))
+                add_node(builder, operators[integer(0, len(operators) - 1)])
         except Rejected:
             del builder.values[kept:]
         if len(builder.nodes) >= size:
             break
-    assume(builder.nodes)
+    return case_of(builder)
+
+
+def case_by(seed: int, sizes: Sequence[int] = SIZES, operators: Sequence[str] = DRAWN) -> Case:
+    """The case of a seed: independent of those of all others, as hypothesis's examples are not."""
+    random = np.random.default_rng(seed)
+    while True:
+        try:
+            return grow(lambda low, high: int(random.integers(low, high, endpoint=True)), sizes, operators)
+        except Rejected:
+            continue
+
+
+@st.composite
+def cases(draw: st.DrawFn, sizes: Sequence[int] = SIZES, operators: Sequence[str] = DRAWN) -> Case:
+    """The same as a strategy, which hypothesis shrinks."""
     try:
-        return case_of(builder)
+        return grow(lambda low, high: draw(st.integers(low, high)), sizes, operators)
     except Rejected:
         assume(False)
         raise

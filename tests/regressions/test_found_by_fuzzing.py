@@ -12,3 +12,11 @@ def test_shape_of_no_axes() -> None:
         for symbolic in (False, True):
             (found,) = run_node("Shape", {"x": np.asarray(x)}, symbolic=symbolic, **attributes)
             assert (found.dtype, found.shape) == (np.int64, (0,))
+
+
+def test_tiles_of_an_empty_axis() -> None:
+    """The axis of no elements is repeated too."""
+    x = np.zeros((3, 0, 2), np.float64)
+    for symbolic in (False, True):
+        (found,) = run_node("Tile", {"x": x, "repeats": np.array([2, 3, 1])}, constant=["repeats"], symbolic=symbolic)
+        assert found.shape == (6, 0, 2)
