@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..dims import Dim, dim_max
 from ..dtypes import BOOL, I64
-from ..functions import cast, where
+from ..functions import cast, maximum, where
+from ..guards import guard
 from ..scalars import Scalar, as_dim, binary, const, index
 from ..tensors import Tensor, compute, inside
 from .declare import Registry, Static
@@ -21,9 +22,10 @@ def append_to_cache(past: Tensor, new: Tensor, starts: Tensor, total: Static) ->
     batch, heads, rows, width = past.shape
     length = new.shape[2]
     extent = dim_max(rows, total[0])
+    guard(starts, extent - length + 1, 0, "a cache")
 
     def element(b: Dim, head: Dim, row: Dim, channel: Dim) -> Scalar:
-        place = row - as_dim(starts.at((b,)), 0, extent)
+        place = row - as_dim(maximum(starts.at((b,)), 0), 0)
         kept = where(inside(row, rows), past.at((b, head, row, channel)), const(0, past.dtype))
         return where(inside(place, length), new.at((b, head, place, channel)), kept)
 
