@@ -111,7 +111,8 @@ class Forest:
         combine = {"MIN": np.minimum, "MAX": np.maximum}.get(aggregate, np.add)
         start = {"MIN": np.inf, "MAX": -np.inf}.get(aggregate, 0.0)
         missing = n.constant(self.missing) if self.missing.any() else None
-        trees = np.stack([self.roots, self.depths()], axis=1).astype(np.int32)
+        depths = self.depths()
+        depth, trees = int(depths.max()), np.stack([self.roots, depths], axis=1).astype(np.int32)
         operands = [x, self.features.astype(np.int32), self.thresholds, self.children.astype(np.int32), trees]
         if targets == 1:
             single = np.full(count, start, dtype)
@@ -126,7 +127,9 @@ class Forest:
         if missing is not None:
             operands.append(missing)
         values = [n.constant(o) if isinstance(o, np.ndarray) else o for o in operands]
-        return n.several("onnxc.TreeEnsemble", values, 1, targets=targets, features=features, aggregate=op)[0]
+        return n.several(
+            "onnxc.TreeEnsemble", values, 1, targets=targets, features=features, depth=depth, aggregate=op
+        )[0]
 
 
 class _Nodes:

@@ -13,6 +13,7 @@ from .dims import Opaque, Sum, atoms
 from .dtypes import F32, I64, DType
 from .errors import UnsupportedError
 from .export_sizes import Sizes
+from .export_trees import trees_to_onnx
 from .graph import Attribute, Constant, Graph, Node, OptionalType, SequenceType, TensorType, Type, Value
 from .ops import REGISTRY
 from .ops.attention import ZERO
@@ -138,6 +139,8 @@ def node_to_onnx(node: Node, sizes: Sizes | None = None) -> list[NodeProto]:
         return _dims_to_onnx(node, sizes)
     if "result" in node.attributes:
         return _widened_to_onnx(node, sizes)
+    if node.op == "onnxc.TreeEnsemble":
+        return trees_to_onnx(node, sizes)
     if node.op == "onnxc.Attention":
         return _attention_to_onnx(node, sizes)
     if schema_of(node.op) is None and (not domain or domain == "onnxc"):

@@ -9,6 +9,8 @@ import onnxc
 import pytest
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from onnxc.compiler.importer import import_model
+from onnxc.ir.export import to_onnx
 
 from .forests import BRANCHES, forest, leaves_of, model_of, runtime, table
 
@@ -149,6 +151,20 @@ def test_members_of_missing_values() -> None:
     model = model_of("TreeEnsemble", x, opset=5, **attributes)
     (found,) = onnxc.compile(model).run(x).values()
     np.testing.assert_allclose(found, ReferenceEvaluator(model).run(None, x)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("targets", (1, 3))
+@pytest.mark.parametrize("aggregate", ("SUM", "MIN"))
+def test_exported(targets: int, aggregate: str) -> None:
+    """The graph as ONNX, in which the trees are operators that every engine has."""
+    random = np.random.default_rng(19)
+    nodes, leaves = forest(random, 4, 4, 5, missing=True, modes=BRANCHES[:4])
+    ids = [int(i) for i in random.integers(0, targets, len(leaves))]
+    attributes = nodes | leaves_of("target", leaves, ids, random.normal(size=len(leaves)))
+    x = {"x": table(random, 30, 5, nan=True)}
+    model = model_of("TreeEnsembleRegressor", x, n_targets=targets, aggregate_function=aggregate, **attributes)
+    (found,) = ReferenceEvaluator(to_onnx(import_model(model))).run(None, x)
+    np.testing.assert_allclose(found, runtime(model, x)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_malformed_trees() -> None:
