@@ -138,7 +138,7 @@ class Checks:
             text = f"{node.where}: the model needs {left} = {right}: they differ by {{value}}"
             if a == dim_max(b, 0):
                 text = f"{node.where}: {right} is {{value}}: a size cannot be negative"
-                steps += self._size(b, 0, 1 << 62, text, node.origin)
+                steps += self._size(b, 0, b + 1, text, node.origin)  # no other end: indices of GPUs have 32 bits
             else:
                 steps += self._size(a - b, 0, 1, text, node.origin)
         return steps
