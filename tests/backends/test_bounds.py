@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import onnx
 import onnxc
 import pytest
 from onnx import helper
+from onnxc.compiler.native import FIRST_CHECK, write_native
 from single_node import Array, model_of
 
 X = np.arange(24, dtype=np.float32).reshape(4, 6)
@@ -232,3 +236,61 @@ def test_sizes_that_cannot_be(name: str) -> None:
     with pytest.raises(onnxc.ShapeError):
         executable.run({**operands, "s": bad})
     executable.run(operands)
+
+
+def picking() -> onnx.ModelProto:
+    node = helper.make_node("Gather", ["x", "i"], ["y"], name="pick")
+    return model_of([node], {"x": X, "i": i64(0)}, {}, ["y"], symbolic=True)
+
+
+def test_an_artifact_holds_the_messages(tmp_path: Path) -> None:
+    executable = onnxc.load(onnxc.compile(picking()).save(tmp_path / "pick.onnxc"))
+    np.testing.assert_array_equal(executable(X, i64(-1)), X[3:])
+    with pytest.raises(onnxc.IndexRangeError, match=r'Gather \("pick"\): index 9 is out of range for an axis of 4'):
+        executable(X, i64(9))
+
+
+def test_native_code_returns_the_number_of_the_check(tmp_path: Path) -> None:
+    library, header = write_native(onnxc.compile(picking()).compiled, tmp_path / "pick.so")
+    assert f'{FIRST_CHECK}: Gather ("pick"): index (value) is out of range for an axis of (limit)' in header.read_text()
+    run = ctypes.CDLL(str(library)).pick_run
+    found = np.zeros((2, 6), np.float32)
+    sizes = (ctypes.c_int64 * 3)(4, 6, 2)
+    for index, status in ((i64(3, -4), 0), (i64(3, 4), FIRST_CHECK), (i64(-5, 0), FIRST_CHECK), (i64(3, -4), 0)):
+        inputs = (ctypes.c_void_p * 2)(X.ctypes.data, index.ctypes.data)
+        assert run(inputs, (ctypes.c_void_p * 1)(found.ctypes.data), sizes, None, 1) == status
+    np.testing.assert_array_equal(found, X[[3, 0]])
+
+
+def test_calls_from_several_threads() -> None:
+    """Each call has records of its own."""
+    executable = onnxc.compile(picking())
+
+    def call(number: int) -> bool:
+        for _ in range(200):
+            try:
+                executable(X, i64(number % 8))
+            except onnxc.IndexRangeError:
+                assert number % 8 >= 4
+            else:
+                assert number % 8 < 4
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(call, range(8)))
+
+
+def test_arrays_that_stay_on_a_gpu(gpu: None) -> None:
+    """Nothing waits for such a call: its error comes with the content, or with the next call."""
+    executable = onnxc.compile(picking(), target="cuda")
+    x = executable.run({"x": X, "i": i64(0, 1, 2, 3)}, on_device=True)["y"]
+    wrong = executable(x, i64(4))
+    with pytest.raises(onnxc.IndexRangeError, match='"pick"'):
+        wrong.numpy()
+    np.testing.assert_array_equal(executable(x, i64(1)).numpy(), X[1:2])
+    wrong = executable(x, i64(-5))
+    with wrong.device:
+        wrong.stream.pycuda.synchronize()
+    with pytest.raises(onnxc.IndexRangeError, match='"pick"'):
+        executable(x, i64(1))
+    np.testing.assert_array_equal(executable(x, i64(1)).numpy(), X[1:2])
