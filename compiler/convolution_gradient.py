@@ -12,7 +12,8 @@ from .calls import Call
 from .expand import Nodes
 
 
-def _numbers(node: Node, name: str, default: Sequence[int]) -> list[int]:
+def numbers_of(node: Node, name: str, default: Sequence[int]) -> list[int]:
+    """An attribute that is a list of integers."""
     found = node.attributes.get(name, tuple(default))
     assert isinstance(found, tuple)
     return [int(item) for item in found]  # type: ignore[arg-type]
@@ -22,7 +23,7 @@ def _pads(node: Node, extents: Sequence[Any], kernel: Sequence[int], strides: li
     """The padding before and after each axis, those by `auto_pad` computed."""
     mode, rank = node.attributes.get("auto_pad", "NOTSET"), len(kernel)
     if mode in ("NOTSET", "VALID"):
-        return _numbers(node, "pads", (0,) * (2 * rank)) if mode == "NOTSET" else [0] * (2 * rank)
+        return numbers_of(node, "pads", (0,) * (2 * rank)) if mode == "NOTSET" else [0] * (2 * rank)
     before, after = [], []
     for extent, size, stride, step in zip(extents, kernel, strides, steps, strict=True):
         total = max((-(-extent // stride) - 1) * stride + (size - 1) * step + 1 - extent, 0)
@@ -42,17 +43,14 @@ def conv(
     assert gradient is not None
     rank = x.tensor.rank - 2
     extents, kernel = x.shape[2:], list(w.shape[2:])
-    strides, steps = _numbers(node, "strides", (1,) * rank), _numbers(node, "dilations", (1,) * rank)
+    strides, steps = numbers_of(node, "strides", (1,) * rank), numbers_of(node, "dilations", (1,) * rank)
     if any(not isinstance(d, int) for d in (*extents, *w.shape)):
         raise UnsupportedError(f"{node.where}: the gradient of a convolution of images whose size only the run tells")
     pads = _pads(node, extents, kernel, strides, steps)  # type: ignore[arg-type]
     group = node.attributes.get("group", 1)
     assert isinstance(group, int)
     # What the last window leaves of the padded image.
-    spare = [
-        (extents[a] + pads[a] + pads[rank + a] - (kernel[a] - 1) * steps[a] - 1) % strides[a]  # type: ignore[operator]
-        for a in range(rank)
-    ]
+    spare = [(extents[a] + pads[a] + pads[rank + a] - (kernel[a] - 1) * steps[a] - 1) % strides[a] for a in range(rank)]
     image = n(
         "ConvTranspose", gradient, w, strides=tuple(strides), dilations=tuple(steps), pads=tuple(pads), group=group,
         output_padding=tuple(spare),

@@ -68,7 +68,7 @@ class Nodes:
             condition, after = body(values[2:])
             return (condition, *after)
 
-        inputs = (self.constant(np.int64(trips)), self.constant(np.array(True)), *state)  # type: ignore[arg-type]
+        inputs = (self.constant(np.array(trips, np.int64)), self.constant(np.array(True)), *state)
         bodies: dict[str, Body] = {"body": lambda types: self.build.region("turn", types, fill)}
         return self.build.emit(Call("Loop", inputs, {}, ("",) * len(state), bodies=bodies, origin=self.call.origin))
 
@@ -90,7 +90,9 @@ class Nodes:
 
     def size(self, size: Dim) -> Value:
         """An i64 scalar."""
-        return self("Dims", values=(size,), shape=()) if not isinstance(size, int) else self.constant(np.int64(size))
+        if isinstance(size, int):
+            return self.constant(np.array(size, np.int64))
+        return self("Dims", values=(size,), shape=())
 
     def reshape(self, x: Value, *shape: Dim) -> Value:
         return x if x.shape == shape else self("Reshape", x, self.dims(*shape), allowzero=1)
@@ -147,7 +149,7 @@ def expand(function: Callable[..., Any], call: Call, build: Builder) -> None:
     if unknown:
         raise UnsupportedError(f"its attribute {unknown[0]!r} is not supported")
     given: dict[str, Attribute] = {**attributes, **call.attributes}
-    missing = [name for name, value in given.items() if value is EMPTY]
+    missing = [name for name, default in attributes.items() if default is EMPTY and name not in call.attributes]
     if missing:
         raise UnsupportedError(f"it lacks the attribute {missing[0]!r}")
     operands: list[Value | None] = list(call.inputs)

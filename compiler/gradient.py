@@ -17,7 +17,7 @@ from ..ir.errors import ModelError, UnsupportedError
 from ..ir.graph import Node, Value
 from ..ir.ops import REGISTRY
 from .calls import Builder, Call
-from .convolution_gradient import conv, max_pool
+from .convolution_gradient import conv, max_pool, numbers_of
 from .derivatives import Pointwise, is_float, is_pointwise
 from .expand import Nodes
 
@@ -239,9 +239,10 @@ RULES: Mapping[str, Rule] = {
 
 def _gemm(n: Nodes, node: Node) -> Value:
     a, b = (
-        n.transpose(x, 1, 0) if node.attributes.get(f"trans{k}") else x for k, x in zip("AB", node.inputs, strict=False)
-    )  # type: ignore[arg-type]
-    alpha, beta = (float(node.attributes.get(name, 1.0)) for name in ("alpha", "beta"))  # type: ignore[arg-type]
+        n.transpose(x, 1, 0) if node.attributes.get(f"trans{side}") else x
+        for side, x in zip("AB", node.operands, strict=False)
+    )
+    alpha, beta = _number(node, "alpha", 1.0), _number(node, "beta", 1.0)
     result = n("MatMul", a, b)
     result = result if alpha == 1 else n("Mul", result, alpha)
     c = node.inputs[2] if len(node.inputs) > 2 else None
@@ -254,7 +255,13 @@ def _normalised(n: Nodes, x: Value, axes: Sequence[int], epsilon: float) -> Valu
 
 
 def _epsilon(node: Node) -> float:
-    return float(node.attributes.get("epsilon", 1e-5))  # type: ignore[arg-type]
+    return _number(node, "epsilon", 1e-5)
+
+
+def _number(node: Node, name: str, default: float) -> float:
+    value = node.attributes.get(name, default)
+    assert isinstance(value, int | float)
+    return float(value)
 
 
 def _along_channels(n: Nodes, value: Value, x: Value) -> Value:
@@ -307,12 +314,11 @@ def _average_pool(n: Nodes, node: Node) -> Value:
     x, given = node.operands[0], dict(node.attributes)
     if given.pop("ceil_mode", 0):
         raise UnsupportedError(f"{node.where}: the gradient of AveragePool with ceil_mode")
-    padded, kernel = given.pop("count_include_pad", 0), given["kernel_shape"]
-    assert isinstance(kernel, tuple)
-    ones = n.expand(n.like(1, x), 1, 1, *kernel)  # type: ignore[arg-type]
+    padded, kernel = given.pop("count_include_pad", 0), numbers_of(node, "kernel_shape", ())
+    ones = n.expand(n.like(1, x), 1, 1, *kernel)
     single = n.reshape(x, x.shape[0] * x.shape[1], 1, *x.shape[2:])
     total = n("Conv", single, ones, **given)
-    count = n.like(math.prod(int(k) for k in kernel), x)  # type: ignore[call-overload]
+    count = n.like(math.prod(kernel), x)
     if not padded:
         count = n("Conv", n.expand(n.like(1, x), 1, 1, *x.shape[2:]), ones, **given)
     return n.reshape(n("Div", total, count), *node.output.shape)
@@ -419,9 +425,9 @@ def gradient(
     where an operator on the way has no derivative that is known, ModelError where `y` is not a tensor of floats.
     """
     n = Nodes(call, build)
-    named = [_tensor(find(name)) for key in ("xs", "zs") for name in call.attributes.get(key, ())]  # type: ignore[union-attr]
-    y = _tensor(find(str(call.attributes["y"])))
-    xs = named[: len(call.attributes["xs"])]  # type: ignore[arg-type]
+    y, xs, others = (_names(call, key) for key in ("y", "xs", "zs"))
+    named: list[Value] = [_tensor(find(name)) for name in xs] + [_tensor(find(name), False) for name in others]
+    (target,), variables = (_tensor(find(name)) for name in y), named[: len(xs)]
     if len(call.inputs) != len(named):
         raise ModelError(f"it has {len(call.inputs)} operands, but xs and zs name {len(named)} tensors")
 
@@ -433,21 +439,25 @@ def gradient(
     reverse = Reverse(n, emitted, known, expanded)
     nodes, changed = list(emitted), {a: b for a, b in zip(named, call.inputs, strict=True) if b is not None and a != b}
     if changed:
-        nodes, found = _again(build, nodes, changed)
-        y, xs = found.get(y, y), [found.get(x, x) for x in xs]
-    reverse.add(y, n.expand(n.like(1, y), *y.shape))
-    ends = set(xs)
+        nodes, again = _again(build, nodes, changed)
+        target, variables = again.get(target, target), [again.get(x, x) for x in variables]
+    reverse.add(target, n.expand(n.like(1, target), *target.shape))
+    ends = set(variables)
     reverse.sweep(nodes, reverse.reach(nodes, ends), ends)
-    found = [reverse.gradients.get(x) or n.expand(n.like(0, x), *x.shape) for x in xs]
-    named_results = zip(found, call.outputs, strict=False)
+    found = [reverse.gradients.get(x) or n.expand(n.like(0, x), *x.shape) for x in variables]
     return tuple(
         build.emit(Call("Identity", (v,), {}, (name,), origin=call.origin))[0] if name else v
-        for v, name in named_results
+        for v, name in zip(found, call.outputs, strict=False)
     )
 
 
-def _tensor(item: Any) -> Value:
-    if not isinstance(item, Value) or not is_float(item):
+def _names(call: Call, key: str) -> list[str]:
+    found = call.attributes.get(key, ())
+    return list(map(str, found)) if isinstance(found, tuple) else [str(found)]
+
+
+def _tensor(item: Any, differentiable: bool = True) -> Value:
+    if not isinstance(item, Value) or (differentiable and not is_float(item)):
         raise ModelError("it differentiates tensors of floats")
     return item
 

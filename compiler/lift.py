@@ -86,7 +86,8 @@ def lift(call: Call, build: Builder) -> Call | None:
     """
     name, version = call.op, call.version
     if name in COMPOSITES:
-        return expand(COMPOSITES[name], call, build)
+        expand(COMPOSITES[name], call, build)
+        return None
     before, dropped = DROPPED.get(name, _CONSUMED)
     if version < before:
         call = call.with_attributes(dropped)
@@ -181,7 +182,8 @@ def _dropout(call: Call, build: Builder) -> Call | None:
     """Dropout at inference: the identity, and a mask of ones."""
     training = build.known(call.input(2))
     if call.input(2) is not None and (training is None or training.any()):
-        return expand(dropout, call, build)
+        expand(dropout, call, build)
+        return None
     x = _operand(call)
     if len(call.outputs) > 1 and call.outputs[1]:
         ones = np.ones(1, (BOOL if call.version >= 10 else x.dtype).numpy)

@@ -113,7 +113,13 @@ class Forest:
         missing = n.constant(self.missing) if self.missing.any() else None
         depths = self.depths()
         depth, trees = int(depths.max()), np.stack([self.roots, depths], axis=1).astype(np.int32)
-        operands = [x, self.features.astype(np.int32), self.thresholds, self.children.astype(np.int32), trees]
+        operands: list[Value | np.ndarray | None] = [
+            x,
+            self.features.astype(np.int32),
+            self.thresholds,
+            self.children.astype(np.int32),
+            trees,
+        ]
         if targets == 1:
             single = np.full(count, start, dtype)
             combine.at(single, nodes, weights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import NodeProto
@@ -25,7 +27,7 @@ def trees_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:
     assert isinstance(depth, int) and isinstance(targets, int) and weight is not None and x is not None
     nodes: list[NodeProto] = []
 
-    def add(op: str, *inputs: str | None, **attributes: object) -> str:
+    def add(op: str, *inputs: str | None, **attributes: Any) -> str:
         name = f"{node.output.name}~trees{len(nodes)}"
         nodes.append(onnx.helper.make_node(op, [i or "" for i in inputs], [name], **attributes))
         return name
