@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from ..ir.dtypes import BOOL
-from ..ir.errors import HostNeeded, ValueNeeded
+from ..ir.errors import HostNeeded, LimitError, ValueNeeded
 from ..ir.graph import Graph
 from ..ir.program import Program
 from ..ir.target import Target
@@ -132,8 +132,11 @@ def compile_model(model: Model, options: Options) -> Interface | Deferred:
         return _for_host(model, options, error)
 
 
-def _for_host(model: Model, options: Options, reason: HostNeeded) -> Deferred:
-    """The model divided between Python and compiled code."""
+def _for_host(model: Model, options: Options, reason: HostNeeded | ValueNeeded) -> Deferred:
+    """The model divided between Python and compiled code, or into parts behind values that decide the code.
+
+    Raises `reason` where there is nothing to divide.
+    """
     if isinstance(model, Graph):
         raise reason
     from .host.executable import HostExecutable  # it needs ONNX's reference, which takes long to import
@@ -153,6 +156,10 @@ def compiled_model(model: Model, options: Options) -> Compiled:
         return _compiled_model(model, options)
     except HostNeeded as error:
         return _for_host(model, options, error).compiled
+    except RecursionError as error:
+        raise LimitError("the model's expressions are nested too deeply to be compiled") from error
+    except MemoryError as error:
+        raise LimitError("compiling the model takes more memory than there is") from error
 
 
 def _compiled_model(model: Model, options: Options) -> Compiled:

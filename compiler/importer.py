@@ -19,7 +19,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoPro
 from onnx.defs import OpSchema
 
 from ..ir.dtypes import BOOL, BY_ONNX, I64, of_numpy
-from ..ir.errors import HostNeeded, LimitError, ModelError, OnnxcError, UnsupportedError
+from ..ir.errors import HostNeeded, ModelError, OnnxcError, UnsupportedError, ValueNeeded
 from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Type, Value, constant_node
 from ..ir.infer import Inference
 from ..ir.ops import REGISTRY
@@ -31,7 +31,7 @@ from .functions import Function, Key, call_to_onnx, domain_of, local_functions, 
 from .gradient import GRADIENT, gradient
 from .host.kinds import NUMBERS, kind_of_type
 from .lift import lift
-from .limits import check_types, most_nodes
+from .limits import check_node_count, check_types, most_nodes
 from .nodes import (
     all_names,
     check_call,
@@ -244,8 +244,7 @@ class Importer:
     def _node(self, node: NodeProto, index: int, scope: Scope) -> None:
         name = node_name(node, index)
         self._nodes_left -= 1
-        if self._nodes_left < 0:
-            raise LimitError("the model's functions and loops expand to too many nodes")
+        check_node_count(self._nodes_left, node)
         origin = scope.origin or (f"{scope.prefix}{name}",)
         attributes = _resolved(node, scope)
         items = tuple(scope.find(text) if text else None for text in node.input)
@@ -452,7 +451,10 @@ def _located(name: str, op: str) -> Iterator[None]:
     try:
         yield
     except OnnxcError as error:
-        raise type(error)(f"{where}: {error}") from error
+        located = type(error)(f"{where}: {error}")
+        if isinstance(located, ValueNeeded) and isinstance(error, ValueNeeded):
+            located.nodes = error.nodes or (name,)
+        raise located from error
     except RecursionError:
         raise
     except Exception as error:  # a malformed model reached code that trusts its input

@@ -45,7 +45,7 @@ class SpecializingExecutable(Deferred):
         model: onnx.ModelProto,
         compile_values: CompileValues,
         reason: str,
-        for_host: Callable[[HostNeeded], Deferred] | None = None,
+        for_host: Callable[[HostNeeded | ValueNeeded], Deferred] | None = None,
     ) -> None:
         """`for_host` gives what runs the model where all values and sizes do not suffice to compile it."""
         self._model = model
@@ -56,7 +56,8 @@ class SpecializingExecutable(Deferred):
         self._small = tuple(value.name for value in self._values if _is_small(value))
         self._level = 0
         self._reason = reason
-        self._known: OrderedDict[tuple[bytes, ...], Interface | Deferred] = OrderedDict()
+        self._known: OrderedDict[tuple[bytes, ...], Interface] = OrderedDict()
+        self._divided: Deferred | None = None
         self._lock = threading.Lock()
 
     @property
@@ -93,9 +94,17 @@ class SpecializingExecutable(Deferred):
             raise ShapeError(f"inputs do not fit (missing: {', '.join(missing)})")
         arrays = {value.name: self._seen(value.name, inputs) for value in self._values if value.name in inputs}
         with self._lock:
+            if self._divided is not None:
+                return self._divided
             found = self._known.get(self._key(arrays))
             if found is None:
-                found = self._compiled(arrays)
+                try:
+                    found = self._compiled(arrays)
+                except (ValueNeeded, HostNeeded) as error:
+                    if self._for_host is None:
+                        raise
+                    self._divided = self._for_host(error)
+                    return self._divided
                 self._known[self._key(arrays)] = found
                 while len(self._known) > KEPT:
                     self._known.popitem(last=False)
@@ -116,7 +125,7 @@ class SpecializingExecutable(Deferred):
         values = [f"{a.dtype}{a.shape}".encode() + a.tobytes() for n, a in arrays.items() if n in self.parameters]
         return (*values, repr([fixed(a.shape) for n, a in arrays.items() if n not in self.parameters]).encode())
 
-    def _compiled(self, arrays: Mapping[str, np.ndarray]) -> Interface | Deferred:
+    def _compiled(self, arrays: Mapping[str, np.ndarray]) -> Interface:
         """Compiled with as few values and sizes fixed as will do; remembers which those are."""
         while True:
             _, fixed = _LEVELS[self._level]
@@ -125,13 +134,10 @@ class SpecializingExecutable(Deferred):
             shapes = {name: shape for name, shape in sizes.items() if set(shape) - {None}}
             try:
                 return self._compile(self._with_constants(values), shapes, STRETCHED if fixed is _ones else 0)
-            except (ValueNeeded, HostNeeded) as error:
-                if self._level + 1 < len(_LEVELS):
-                    self._level += 1
-                elif isinstance(error, HostNeeded) and self._for_host is not None:
-                    return self._for_host(error)
-                else:
+            except (ValueNeeded, HostNeeded):
+                if self._level + 1 == len(_LEVELS):
                     raise
+                self._level += 1
 
     def _with_constants(self, arrays: Mapping[str, np.ndarray]) -> onnx.ModelProto:
         if not arrays:

@@ -18,7 +18,12 @@ class UnsupportedError(OnnxcError):
 
 
 class ValueNeeded(UnsupportedError):
-    """A value decides ranks or axes, and only the run tells it: compiling needs the value itself."""
+    """A value decides ranks or axes, and only the run tells it: compiling needs the value itself.
+
+    `nodes` is the ONNX name of the node that needs it, where the importer met it.
+    """
+
+    nodes: tuple[str, ...] = ()
 
 
 class HostNeeded(UnsupportedError):

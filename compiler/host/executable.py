@@ -42,12 +42,12 @@ class HostExecutable(Deferred):
         options: Options,
         compile: CompileSegment,
         check: CheckSegment,
-        reason: HostNeeded,
+        reason: HostNeeded | ValueNeeded,
     ) -> None:
-        """`reason` tells why Python is needed, and names the loops that it must repeat; `check` reads a segment's model
-        without compiling it.
+        """`reason` tells why the model is divided, and names the loops that Python must repeat, or the nodes that are
+        compiled when values are known; `check` reads a segment's model without compiling it.
 
-        Raises UnsupportedError where neither code nor Python can run a node.
+        Raises UnsupportedError where neither code nor Python can run a node, `reason` where there is nothing to divide.
         """
         self._reason = reason
         within = replace(options, dims=None, shapes=None)
@@ -64,17 +64,19 @@ class HostExecutable(Deferred):
         def compiled(segment: ModelProto, smallest: int) -> Runnable:
             return compile(segment, replace(within, smallest=smallest))
 
-        planner = Planner(model, compiled, Weights(None, folder), _named_loops(reason))
+        named = _named_nodes(reason)
+        planner = Planner(model, compiled, Weights(None, folder))
+        late = isinstance(reason, ValueNeeded)
+        planner = replace(planner, cuts=named) if late else replace(planner, loops=named)
         try:
             self._plan = planner.plan()
+            if not self._divided and not late:
+                # Within a function that loop has another name: Python repeats all that there are.
+                self._plan = replace(planner, loops=None).plan()
         except RecursionError as error:
             raise ModelError("graphs are nested too deeply") from error
-        kinds = [*self._plan.kinds, *(kind_of_type(value.type) for value in self._declared)]
-        if not self._plan.host_steps and all(kind == NUMBERS for kind in kinds):
-            # Within a function that loop has another name: Python repeats all that there are.
-            self._plan = replace(planner, loops=None).plan()
-            if not self._plan.host_steps:
-                raise UnsupportedError(str(reason)) from reason
+        if not self._divided:
+            raise reason if late else UnsupportedError(str(reason)) from reason
         self._check(check, replace(within, smallest=STRETCHED))
 
     def _check(self, check: CheckSegment, options: Options) -> None:
@@ -89,6 +91,11 @@ class HostExecutable(Deferred):
                     check(model, options)
 
     @property
+    def _divided(self) -> bool:
+        kinds = [*self._plan.kinds, *(kind_of_type(value.type) for value in self._declared)]
+        return not self._plan.whole or any(kind != NUMBERS for kind in kinds)
+
+    @property
     def steps(self) -> Plan:
         """What runs: compiled segments and steps of Python, in order."""
         return self._plan
@@ -98,7 +105,7 @@ class HostExecutable(Deferred):
         """Raises UnsupportedError, naming the nodes that only Python can run."""
         steps = [f'"{step.name}" ({step.operator})' for step in self._plan.host_steps]
         nodes = ", ".join(steps[:_LISTED]) + (f" and {len(steps) - _LISTED} more" if len(steps) > _LISTED else "")
-        what = f"runs {len(steps)} steps of this model: {nodes}" if steps else "hands on what is no tensor of numbers"
+        what = f"runs {len(steps)} steps of this model: {nodes}" if steps else "hands on values that decide the code"
         raise UnsupportedError(
             f"Python {what}; ahead of time only operators on tensors of numbers are compiled: run the model by "
             f"onnxc.compile or onnxc run, or export it without these nodes ({self._reason})"
@@ -163,8 +170,8 @@ def _own(value: Any, taken: set[int]) -> Any:
     return value
 
 
-def _named_loops(reason: BaseException | None) -> frozenset[str]:
-    """The loops that an error names, or one that it was raised from."""
+def _named_nodes(reason: BaseException | None) -> frozenset[str]:
+    """The nodes that an error names, or one that it was raised from."""
     found: set[str] = set()
     while reason is not None:
         found.update(getattr(reason, "nodes", ()))

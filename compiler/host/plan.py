@@ -81,6 +81,11 @@ class Plan:
         return found
 
     @property
+    def whole(self) -> bool:
+        """Whether one piece of code can do it all."""
+        return len(self.steps) < 2 and not self.host_steps
+
+    @property
     def segments(self) -> list[Segment]:
         """The compiled segments, those inside bodies included."""
         found: list[Segment] = []
@@ -179,12 +184,17 @@ class _Scope:
 
 @dataclass(frozen=True)
 class Planner:
-    """Divides the graphs of one model; `loops` are the names of those that Python has to repeat, None for all."""
+    """Divides the graphs of one model.
+
+    `loops` are the names of those that Python has to repeat, None for all; before nodes named in `cuts` a segment ends:
+    what they read has to be known when they are compiled.
+    """
 
     model: ModelProto
     compile: Compile
     weights: Weights
     loops: frozenset[str] | None = frozenset()
+    cuts: frozenset[str] = frozenset()
 
     def plan(self) -> Plan:
         """The plan of the model. Raises UnsupportedError where neither code nor Python can run a node."""
@@ -263,7 +273,7 @@ class Planner:
         given = output_kinds(node, opset, kinds, [bodies[name].kinds for name in order])
         scope.kinds.update(zip(node.output, given, strict=False))
         touched = [*given, *(scope.kinds[name] for name in free_names(node))]
-        inside = any(plan.host_steps for plan in bodies.values())
+        inside = any(not plan.whole for plan in bodies.values())
         repeated = operator in ("Loop", "Scan") if self.loops is None else node.name in self.loops
         named = operator in STEPS or repeated or has_text_attribute(attributes_of(node))
         if not (inside or named or any(kind != NUMBERS for kind in touched)):
@@ -288,10 +298,13 @@ class Planner:
         while waiting:
             for compiled in (True, False):
                 taken, left = [], []
+                made: set[str] = set()
                 for part in waiting:
-                    if (part[1] is None) == compiled and not missing & part[2]:
+                    early = part[0].name in self.cuts and made & part[2]
+                    if (part[1] is None) == compiled and not missing & part[2] and not early:
                         taken.append(part)
                         missing.difference_update(part[0].output)
+                        made.update(filter(None, part[0].output))
                     else:
                         left.append(part)
                 waiting = left

@@ -411,3 +411,34 @@ def test_functions_that_never_end_or_explode_are_refused() -> None:
     doubling = [f"a = local.f{i + 1} (x) y = local.f{i + 1} (a)" for i in range(40)]
     with pytest.raises(LimitError, match="expand to too many nodes"):
         onnxc.compile(model([*doubling, "y = Identity (x)"]))
+
+
+def test_axes_and_branches_that_the_run_computes() -> None:
+    """What they decide is compiled behind them, for each value."""
+    model = model_of_text("""late (float[n, m] x, float[k] scores) => (float[n, m] y) {
+        doubled = Add (x, x)
+        best = ArgMax <axis = 0, keepdims = 0> (scores)
+        summed = CumSum (doubled, best)
+        y = Relu (summed)
+    }""")
+    executable = onnxc.compile(model)
+    x = np.random.default_rng(0).standard_normal((3, 4), np.float32)
+    for scores in ([1, 0], [0, 1], [0, 2], [3, 1]):
+        y = executable(x, np.array(scores, np.float32))
+        np.testing.assert_allclose(y, np.maximum(np.cumsum(2 * x, int(np.argmax(scores))), 0), rtol=1e-5, atol=1e-6)
+    model = model_of_text(
+        """ranks (float[n, m] x) => (float[r] y) {
+            total = ReduceSum <keepdims = 0> (x)
+            positive = Greater (total, zero)
+            y = If (positive) <then_branch = a () => (float[n, m] p) { p = Relu (x) },
+                else_branch = b () => (float[m] q) { q = ReduceSum <keepdims = 0> (x, axes) }>
+        }""",
+        zero=np.float32(0),
+        axes=np.array([0]),
+    )
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    executable = onnxc.compile(model)
+    np.testing.assert_array_equal(executable(abs(x)), abs(x))
+    np.testing.assert_allclose(executable(-abs(x)), -abs(x).sum(0), rtol=1e-5)
+    with pytest.raises(UnsupportedError):
+        executable.save("never.onnxc")
