@@ -10,10 +10,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-from ....ir.dtypes import BF16, of_numpy
+from ....ir.dtypes import BY_NAME, of_numpy
 from ....ir.errors import ShapeError
 from .driver import Block, Device, Stream
 from .graphs import LEGACY_STREAMS, order
@@ -22,7 +21,8 @@ from .memory import Pool
 CUDA, CUDA_MANAGED = 2, 13
 """DLPack's numbers of devices."""
 _CODES = {"int": 0, "uint": 1, "float": 2, "complex": 5, "bool": 6}
-_BFLOAT = 4
+_OWN_CODES = {"bf16": 4, "f8e4m3fn": 10, "f8e4m3fnuz": 11, "f8e5m2": 12, "f8e5m2fnuz": 13, "f8e8m0": 14}
+"""DLPack's codes of kinds of elements, and of types that have one of their own. It packs those of less than 8 bits."""
 
 
 class _Tensor(ctypes.Structure):
@@ -183,9 +183,10 @@ class GpuArray:
 def _dlpack_type(dtype: np.dtype[Any]) -> tuple[int, int]:
     """DLPack's code and bits of an element type. BufferError for one that it packs in another way or has not."""
     found = of_numpy(dtype)
-    if found != BF16 and (dtype.isbuiltin != 1 or found.kind not in _CODES):
+    own = _OWN_CODES.get(found.name)
+    if own is None and (dtype.isbuiltin != 1 or found.kind not in _CODES):
         raise BufferError(f"DLPack has no elements like {dtype} in memory")
-    return _BFLOAT if found == BF16 else _CODES[found.kind], found.bits
+    return _CODES[found.kind] if own is None else own, found.bits
 
 
 def _give_back(pool: weakref.ref[Pool], block: Block, shared: Sequence[bool]) -> None:
@@ -244,8 +245,9 @@ def _from_capsule(capsule: Any) -> View:
     tensor = _Tensor.from_address(_python().PyCapsule_GetPointer(id(capsule), b"dltensor"))
     bits, code = tensor.bits, tensor.code
     kinds = {_CODES["int"]: "i", _CODES["uint"]: "u", _CODES["float"]: "f", _CODES["complex"]: "c"}
-    if code == _BFLOAT and bits == 16:
-        dtype = np.dtype(ml_dtypes.bfloat16)
+    own = next((BY_NAME[name] for name, number in _OWN_CODES.items() if number == code), None)
+    if own is not None and own.bits == bits:
+        dtype = own.numpy
     elif code == _CODES["bool"] and bits == 8:
         dtype = np.dtype(np.bool_)
     elif code in kinds and bits % 8 == 0 and tensor.lanes == 1:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnxc
 import pytest
-from onnxc.backends.cuda.runtime.arrays import GpuArray
+from onnxc.backends.cuda.runtime.arrays import GpuArray, view_of
 from onnxc.backends.cuda.runtime.driver import open_device
 from onnxc.compiler.cuda_executable import CudaExecutable
+from onnxc.ir.dtypes import BY_NAME
 from standin import driver, models
 from standin.checks import Array, Exported, Interface, counters, floats, leaves_nothing, on_gpu, on_gpu_row
 
@@ -183,6 +184,20 @@ def test_dlpack() -> None:
             z.__dlpack__(**refused)
     with pytest.raises(onnxc.ShapeError, match="input 'flag' is of float32: it must be bool"):
         CudaExecutable(models.choice()).run({"flag": Exported(z), "x": x[0]})
+
+
+@pytest.mark.parametrize(
+    "name", ["bf16", "f8e4m3fn", "f8e4m3fnuz", "f8e5m2", "f8e5m2fnuz", "f8e8m0", "c64", "bool", "i8"]
+)
+def test_dlpack_of_element_types(name: str) -> None:
+    """What goes out comes back as the same type; those that DLPack packs are not given away."""
+    dtype, array = BY_NAME[name].numpy, on_gpu(floats(6, 4))
+    array.dtype = dtype  # type: ignore[misc]
+    view = view_of(Exported(array), open_device())
+    assert (view.dtype, view.shape, view.address) == (dtype, (6, 4), array.address)
+    array.dtype = BY_NAME["i4"].numpy  # type: ignore[misc]
+    with pytest.raises(BufferError, match="DLPack has no elements like int4"):
+        array.__dlpack__()
 
 
 def test_dlpack_for_another_stream() -> None:
