@@ -386,8 +386,8 @@ def _named(node: NodeProto, index: int) -> list[NodeProto]:
         return [copy]
     copy.output[0] = f"{node.output[0]}.number"
     naming = onnx.helper.make_node(
-        "LabelEncoder", [copy.output[0]], [node.output[0]], f"{copy.name}.labels", domain="ai.onnx.ml",
-        keys_int64s=numbers, values_strings=labels,
+        "CategoryMapper", [copy.output[0]], [node.output[0]], f"{copy.name}.labels", domain="ai.onnx.ml",
+        cats_int64s=numbers, cats_strings=labels,
     )  # fmt: skip
     return [copy, naming]
 

@@ -287,3 +287,17 @@ def test_on_gpu(gpu: None) -> None:
     check(
         model_of("LabelEncoder", numbers, opset=4, keys_int64s=keys, values_int64s=keys[::-1]), numbers, target="cuda"
     )
+
+
+@pytest.mark.parametrize("opset", (1, 3))
+def test_text_labels(opset: int) -> None:
+    """A numeric classifier whose labels are text, also in the oldest opset, as exporters write it."""
+    x = {"x": table(RANDOM, 20, 4)}
+    model = model_of(
+        "LinearClassifier", x, 2, opset=opset, coefficients=RANDOM.normal(size=12), intercepts=[0.1, 0.2, 0.3],
+        classlabels_strings=["a", "b", "c"], post_transform="SOFTMAX",
+    )  # fmt: skip
+    labels, scores = onnxc.compile(model).run(x).values()
+    wanted = runtime(model, x)
+    assert labels.tolist() == wanted[0].tolist()
+    np.testing.assert_allclose(scores, wanted[1], rtol=1e-5, atol=1e-6)
