@@ -303,7 +303,7 @@ def _broadcast(call: Call, build: Builder) -> Call:
     return call.with_input(1, _one(build, call, "Unsqueeze", [y, axes]))
 
 
-def _scan(call: Call, build: Builder) -> None:
+def _batched_scan(call: Call, build: Builder) -> None:
     """Scan-8 ran over a batch too: an outer Scan over axis 0 around one over the sequence."""
     lengths, *operands = call.inputs
     if lengths is not None:
@@ -326,6 +326,38 @@ def _scan(call: Call, build: Builder) -> None:
     build.emit(Call("Scan", tuple(operands), outer, call.outputs, bodies={"body": over_batch}, origin=call.origin))
 
 
+def _scan(call: Call, build: Builder) -> Call | None:
+    """Axes other than the first are brought to the front, and what is stacked along others brought there behind it."""
+    if call.version < 9:
+        return _batched_scan(call, build)
+    scans = call.integer("num_scan_inputs", 1)
+    states = len(call.inputs) - scans
+    reads, writes = (call.attributes.get(f"scan_{what}_axes", ()) for what in ("input", "output"))
+    assert isinstance(reads, tuple) and isinstance(writes, tuple)
+    if not any(reads) and not any(writes):
+        return call
+    inputs = list(call.inputs)
+    for position, axis in enumerate(reads, states):
+        rank = _operand(call, position).tensor.rank
+        assert isinstance(axis, int) and -rank <= axis < rank, f"{_operand(call, position).type} has no axis {axis}"
+        order = [axis % rank, *(other for other in range(rank) if other != axis % rank)]
+        if axis:
+            inputs[position] = _one(build, call, "Transpose", [inputs[position]], perm=tuple(order))
+    plain = call.with_attributes(("scan_input_axes", "scan_output_axes"))
+    moved = [position for position, axis in enumerate(writes, states) if axis and call.outputs[position]]
+    names = tuple("" if position in moved else name for position, name in enumerate(call.outputs))
+    values = build.emit(replace(plain, inputs=tuple(inputs), outputs=names, version=NEWEST))
+    for position in moved:
+        rank, axis = values[position].tensor.rank, writes[position - states]
+        assert isinstance(axis, int) and -rank <= axis < rank, f"{values[position].type} has no axis {axis}"
+        order = list(range(1, rank))
+        order.insert(axis % rank, 0)
+        attributes: dict[str, Attribute] = {"perm": tuple(order)}
+        names = (call.outputs[position],)
+        build.emit(Call("Transpose", (values[position],), attributes, names, origin=call.origin))
+    return None
+
+
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "Greater", "Less", "PRelu")
 
 _FUNCTIONS: Mapping[str, tuple[int, Lift]] = {
@@ -339,7 +371,7 @@ _FUNCTIONS: Mapping[str, tuple[int, Lift]] = {
     "Dropout": (NEWEST, _dropout),
     "GroupNormalization": (21, _group_normalization),
     "Reshape": (NEWEST, _reshape),
-    "Scan": (9, _scan),
+    "Scan": (NEWEST, _scan),
     "Scatter": (NEWEST, lambda call, build: replace(call, op="ScatterElements")),
     "Split": (18, _split),
 }
