@@ -26,6 +26,10 @@ RANDOM = frozenset(
 )
 """Operators that give something else each time."""
 
+MISTAKEN = frozenset((("Resize", "complex"), *(("GridSample", kind) for kind in ("int", "uint"))))
+"""Operators with kinds of element types that the reference gets wrong: it drops imaginary parts, or truncates after
+each axis."""
+
 
 @register
 @dataclass(frozen=True)
@@ -33,22 +37,29 @@ class Fold(Pass):
     """Folds nodes of constant operands.
 
     A result of more than `large` bytes that has more than `growth` times the bytes of its operands is left to the run:
-    a constant that is expanded costs memory, and expanding it costs little.
+    a constant that is expanded costs memory, and expanding it costs little. All results together take at most `most`
+    bytes, or eight times those of the graph's constants: a constant may double with every node.
     """
 
     name = "fold"
     large: int = 1 << 16
     growth: float = 2.0
+    most: int = 1 << 28
 
     def run(self, graph: Graph) -> Graph:
-        return until_stable(lambda found: Folder(found, options=self).run(), graph)
+        room = [max(self.most, 8 * sum(handle.array.nbytes for handle in graph.constants.values()))]
+        return until_stable(lambda found: Folder(found, options=self, room=room).run(), graph)
 
 
 class Folder(Rewriter):
     """The sweep of `Fold`."""
 
-    def __init__(self, graph: Graph, parent: Folder | None = None, options: Fold | None = None) -> None:
+    def __init__(
+        self, graph: Graph, parent: Folder | None = None, options: Fold | None = None, room: list[int] | None = None
+    ) -> None:
+        """`room` holds the bytes that all results may still take."""
         super().__init__(graph, parent)
+        self.room: list[int] = room or (parent.room if parent else [Fold.most])
         self.options: Fold = options or (parent.options if parent else Fold())
         self.defined: Counter[str] = parent.defined if parent else _definitions(graph)
 
@@ -126,6 +137,8 @@ class Folder(Rewriter):
         tensors = all(isinstance(value.type, TensorType) for value in (*node.operands, *node.outputs))
         if (node.op in RANDOM and not _is_seeded(node)) or node.regions or not node.outputs or not tensors:
             return None
+        if (node.op, node.outputs[0].dtype.kind) in MISTAKEN:
+            return None
         if any(attribute_symbols(attribute) for attribute in node.attributes.values()):
             return None
         arrays = [self.array(value) for value in node.operands]
@@ -147,7 +160,10 @@ class Folder(Rewriter):
         sizes = [tensor_bytes(value.type) for value in node.outputs]
         total = sum(size for size in sizes if size is not None)
         read = sum(tensor_bytes(value.type) or 0 for value in dict.fromkeys(node.operands))
-        return total <= self.options.large or total <= self.options.growth * read
+        if total > max(self.options.large, self.options.growth * read, 0) or total > max(self.room[0], 4096):
+            return False
+        self.room[0] -= total
+        return True
 
     # Branches.
 
