@@ -147,9 +147,11 @@ def node_to_onnx(node: Node, sizes: Sizes | None = None) -> list[NodeProto]:
         if body is None:
             raise UnsupportedError(f"{node.where}: the operator has neither a meaning in ONNX nor a body")
         # A body with inputs is given the operands; one without takes them from outside by name.
-        inlined = body.with_captures(dict(zip(body.inputs, node.operands, strict=bool(body.inputs))))
+        names = sizes.apart(value for inner in body.nodes for value in inner.outputs)
+        inlined = body.with_captures({**names, **dict(zip(body.inputs, node.operands, strict=bool(body.inputs)))})
+        nodes = (replace(n, outputs=tuple(names.get(v, v) for v in n.outputs)) for n in inlined.nodes)
         return [
-            *nodes_to_onnx(inlined.nodes, sizes),
+            *nodes_to_onnx(nodes, sizes),
             *(
                 NodeProto(op_type="Identity", input=[inner.name], output=[outer.name])
                 for inner, outer in zip(inlined.outputs, node.outputs, strict=True)

@@ -31,6 +31,7 @@ class Sizes:
         self._elements: dict[str, tuple[str, int]] = {}
         self._written: dict[Dim, str] = {}
         self._numbers: Iterator[int] = outer._numbers if outer is not None else count()
+        self._taken: set[str] = outer._taken if outer is not None else set()
         self.nodes: list[NodeProto] = []
 
     def declare(self, values: Iterable[Value]) -> None:
@@ -51,6 +52,15 @@ class Sizes:
         if isinstance(count, int) and count <= SYMBOLIC_LIMIT:
             for element in range(count):
                 self._elements.setdefault(f"{identifier(value.name)}_{element}", (value.name, element))
+
+    def apart(self, values: Iterable[Value]) -> dict[Value, Value]:
+        """Other names for those of a body's values that a body before it has used: side by side they would be twins."""
+        found = {}
+        for value in values:
+            if value.name in self._taken:
+                found[value] = Value(f"{value.name}~{next(self._numbers)}", value.type)
+            self._taken.add(value.name)
+        return found
 
     def take(self) -> list[NodeProto]:
         """The nodes written since the last call."""

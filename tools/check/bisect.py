@@ -122,16 +122,25 @@ class _Search:
                 continue
             if self.outputs_differ(stage.graph, found):
                 found = self.evaluated(stage.graph, vote=True) or found
+                if found.compiled and previous is not None and self.code_differs(previous.graph):
+                    break
                 if self.outputs_differ(stage.graph, found):
                     return self.in_pass(stage, found, before)
             before, previous = found, stage
         return self.in_code(before)
 
+    def code_differs(self, graph: Graph) -> bool:
+        """Whether onnxc's own code for a graph that is right computes something else."""
+        found = evaluate_compiled(graph, self.inputs_of(graph), self.build.options)
+        return found is not None and self.outputs_differ(graph, found)
+
+    def inputs_of(self, graph: Graph) -> dict[str, Any]:
+        taken = {value.name for value in graph.inputs}
+        return {name: array for name, array in self.case.inputs.items() if name in taken}
+
     def evaluated(self, graph: Graph, vote: bool = False) -> Evaluation | None:
         """All values of a graph, by the engines that were right about the model."""
-        taken = {value.name for value in graph.inputs}
-        inputs = {name: array for name, array in self.case.inputs.items() if name in taken}
-        return evaluate_graph(graph, inputs, self.build.options, vote, self.faulty)
+        return evaluate_graph(graph, self.inputs_of(graph), self.build.options, vote, self.faulty)
 
     @cached_property
     def faulty(self) -> frozenset[str]:
@@ -214,8 +223,7 @@ class _Search:
             if not shrink.shows(chosen):
                 return None
         self.checker.progress("looking for the smallest part")
-        chosen = shrink.minimal(sorted(chosen))
-        return shrink.part(chosen)
+        return shrink.part(shrink.minimal(sorted(chosen)))
 
 
 def evaluate_graph(
@@ -225,11 +233,16 @@ def evaluate_graph(
     own code for the graph as it is; None where that fails too."""
     with suppress(OnnxcError):
         return Evaluator(subject_of_graph(graph), vote=vote, faulty=faulty)(inputs)
+    return evaluate_compiled(graph, inputs, options)
+
+
+def evaluate_compiled(graph: Graph, inputs: Mapping[str, Any], options: Options) -> Evaluation | None:
+    """The outputs of a graph by onnxc's own code for it, without any pass more; None where it cannot be compiled."""
     try:
         results = compile_graph(graph, target_of(options), options).run(inputs)
-        return Evaluation(dict(results))
     except OnnxcError:
         return None
+    return Evaluation(dict(results), compiled=True)
 
 
 def first_difference(
@@ -259,9 +272,10 @@ def first_difference(
 def _expected(name: str, good: Mapping[str, Any]) -> Any:
     """What a value should be; also of one that is a known value with its axes in another order."""
     plain = turned(name)
-    if name in good or plain is None or np.ndim(good.get(plain[0])) != len(plain[1]):
+    array = None if plain is None else good.get(plain[0])
+    if name in good or plain is None or array is None or np.ndim(array) != len(plain[1]):
         return good.get(name)
-    return np.transpose(good[plain[0]], plain[1])
+    return np.transpose(array, plain[1])
 
 
 def _content(node: Node) -> Any:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
@@ -88,13 +87,14 @@ class Dispute:
 
 @dataclass
 class Evaluation:
-    """Values by name; for each node, by its name, the engine that evaluated it; the values that are random; and what
-    the engines do not agree about."""
+    """Values by name; for each node, by its name, the engine that evaluated it; the values that are random; what the
+    engines do not agree about; and whether all this is no evaluation but what onnxc's own code for the graph gave."""
 
     values: dict[str, Any] = field(default_factory=dict)
     engines: dict[str, str] = field(default_factory=dict)
     random: set[str] = field(default_factory=set)
     disputes: list[Dispute] = field(default_factory=list)
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,10 @@ class Evaluator:
         if second is None or difference is None:
             return results
         third = self._opinion(rest[1], node, feeds) if len(rest) > 1 else None
-        if third is None or _unlike(second, third) is not None:
+        if third is None or (_unlike(second, third) is not None and _shapes(second) != _shapes(third)):
             return results
+        if _unlike(second, third) is not None and _shapes(results) == _shapes(third):
+            return results  # three opinions, of one shape
         found.engines[node.name] = rest[0]
         found.disputes.append(Dispute(node.name, node.op_type, rest[0], first, difference))
         return second
@@ -185,11 +187,9 @@ class Evaluator:
         if self.wide and not wide:
             feeds = {name: self._narrowed(name, array) for name, array in feeds.items()}
         part = widened_node(node) if wide else node
-        model = self.subject.model([part], feeds, [name for name in node.output if name])
-        if engine == "reference":
-            del model.graph.initializer[:]
-            model.graph.input.extend(onnx.ValueInfoProto(name=n) for n in feeds if n in self.subject.constants)
-        else:
+        plain = engine == "reference"  # which copies no weights into a model of its own
+        model = self.subject.model([part], feeds, [name for name in node.output if name], constants=not plain)
+        if not plain:
             self._fix_small(model, feeds)
         results = list(ENGINES[engine](model, feeds))
         return [self._widened(result) for result in results] if self.wide else results
@@ -217,6 +217,10 @@ class Evaluator:
         if isinstance(value, np.ndarray) and isinstance(known, np.ndarray):
             return value.astype(known.dtype)
         return value
+
+
+def _shapes(results: Sequence[Any]) -> list[tuple[int, ...]]:
+    return [np.shape(result) for result in results if not isinstance(result, list | tuple)]
 
 
 def _unlike(results: Sequence[Any], others: Sequence[Any] | None) -> Difference | None:

@@ -61,15 +61,18 @@ class Subject:
         return found
 
     def model(
-        self, nodes: Sequence[NodeProto], arrays: Mapping[str, Any], outputs: Sequence[str], inputs: Sequence[str] = ()
-    ) -> ModelProto:
-        """A model of some nodes: what they read are inputs with the types of `arrays`, or constants. `inputs` are
-        inputs even if nobody reads them, in this order before the others."""
+        self, nodes: Sequence[NodeProto], arrays: Mapping[str, Any], outputs: Sequence[str],
+        inputs: Sequence[str] = (), constants: bool = True,
+    ) -> ModelProto:  # fmt: skip
+        """A model of some nodes: what they read are inputs with the types of `arrays`, or constants (inputs too, of no
+        type, without `constants`). `inputs` are inputs even if nobody reads them, in this order before the others."""
         defined = {name for node in nodes for name in node.output}
         read = [name for name in dict.fromkeys((*inputs, *names_read(nodes), *outputs)) if name and name not in defined]
         graph = GraphProto(name="part", node=nodes)
         for name in read:
-            if name in self.constants:
+            if name in self.constants and not constants:
+                graph.input.add(name=name)
+            elif name in self.constants:
                 graph.initializer.append(numpy_helper.from_array(np.asarray(self.constants[name]), name))
             elif name in arrays:
                 graph.input.append(value_info(name, arrays[name]))

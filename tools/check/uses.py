@@ -112,7 +112,7 @@ class Uses:
         """What the graph says of an input."""
         role = Role(mask=isinstance(value.type, TensorType) and value.dtype == BOOL)
         waiting: list[tuple[Value, float, float]] = [(value, 1.0, 0.0)]
-        seen = set()
+        seen: set[str] = set()
         while waiting and len(seen) < STEPS:
             current, scale, offset = waiting.pop(0)
             if current.name in seen:
