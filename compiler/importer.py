@@ -19,7 +19,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoPro
 from onnx.defs import OpSchema
 
 from ..ir.dtypes import BOOL, BY_ONNX, I64, of_numpy
-from ..ir.errors import HostNeeded, ModelError, OnnxcError, UnsupportedError, ValueNeeded
+from ..ir.errors import HostNeeded, LimitError, ModelError, OnnxcError, UnsupportedError, ValueNeeded
 from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Type, Value, constant_node
 from ..ir.infer import Inference
 from ..ir.ops import REGISTRY
@@ -233,7 +233,7 @@ class Importer:
 
     def _import(self, nodes: Sequence[NodeProto], scope: Scope) -> None:
         for index, node in in_order(nodes):
-            with _located(node_name(node, index), operator_name(node)):
+            with _located(node_name(node, index)[:200], operator_name(node)[:200]):
                 for name in filter(None, node.output):
                     if name in scope.values:
                         raise ModelError(
@@ -312,7 +312,9 @@ class Importer:
         if schema is not None:
             check_node(node, attributes, schema)
             check_choices(node.op_type, attributes)
-        elif not domain_of(node.domain) or not {operator_name(node)} & (self._operators | set(COMPOSITES)):
+        elif operator_name(node) not in COMPOSITES and (
+            not domain_of(node.domain) or operator_name(node) not in self._operators
+        ):
             raise UnsupportedError(
                 "neither ONNX nor onnxc knows this operator, and the model brings no function for it; "
                 "`onnxc ops` lists those there are: export the model without it"
@@ -546,6 +548,7 @@ def import_model(
     shapes: Mapping[str, Sequence[int | None]] | None = None,
     folder: str | os.PathLike[str] | None = None,
     smallest: int = 0,
+    max_memory: int | None = None,
 ) -> Graph:
     """The graph of an ONNX model, given as a path, as the file's bytes, or parsed.
 
@@ -559,11 +562,11 @@ def import_model(
     """
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else "the model"
     try:
-        proto, weights = load_model(model, folder)
+        proto, weights = load_model(model, folder, max_memory)
         return Importer(proto, weights, Inference(probing=True), REGISTRY).graph(dims, shapes, smallest)
     except OnnxcError as error:
         raise type(error)(f"{name}: {error}") from error
     except RecursionError as error:
-        raise ModelError(f"{name}: graphs are nested too deeply") from error
+        raise LimitError(f"{name}: graphs are nested too deeply") from error
     except MemoryError as error:
-        raise ModelError(f"{name}: a tensor does not fit in memory") from error
+        raise LimitError(f"{name}: a tensor does not fit in memory") from error

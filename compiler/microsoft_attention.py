@@ -368,7 +368,7 @@ def group_query_attention(
     )  # fmt: skip
     if q_norm_weight is not None and k_norm_weight is not None:
         q, k = (
-            n("SimplifiedLayerNormalization", x, weight, epsilon=qk_norm_epsilon)
+            n("RMSNormalization", x, weight, epsilon=qk_norm_epsilon)
             for x, weight in ((q, q_norm_weight), (k, k_norm_weight))
         )
     batch, _, length, _ = q.shape

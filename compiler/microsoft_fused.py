@@ -199,6 +199,16 @@ def group_norm(
     return by_channels(n, normal, total, bool(channels_last)), total
 
 
+@declare("SimplifiedLayerNormalization", "com.microsoft.SimplifiedLayerNormalization")
+def simplified_layer_normalization(
+    n: Nodes, x: Value, scale: Value, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+) -> tuple[Value, Value | None]:
+    """RMSNormalization, and 1 / sqrt(mean of x^2 + epsilon); ONNX Runtime has it in ONNX's domain."""
+    y = n("RMSNormalization", x, scale, axis=axis, epsilon=epsilon)
+    axes = range(axis % x.tensor.rank, x.tensor.rank)
+    return y, root_mean_square(n, x, epsilon, axes) if n.wanted(1) else None
+
+
 @declare("com.microsoft.SkipSimplifiedLayerNormalization")
 def skip_simplified_layer_normalization(
     n: Nodes,
@@ -213,14 +223,14 @@ def skip_simplified_layer_normalization(
     total = n("Add", x, skip)
     total = total if bias is None else n("Add", total, bias)
     y = n("RMSNormalization", total, gamma, axis=-1, epsilon=epsilon)
-    inverse = root_mean_square(n, total, epsilon) if n.wanted(2) else None
+    inverse = root_mean_square(n, total, epsilon, (-1,)) if n.wanted(2) else None
     return y, None, inverse, total
 
 
-def root_mean_square(n: Nodes, x: Value, epsilon: float) -> Value:
-    """1 / sqrt(mean of x^2 + epsilon) over the last axis, in f32."""
+def root_mean_square(n: Nodes, x: Value, epsilon: float, axes: Sequence[int]) -> Value:
+    """1 / sqrt(mean of x^2 + epsilon) over some axes, in f32."""
     wide = n.cast(x, F32)
-    mean = n("ReduceMean", n("Mul", wide, wide), n.dims(-1), keepdims=1)
+    mean = n("ReduceMean", n("Mul", wide, wide), n.dims(*axes), keepdims=1)
     return n("Reciprocal", n("Sqrt", n("Add", mean, epsilon)))
 
 

@@ -112,6 +112,59 @@ def network() -> tuple[onnx.ModelProto, dict[str, Array]]:
     return model, {"x": np.random.default_rng(3).standard_normal((BATCH, 3, 32, 32)).astype(np.float32)}
 
 
+def decoder() -> onnx.ModelProto:
+    """Two layers of a decoder as onnxruntime-genai's model builder writes them: weights of 4 and 8 bits, a cache of
+    keys and values, every size a symbol."""
+    hidden, heads, groups, width, inner, longest = 64, 4, 2, 16, 96, 32
+    g = Graph(5)
+
+    def own(op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        return g(op, *inputs, outputs=outputs, domain="com.microsoft", **attributes)
+
+    def linear(x: str, rows: int, depth: int, bits: int = 4, block: int = 32) -> str:
+        packed = g.random.integers(0, 256, (rows, depth // block, block * bits // 8))
+        steps = g.random.random((rows, depth // block)) * 0.01 + 0.005
+        weights = g.constant(packed, np.uint8), g.constant(steps, np.float32)
+        return str(own("MatMulNBits", x, *weights, K=depth, N=rows, bits=bits, block_size=block))
+
+    def scale() -> str:
+        return g.constant(1 + g.random.standard_normal(hidden) / 9, np.float32)
+
+    def added(x: str, y: str) -> tuple[str, str]:
+        normal, *_, total = own("SkipSimplifiedLayerNormalization", x, y, scale(), outputs=4, epsilon=1e-6)
+        g.nodes[-1].output[1:3] = ["", ""]
+        return normal, total
+
+    ends = g("Sub", g("ReduceSum", "attention_mask", g.constant([1]), keepdims=0), g.constant([1]))
+    ends = g("Cast", ends, to=TensorProto.INT32)
+    total = g("Gather", g("Shape", "attention_mask"), g.constant(1), axis=0)
+    total = g("Cast", total, to=TensorProto.INT32)
+    angles = np.outer(np.arange(longest), 1e4 ** -(np.arange(width // 2) / (width // 2)))
+    turns = g.constant(np.cos(angles), np.float32), g.constant(np.sin(angles), np.float32)
+    x = g("Gather", g.weight(WORDS, hidden), "input_ids", axis=0)
+    y = g("SimplifiedLayerNormalization", x, scale(), axis=-1, epsilon=1e-6, stash_type=1)
+    outputs: dict[str, list[Any]] = {}
+    inputs: dict[str, tuple[int, list[Any]]] = {
+        "input_ids": (TensorProto.INT64, ["batch", "sequence"]),
+        "attention_mask": (TensorProto.INT64, ["batch", "total"]),
+    }
+    for layer in range(2):
+        past = [f"past.{layer}.key", f"past.{layer}.value"]
+        inputs |= dict.fromkeys(past, (TensorProto.FLOAT, ["batch", groups, "past", width]))
+        context, *present = own(
+            "GroupQueryAttention", linear(y, (heads + 2 * groups) * width, hidden), "", "", *past, ends, total, *turns,
+            outputs=3, num_heads=heads, kv_num_heads=groups, do_rotary=1,
+        )  # fmt: skip
+        outputs |= {name: ["batch", groups, "total", width] for name in present}
+        y, x = added(x, linear(context, hidden, heads * width))
+        gate = linear(y, inner, hidden)
+        gated = g("Mul", g("Mul", gate, g("Sigmoid", gate)), linear(y, inner, hidden, bits=8))
+        y, x = added(x, linear(gated, hidden, inner))
+    model = g.model(inputs, {linear(y, WORDS, hidden): ["batch", "sequence", WORDS], **outputs})
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
 def options_at(level: str) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

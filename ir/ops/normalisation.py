@@ -113,13 +113,6 @@ def skip_layer_normalization(
     return *layer_normalization(total, gamma, beta, epsilon=epsilon), total
 
 
-@declare.op("com.microsoft.SimplifiedLayerNormalization", "SimplifiedLayerNormalization")
-def simplified_layer_normalization(
-    x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5, stash_type: DType = F32
-) -> Tensor:
-    return rms_normalization(x, scale, axis=axis, epsilon=epsilon, stash_type=stash_type)
-
-
 def group_statistics(x: Tensor, groups: Dim, epsilon: float) -> tuple[Tensor, Tensor]:
     """(mean, 1 / sqrt(variance + epsilon)) of x [N, C, *spatial] over each run of C/groups channels: [N, groups]."""
     size = floordiv(x.shape[1], groups)

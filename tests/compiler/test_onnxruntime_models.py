@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxc
 import pytest
@@ -17,7 +18,7 @@ from onnxruntime.quantization import (
     quantize_dynamic,
     quantize_static,
 )
-from onnxruntime_models import bert, network, optimized, outputs_of, own_operators
+from onnxruntime_models import WORDS, bert, decoder, network, optimized, outputs_of, own_operators
 from single_node import Array
 
 MODELS: Mapping[str, Callable[[], tuple[onnx.ModelProto, dict[str, Array]]]] = {"bert": bert, "network": network}
@@ -116,3 +117,38 @@ def test_transformers_optimizer(tmp_path: Path) -> None:
     written = optimizer.optimize_model(str(tmp_path / "bert.onnx"), **settings).model
     assert {"Attention", "BiasGelu"} <= set(own_operators(written))
     assert_close(run(written, feeds), outputs_of(model.SerializeToString(), feeds), 2e-6)
+
+
+def test_decoder() -> None:
+    """A prompt, then words one by one with the cache that the step before gave; one compile for all of them."""
+    model = decoder()
+    text = model.SerializeToString()
+    executable = onnxc.compile(model)
+    names = [value.name for value in model.graph.input][2:]
+    random = np.random.default_rng(6)
+    caches = [np.zeros((2, 2, 0, 16), np.float32) for _ in names]
+    for length in (5, 1, 1):
+        past = caches[0].shape[2]
+        feeds = dict(zip(names, caches, strict=True))
+        feeds["input_ids"] = random.integers(0, WORDS, (2, length))
+        feeds["attention_mask"] = np.ones((2, past + length), np.int64)
+        wanted = outputs_of(text, feeds)
+        assert_close(list(executable.run(feeds).values()), wanted, 5e-6)
+        caches = wanted[1:]
+    assert caches[0].shape == (2, 2, 7, 16)
+
+
+def test_decoder_with_a_buffer() -> None:
+    """Where the cache is longer than what it holds, the rest of it stays, as where past and present share memory."""
+    model = decoder()
+    names = [value.name for value in model.graph.input][2:]
+    random = np.random.default_rng(7)
+    caches = [random.standard_normal((1, 2, 4, 16)).astype(np.float32) for _ in names]
+    step = {"input_ids": np.array([[3]]), "attention_mask": np.ones((1, 5), np.int64)}
+    logits, *_ = outputs_of(model.SerializeToString(), {**step, **dict(zip(names, caches, strict=True))})
+    long = [np.concatenate([cache, np.full((1, 2, 6, 16), 9, np.float32)], 2) for cache in caches]
+    found, *present = onnxc.compile(model).run({**step, **dict(zip(names, long, strict=True))}).values()
+    assert_close([found], [logits], 5e-6)
+    for before, after in zip(long, present, strict=True):
+        np.testing.assert_array_equal(after[:, :, :4], before[:, :, :4])
+        np.testing.assert_array_equal(after[:, :, 5:], before[:, :, 5:])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxc
 import pytest
-from against_kernel import assert_as_onnxruntime, assert_close, operator_model
+from against_kernel import assert_as_onnxruntime, assert_close, by_onnxruntime, operator_model
 from single_node import Array
 
 Case = tuple[str, dict[str, Array | None], dict[str, Any]]
@@ -60,6 +60,15 @@ def test_fused(name: str) -> None:
     symbols: Mapping[int, str] = {2: "batch", 6: "height"} if "conv" in name else {}
     symbols = {8: "n"} if name in ("gated norm", "range") else symbols
     assert_as_onnxruntime(op, operands, attributes, tolerance=1e-5, symbols=symbols)
+
+
+def test_simplified_normalization() -> None:
+    """ONNX Runtime has it in ONNX's own domain."""
+    operands = {"x": real(2, 3, 8), "scale": real(8)}
+    attributes = {"axis": -1, "epsilon": 1e-4, "stash_type": 1}
+    model, inputs = operator_model("SimplifiedLayerNormalization", operands, attributes, ("y", "inverse"))
+    model.graph.node[0].domain = ""
+    assert_close(list(onnxc.compile(model).run(inputs).values()), by_onnxruntime(model, inputs), 2e-6)
 
 
 @pytest.mark.parametrize("others", [{}, {"bias": real(8)}])
