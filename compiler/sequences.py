@@ -23,6 +23,9 @@ from .host.kinds import NUMBERS, STEPS, has_text_attribute, kind_of_type
 
 Item: TypeAlias = "Value | tuple[Item, ...] | None"
 
+MOST_TRIPS = 32
+"""Iterations of a loop over sequences that are written out."""
+
 
 @dataclass(frozen=True)
 class ItemCall:
@@ -50,14 +53,19 @@ class ItemCall:
             raise ModelError(f"operand {position} is {_what(found)}, where {self.call.op} takes a tensor")
         return found
 
+    def known(self, value: Value) -> int | None:
+        """The number or truth in a value; None where only the run tells it."""
+        known = self.values.get(value.name)
+        return known[0] if known and isinstance(known[0], int) else None
+
     def index(self, position: int, count: int, last: int) -> int | None:
         """An operand that says a place among `count`, from the front; None where only the run tells it."""
-        known = self.values.get(self.value(position).name)
-        if not known or not isinstance(known[0], int):
+        known = self.known(self.value(position))
+        if known is None:
             return None
-        if not -count <= known[0] <= last:
-            raise ShapeError(f"position {known[0]} in a sequence of {count} elements")
-        return known[0] + count if known[0] < 0 else known[0]
+        if not -count <= known <= last:
+            raise ShapeError(f"position {known} in a sequence of {count} elements")
+        return known + count if known < 0 else known
 
     def emit(self, op: str, *inputs: Value, name: str = "", **attributes: Attribute) -> Value:
         return self.build.emit(Call(op, inputs, attributes, (name,), origin=self.call.origin))[0]
@@ -83,7 +91,7 @@ def resolved(call: ItemCall) -> tuple[Item, ...] | None:
     special = any(isinstance(item, tuple) for item in call.items)
     if call.call.op == "Identity" and not isinstance(call.item(0), Value):
         return call.items
-    rule = RULES.get(call.call.op)
+    rule = _unrolled if call.call.op == "Loop" and special else RULES.get(call.call.op)
     if rule is None and special:
         raise HostNeeded("it takes a sequence")
     return None if rule is None else rule(call)
@@ -182,6 +190,37 @@ def _map(call: ItemCall) -> tuple[Item, ...]:
         for position in range(count)
     ]
     return tuple(zip(*rows, strict=True)) if rows else ((),) * len(call.call.outputs)
+
+
+def _unrolled(call: ItemCall) -> tuple[Item, ...]:
+    """A loop over sequences that runs a known number of times: its body so many times over."""
+    trips = None if call.item(0) is None else call.known(call.value(0))
+    if trips is None or trips > MOST_TRIPS:
+        raise HostNeeded("only the run tells how long the loop's sequences get")
+    assert call.body is not None
+    iteration, condition = (len(v.type.tensor_type.shape.dim) for v in call.call.graphs["body"].input[:2])
+    goes_on = call.item(1) is None or call.known(call.value(1))
+    states, rows = call.items[2:], list[tuple[Item, ...]]()
+    for count in range(trips):
+        if goes_on is None:
+            raise HostNeeded("only the run tells how often the loop runs")
+        if not goes_on:
+            break
+        head = (np.full((1,) * iteration, count), np.full((1,) * condition, True))
+        constants = [call.build.constant(array, f"{call.call.outputs[0]}.{count}", call.call.origin) for array in head]
+        first, *found = call.body([*constants, *states])
+        goes_on = call.known(first) if isinstance(first, Value) else None
+        states, row = tuple(found[: len(states)]), tuple(found[len(states) :])
+        rows.append(row)
+    if not rows and len(call.call.graphs["body"].output) > 1 + len(states):
+        raise HostNeeded("the loop gives nothing to stack")
+    return (*states, *(_stacked(call, values) for values in zip(*rows, strict=True)))
+
+
+def _stacked(call: ItemCall, values: Sequence[Item]) -> Item:
+    if not _all_values(values):
+        raise HostNeeded("the loop stacks sequences")
+    return call.emit("Concat", *(call.emit("Unsqueeze", value, call.numbers([0])) for value in values), axis=0)
 
 
 def _optional(call: ItemCall) -> tuple[Item, ...]:

@@ -220,3 +220,39 @@ def test_elements_may_be_outputs() -> None:
         zero=np.array(0),
     )
     assert [port.name for port in executable.outputs] == ["y", "z"]
+
+
+LOOP = """loop (float[2, 3, 4] x) => (float[a, 3, 4] y, float[b] rows, int64 length) {
+    empty = SequenceEmpty ()
+    parts, last, rows = Loop (count, yes, empty, x) <body =
+        body (int64 i, bool c, seq(float[2, 3, 4]) so_far, float[2, 3, 4] state)
+            => (bool go, seq(float[2, 3, 4]) more, float[2, 3, 4] next, float sum) {
+        go = Less (i, limit)
+        next = Neg (state)
+        moved = Add (next, x)
+        more = SequenceInsert (so_far, moved)
+        sum = ReduceSum <keepdims = 0> (moved)
+    }>
+    y = ConcatFromSequence <axis = 0> (parts)
+    length = SequenceLength (parts)
+}"""
+
+
+@pytest.mark.parametrize(("count", "limit"), [(1, 9), (5, 9), (5, 2)])
+def test_loops_of_known_length_grow_sequences(count: int, limit: int) -> None:
+    model = model_of_text(LOOP, count=np.array(count), yes=np.array(True), limit=np.array(limit))
+    executable = onnxc.compile(model)
+    assert isinstance(executable, Interface)
+    y, rows, length = executable(X)
+    trips = min(count, limit + 1)
+    parts = [X - X if i % 2 == 0 else X + X for i in range(trips)]
+    np.testing.assert_array_equal(y, np.concatenate(parts))
+    np.testing.assert_allclose(rows, [part.sum() for part in parts])
+    assert length == trips
+
+
+def test_longer_loops_are_left_to_python() -> None:
+    model = model_of_text(LOOP, count=np.array(100), yes=np.array(True), limit=np.array(99))
+    executable = onnxc.compile(model)
+    assert not isinstance(executable, Interface)
+    assert executable(X)[2] == 100
