@@ -327,11 +327,22 @@ def keep_output_names(graph: Graph, before: Graph) -> Graph:
     taken = {value.name for node in graph.walk() for value in node.outputs} | {value.name for value in graph.inputs}
     own = {value.name for value in before.outputs}
     names: dict[Value, Value] = {}
-    mentioned = symbol_names(graph)
     for value, old in zip(graph.outputs, before.outputs, strict=True):
         free = value.name != old.name and old.name not in taken and value.name not in own
-        # A size known by the name of the value (see Inference.static) must go on being so.
-        sized = any(name.startswith(identifier(value.name) + "_") for name in mentioned)
-        if free and value in graph.producers and value not in names and not sized:
+        if free and value in graph.producers and value not in names:
             names[value] = Value(old.name, value.type)
-    return rename(graph, names) if names else graph
+    if not names:
+        return graph
+    # Sizes and elements that only the run tells are called after the value (see Context.fresh, Inference.static).
+    stems = {identifier(name): name for name in sorted(taken)}
+    marks = {value.name: identifier(new.name) for value, new in names.items()}
+    sizes: dict[str, Dim] = {}
+    typed = (value.type for node in graph.walk() for value in node.outputs)
+    bounds = {found.name: found for type in typed for found in type_symbols(type)}
+    for name in symbol_names(graph):
+        stem = max((stem for stem in stems if name.startswith(f"{stem}_")), key=len, default="")
+        if stem and stems[stem] in marks:
+            found = bounds.get(name, Symbol(name))
+            sizes[name] = symbol(marks[stems[stem]] + name.removeprefix(stem), found.lower, found.upper)
+    changed = rename(graph, names)
+    return substitute_graph(changed, sizes) if sizes else changed

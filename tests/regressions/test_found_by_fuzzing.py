@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import onnxc
+from onnx import helper
 from single_node import assert_equal, model_of, reference, run_node
 
 
@@ -20,3 +22,18 @@ def test_tiles_of_an_empty_axis() -> None:
     for symbolic in (False, True):
         (found,) = run_node("Tile", {"x": x, "repeats": np.array([2, 3, 1])}, constant=["repeats"], symbolic=symbolic)
         assert found.shape == (6, 0, 2)
+
+
+def test_name_of_an_output_of_unknown_size() -> None:
+    """An output that is another name of a value whose size only the run tells keeps its own name."""
+    x = np.array([3.0, 1.0, 3.0, 2.0], np.float32)
+    nodes = [
+        helper.make_node("Unique", ["x"], ["u"]),
+        helper.make_node("Identity", ["u"], ["z"]),
+        helper.make_node("NonZero", ["x"], ["u_count"]),
+        helper.make_node("Identity", ["u_count"], ["places"]),
+    ]
+    model = model_of(nodes, {"x": x}, {}, ["z", "places"])
+    found = onnxc.compile(model).run({"x": x})
+    assert list(found) == ["z", "places"]
+    assert_equal(list(found.values()), reference(model, {"x": x}))
