@@ -103,8 +103,8 @@ def _doubled(outputs: Sequence[tuple[Buffer, Tensor]]) -> tuple[tuple[Buffer, Te
     return tuple((buffer, tensor + tensor) for buffer, tensor in outputs)
 
 
-def spoil_kernel(patch: pytest.MonkeyPatch, wanted: Callable[[Region], bool]) -> None:
-    """Makes the CPU's schedules double what the kernels of regions that are wanted store."""
+def spoil_kernel(patch: pytest.MonkeyPatch, wanted: Callable[[Region], bool], schedules: Any = schedules) -> None:
+    """Makes the CPU's schedules (or those of a GPU) double what the kernels of regions that are wanted store."""
     right = schedules.schedule
 
     def wrong(region: Region, target: Target) -> Lowered | None:

@@ -11,10 +11,12 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from onnxc.backends.cuda import schedules as gpu_schedules
 from onnxc.compiler.importer import import_model
 from onnxc.compiler.options import Options
 from onnxc.passes.algebra import Rules
 from onnxc.tools import cli
+from onnxc.tools.check.bisect import find_fault, subject_of_graph
 from onnxc.tools.check.engine import Case, Checker
 from onnxc.tools.check.evaluate import Evaluator, by_onnxc, by_reference, by_runtime
 from onnxc.tools.check.inputs import made_inputs, ports_of, shapes_for
@@ -108,6 +110,17 @@ def test_a_role_is_found_inside_a_loop() -> None:
     assert (role.low, role.high) == (0, 4)
 
 
+def test_numbers_that_are_compared_with_a_table_are_in_it() -> None:
+    """A one-hot encoding that is written as a comparison."""
+    model = model_of_text(
+        "g (int32[1, 50] letters) => (y) { column = Unsqueeze (letters, axis) y = Equal (column, table) }",
+        axis=np.int64([2]),
+        table=np.arange(100, 357, dtype=np.int32),
+    )
+    letters = made(model)["letters"]
+    assert letters.min() >= 100 and letters.max() > 200
+
+
 def test_sizes_grow_until_the_model_can_be_evaluated() -> None:
     model = model_of_text(
         "g (float[1, 1, n] x) => (y) { y = Conv (x, w) }", w=np.ones((1, 1, 300), np.float32)
@@ -164,6 +177,25 @@ def test_the_reference_is_overruled_where_it_stands_alone() -> None:
 @pytest.mark.parametrize("oracle", ["reference", "onnxruntime", "f64"])
 def test_every_oracle_agrees_with_a_right_compiler(oracle: str) -> None:
     assert case_of(small_cnn(), oracle).good
+
+
+def test_graphs_of_every_stage_are_evaluated() -> None:
+    """A split that two kernels repeat for themselves: their bodies use the same names."""
+    model = model_of_text(
+        """g (float[2, 8, 4] x) => (float[2, 4, 4] y, float[2, 4, 4] z) {
+            h = Exp (x)
+            a, b = Split <axis = 1> (h, sizes)
+            y = Softmax <axis = 2> (a)
+            z = Softmax <axis = 1> (b)
+        }""",
+        sizes=np.int64([4, 4]),
+    )
+    checker = Checker(model, Options())
+    case = checker.case()
+    for stage in checker.build.stages:
+        found = Evaluator(subject_of_graph(stage.graph), ("onnxruntime",))(case.inputs)
+        for name, value in zip(("y", "z"), stage.graph.outputs, strict=True):
+            assert case.judge.compare(name, found.values[value.name]).same, (stage, name)
 
 
 def test_random_values_are_not_compared() -> None:
@@ -231,6 +263,18 @@ def test_values_between_kernels() -> None:
     assert all(difference.same for difference in found.values)
     noises = [difference.noise_db for difference in found.values]
     assert noises == sorted(noises), "worst first"
+
+
+def test_values_of_a_gpu(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    checker = Checker(small_cnn(), Options(target="cuda"))
+    case = checker.case()
+    assert case.good and all(difference.same for difference in checker.per_node(case).values)
+    spoil_kernel(monkeypatch, lambda region: "Softmax_5" in region.origin, gpu_schedules)
+    checker = Checker(small_cnn(), Options(target="cuda"))
+    case = checker.case()
+    fault = find_fault(checker, case)
+    assert not case.good and fault is not None
+    assert fault.kind == "kernel" and fault.nodes == ("Softmax_5",) and len(fault.kernels) == 1
 
 
 # The command.

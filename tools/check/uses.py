@@ -21,6 +21,8 @@ LARGE = 100.0
 """What is multiplied by more than this and added blots something out: it is a mask."""
 SIZES = (1, 4)
 """Range of integers that decide sizes: axes to make, iterations, repetitions."""
+LISTED = 4096
+"""Elements of a constant that are looked at."""
 STEPS = 400
 """Uses looked at for one input."""
 
@@ -195,6 +197,10 @@ class Uses:
                 yield node.output, -scale, other - offset
 
     def _elements(self, value: Value | None) -> list[float]:
+        """The elements of a constant that is not large."""
+        array: Any = None if value is None else self.inference.arrays.get(value.name)
+        if array is not None and array.dtype != object and array.dtype.kind != "c":
+            return [float(x) for x in array.reshape(-1)[:LISTED].tolist()]
         known = None if value is None else self.inference.values.get(value.name)
         return [] if known is None else [float(x) for x in known if isinstance(x, bool | int | float)]
 
@@ -202,10 +208,7 @@ class Uses:
         """The number that all elements of a constant are."""
         if value is None:
             return None
-        array: Any = self.inference.arrays.get(value.name)
-        elements = self._elements(value) if array is None or array.size == 1 else []
-        if array is not None and array.size == 1 and array.dtype != object:
-            elements = [float(array.reshape(-1)[0])]
+        elements = self._elements(value)
         if not elements or any(x != elements[0] for x in elements) or not math.isfinite(elements[0]):
             return None
         return elements[0]
