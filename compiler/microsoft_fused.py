@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -375,16 +374,12 @@ def refuse_normalised(normalized: int, onesided: int) -> None:
 
 # Searches, which run a decoder again and again.
 
-
-def _refuse(name: str) -> Callable[..., Value]:
-    @declare(f"com.microsoft.{name}")
-    def define(n: Nodes, *operands: Any, **attributes: Any) -> Value:
-        raise UnsupportedError(
-            "it is a search that runs whole decoders; compile the decoder itself and search outside of it"
-        )
-
-    return define
+SEARCHES = tuple(f"com.microsoft.{name}" for name in ("BeamSearch", "WhisperBeamSearch", "GreedySearch", "Sampling"))
 
 
-for _name in ("BeamSearch", "WhisperBeamSearch", "GreedySearch", "Sampling"):
-    _refuse(_name)
+@declare(*SEARCHES)
+def search(n: Nodes, *operands: Value | None, **attributes: Attribute) -> Value:
+    """Raises UnsupportedError."""
+    raise UnsupportedError(
+        "it is a search that runs whole decoders; compile the decoder itself and search outside of it"
+    )  # fmt: skip

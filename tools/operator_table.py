@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,9 @@ import onnx
 from ..backends.cpu.addresses import register_type
 from ..backends.cpu.schedules import SCHEDULES
 from ..backends.cuda.schedules import SCHEDULES as GPU_SCHEDULES
+from ..compiler.composites import COMPOSITES
 from ..compiler.host.kinds import STEPS
+from ..compiler.microsoft_fused import SEARCHES
 from ..compiler.sequences import RULES
 from ..ir.dtypes import ALL, BY_ONNX, DType
 from ..ir.errors import UnsupportedError
@@ -54,7 +56,15 @@ def rows() -> list[Row]:
         if name not in REGISTRY and _expands(schema):
             body = "the operators of its body"
             found.append(Row(name, BY_SCHEMA, _types(name), body, body, ""))
+    found += [_composite_row(name, function) for name, function in COMPOSITES.items() if name not in SEARCHES]
     return found + [_host_row(name) for name in STEPS]
+
+
+def _composite_row(name: str, function: Callable[..., Any]) -> Row:
+    """An operator that the importer writes as others."""
+    file, document = function.__module__.rpartition(".")[2], inspect.getdoc(function) or ""
+    body = "the operators that it stands for"
+    return Row(name, f"compiler/{file}.py", (), body, body, document.partition("\n")[0])
 
 
 def _host_row(name: str) -> Row:
