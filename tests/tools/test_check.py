@@ -14,10 +14,11 @@ from click.testing import CliRunner, Result
 from onnxc.backends.cuda import schedules as gpu_schedules
 from onnxc.compiler.importer import import_model
 from onnxc.compiler.options import Options
+from onnxc.ir.errors import ShapeError
 from onnxc.passes.algebra import Rules
 from onnxc.tools import cli
 from onnxc.tools.check.bisect import find_fault, subject_of_graph
-from onnxc.tools.check.engine import Case, Checker
+from onnxc.tools.check.engine import Build, Case, Checker
 from onnxc.tools.check.evaluate import Evaluator, by_onnxc, by_reference, by_runtime
 from onnxc.tools.check.inputs import made_inputs, ports_of, shapes_for
 from onnxc.tools.check.subject import subject_of
@@ -338,3 +339,14 @@ def test_given_inputs_and_sizes(path: Path) -> None:
     assert found["cases"][0]["inputs"]["image"]["shape"] == [2, 8, 4, 4]
     found = json.loads(run(str(path), "--json", "--dim", "batch=3").output)
     assert found["cases"][0]["inputs"]["image"]["shape"] == [3, 8, 4, 4]
+
+
+def test_a_refusal_is_a_difference(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(build: Build, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        raise ShapeError("axis 1 is odd")
+
+    monkeypatch.setattr(Build, "run", refuse)
+    found = json.loads(run(str(path), "--json", "--bisect", "--per-node").output)
+    (output,) = found["cases"][0]["outputs"]
+    assert not found["same"] and output["reason"].endswith("refuses these inputs: axis 1 is odd")
+    assert "refuses these inputs" in run(str(path), "--bisect").output

@@ -75,7 +75,10 @@ class Fault:
 
 
 def find_fault(checker: Checker, case: Case) -> Fault | None:
-    """The fault behind a case in which outputs differ; None where nothing differs when it is looked at again."""
+    """The fault behind a case in which outputs differ; None where nothing differs when it is looked at again, or where
+    the compiled model refused the inputs."""
+    if not case.actual:
+        return None
     return _Search(checker, case).fault()
 
 

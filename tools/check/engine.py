@@ -20,13 +20,13 @@ from ...compiler.interface import Interface
 from ...compiler.options import Model, Options, target_of
 from ...compiler.specialize import SpecializingExecutable, load_proto
 from ...compiler.weights import load_model
-from ...ir.dtypes import BY_NAME, F32
-from ...ir.errors import HostNeeded, OnnxcError, ShapeError, UnsupportedError, ValueNeeded
+from ...ir.dtypes import BY_NAME, F32, of_numpy
+from ...ir.errors import DeviceError, HostNeeded, OnnxcError, ShapeError, TargetError, UnsupportedError, ValueNeeded
 from ...ir.graph import Graph, TensorType
 from ...passes.pipeline import Pass
 from ..arrays import read_arrays
 from .compare import EXACT, Difference, Tolerance, compare
-from .evaluate import Evaluation, Evaluator
+from .evaluate import FAULTY, Evaluation, Evaluator
 from .inputs import ATTEMPTS, bare_graph, made_inputs, ports_of, shapes_for
 from .noise import Noise, measure
 from .subject import SMALL, Subject, subject_of, with_constants
@@ -296,7 +296,8 @@ class Checker:
         return Build(self.model, self.options)
 
     def evaluator(self, subject: Subject | None = None) -> Evaluator:
-        return Evaluator(subject or self.subject, ORACLES[self.oracle], vote=self.oracle == "auto")
+        faulty = frozenset[str]() if self.oracle == "reference" else FAULTY
+        return Evaluator(subject or self.subject, ORACLES[self.oracle], vote=self.oracle == "auto", faulty=faulty)
 
     def case(self, seed: int = 0, arrays: Mapping[str, Any] | None = None) -> Case:
         """The model run and judged on inputs: `arrays`, and for the others made-up ones.
@@ -307,7 +308,13 @@ class Checker:
         judge = Judge(self.subject, inputs, evaluation, self.options.precision)
         build = self.build
         self.progress("running")
-        actual = build.run(inputs)
+        try:
+            actual = build.run(inputs)
+        except (UnsupportedError, TargetError, DeviceError):
+            raise
+        except OnnxcError as error:  # ONNX's semantics has a result for these inputs
+            refused = [_refused(name, evaluation.values[name], str(error), seed) for name in self.subject.outputs]
+            return Case(seed, inputs, judge, {}, tuple(refused))
         self.progress("comparing")
         verdicts = [self.verdict(judge, name, actual[name], seed) for name in self.subject.outputs]
         return Case(seed, inputs, judge, actual, tuple(sorted(verdicts, key=lambda v: v.difference.severity)))
@@ -365,7 +372,10 @@ class Checker:
         return wide
 
     def per_node(self, case: Case) -> PerNode:
-        """The intermediate values of a case, worst first: those that exist under their ONNX names after optimising."""
+        """The intermediate values of a case, worst first: those that exist under their ONNX names after optimising.
+
+        Raises what the compiled model raises where it refuses the inputs.
+        """
         self.progress("observing all kernels")
         reference = case.judge.reference
         observed = with_transposed(self.build.observed(case.inputs))
@@ -407,6 +417,14 @@ class Checker:
             wide = Evaluator(self.subject, wide=True, known=judge.reference)(judge.inputs, [name])
             found["f64"] = wide.values[name]
         return found
+
+
+def _refused(name: str, expected: Any, why: str, seed: int) -> Verdict:
+    """The verdict on an output that a compiled model did not give."""
+    empty = compare(name, np.zeros(0), np.zeros(0))
+    dtype = "seq" if isinstance(expected, list) else of_numpy(np.asarray(expected).dtype).name
+    refused = replace(empty, dtype=dtype, shape=np.shape(expected), excess=np.inf, noise_db=-np.inf)
+    return Verdict(replace(refused, reason=f"the compiled model refuses these inputs: {why}"), seed)
 
 
 def turned(name: str) -> tuple[str, tuple[int, ...]] | None:

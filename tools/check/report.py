@@ -146,7 +146,8 @@ def lines(report: Report) -> list[Any]:
     if report.per_node is not None:
         found += ["", *_per_node(report.per_node)]
     if report.looked:
-        found += ["", *(_fault_lines(report.fault, report.saved))]
+        refused = any(not case.actual for case in report.cases)
+        found += ["", *(_fault_lines(report.fault, report.saved) if not refused else ["bisect: nothing to compare"])]
     found += ["", _summary(report)]
     return found
 

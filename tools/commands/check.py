@@ -87,7 +87,7 @@ def command(
         checker = Checker(request.path, request.options(), oracle, inputs, tell)
         cases = tuple(checker.case(seed) for seed in range(seeds))
         worst = min(cases, key=lambda case: case.verdicts[0].difference.severity if case.verdicts else (0.0, 0.0))
-        found = checker.per_node(worst) if per_node else None
+        found = checker.per_node(worst) if per_node and worst.actual else None
         fault = find_fault(checker, worst) if bisect and not worst.good else None
         saved: tuple[str, ...] = ()
         if fault is not None and fault.part is not None:
