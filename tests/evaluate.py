@@ -140,7 +140,7 @@ class _Frame:
         if isinstance(node, s.Bitcast):
             return np.ascontiguousarray(operands[0]).view(node.dtype.numpy).reshape(np.shape(operands[0]))
         assert isinstance(node, s.Cast), type(node).__name__
-        return convert(operands[0], node.operand.dtype, node.dtype)
+        return convert(operands[0], node.operand.dtype, node.dtype, node.saturate)
 
     def reduce(self, node: s.Reduce) -> Result:
         limits = [self.dim(extent)[0] for _, extent in node.ranges]  # an extent may depend on the indices around
@@ -177,8 +177,10 @@ class _Frame:
         return value, poisoned
 
 
-def convert(values: np.ndarray, source: DType, target: DType) -> np.ndarray:
+def convert(values: np.ndarray, source: DType, target: DType, saturate: bool = False) -> np.ndarray:
     """ONNX's Cast where numpy's conversion means the same."""
+    if saturate and target.is_float:
+        values = np.clip(values.astype(np.float32), *target.limits)
     if target == BOOL:
         return values != 0
     if source.is_float and target.is_integer:

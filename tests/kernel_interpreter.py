@@ -305,6 +305,8 @@ class Interpreter:
             if dtype == np.bool_:
                 return np.asarray(parts[0] != 0)
             source = parts[0].astype(np.float32) if parts[0].dtype.kind == "V" else parts[0]
+            if scalar.saturate and scalar.dtype.is_float:
+                source = np.clip(source, *scalar.dtype.limits)
             return source.astype(dtype)
         if isinstance(scalar, s.Bitcast):
             return parts[0].view(dtype)
