@@ -160,7 +160,7 @@ class Executable(Interface):
         self._run_first(*workspace.arguments)
         if not self._simple:
             if workspace.faults and workspace.faults[0]:
-                raise_faults(self._compiled.checks, workspace.faults)  # this workspace is not used again
+                raise_faults(self._compiled.checks, list(workspace.faults))  # this workspace is not used again
             if self._computes_sizes:
                 self._later_segments(workspace, outputs)
             if self._violation:
@@ -188,7 +188,7 @@ class Executable(Interface):
             workspace.arena(segment, workspace.arena_bytes[segment])
             self._run_segment[segment](*workspace.arguments)
             if workspace.faults and workspace.faults[0]:
-                raise_faults(compiled.checks, workspace.faults)
+                raise_faults(compiled.checks, list(workspace.faults))
 
     def _sizes(self, shapes: tuple[tuple[int, ...], ...]) -> _Sizes:
         compiled = self._compiled

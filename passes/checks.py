@@ -9,7 +9,7 @@ records says whether any was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,7 @@ class Checks:
     def indices(self, node: Node, region: Region, guards: Sequence[tuple[Node, Guard]]) -> list[Step]:
         """Steps that check the indices that a region's nodes are given, before it runs."""
         steps: list[Step] = []
+        made: dict[int, Place] = {}
         for item, guard in guards:
             if guard.holds or guard.indices.size == 0:
                 continue
@@ -77,7 +78,7 @@ class Checks:
             if known is not None:
                 steps += self._constants(known, guard, text, node.origin)
             else:
-                steps += self._run_time(region, guard, text)
+                steps += self._run_time(region, guard, text, made)
         return steps
 
     def _constants(self, known: np.ndarray, guard: Guard, text: str, origin: tuple[str, ...]) -> list[Step]:
@@ -91,17 +92,20 @@ class Checks:
             steps += self._size(number, guard.least, limit, text, origin)
         return steps
 
-    def _run_time(self, region: Region, guard: Guard, text: str) -> list[Step]:
+    def _run_time(self, region: Region, guard: Guard, text: str, made: dict[int, Place]) -> list[Step]:
         lowering = self.lowering
         shape, depth = guard.indices.shape, 1
         if guard.column is not None:
-            assert isinstance(shape[-1], int)
-            shape, depth = shape[:-1], shape[-1]
+            *outer, last = shape
+            assert isinstance(last, int)
+            shape, depth = tuple(outer), last
         count = product(shape)
         source = guard.indices.buffer
         steps: list[Step] = []
         if source is not None:
             place = lowering.argument(source.name)
+        elif id(guard.indices) in made:
+            place = made[id(guard.indices)]
         else:
             # What the group itself computes is computed once more, into memory.
             flat = reshaped(guard.indices, (guard.indices.size,))
@@ -110,6 +114,7 @@ class Checks:
             result = Buffer("y0", guard.indices.dtype, guard.indices.size)
             place = lowering.arena(f"{region.name}.indices", guard.indices.dtype, guard.indices.size)
             steps += lowering.emit(Region("indices", inputs, ((result, flat),), origin=region.origin), [place])
+            made[id(guard.indices)] = place
         key = (str(place), guard.column, guard.least, guard.end, text)
         if self.depth == 1 and source is not None:
             if key in self.done:
@@ -118,7 +123,7 @@ class Checks:
         flat = buffer_tensor("x0", guard.indices.dtype, (COUNT * depth,))
         small = isinstance(count, int) and count <= SMALL
         attributes = {"depth": depth, "column": guard.column or 0, "small": int(small)}
-        values = {COUNT: count, LEAST: guard.least, END: guard.end, LIMIT: guard.end}
+        values: dict[Dim, Dim] = {COUNT: count, LEAST: guard.least, END: guard.end, LIMIT: guard.end}
         return steps + self._emit(CHECK_INDEX, attributes, (flat,), {"x0": place}, values, text, region.origin)
 
     # Sizes
@@ -151,7 +156,8 @@ class Checks:
         return all(x.name in self.told for dim in dims for x in symbols(dim))
 
     def _size(self, value: Dim, least: Dim, end: Dim, text: str, origin: tuple[str, ...]) -> list[Step]:
-        return self._emit(CHECK_SIZE, {}, (), {}, {VALUE: value, LEAST: least, END: end, LIMIT: end}, text, origin)
+        values: dict[Dim, Dim] = {VALUE: value, LEAST: least, END: end, LIMIT: end}
+        return self._emit(CHECK_SIZE, {}, (), {}, values, text, origin)
 
     def _emit(
         self,
@@ -159,7 +165,7 @@ class Checks:
         attributes: dict[str, int],
         inputs: tuple[Tensor, ...],
         arguments: dict[str, Place],
-        values: dict[Dim, Dim],
+        values: Mapping[Dim, Dim],
         text: str,
         origin: tuple[str, ...],
     ) -> list[Step]:
@@ -170,7 +176,7 @@ class Checks:
         nothing = Tensor((0,), I64, lambda i: s.const(0, I64))
         outputs = tuple((Buffer(name, I64, size), nothing) for name, size, _ in records)
         name = op.split(".")[-1].lower()
-        region = Region(name, inputs, outputs, Node(op, (), (), attributes), origin=origin)  # type: ignore[arg-type]
+        region = Region(name, inputs, outputs, Node(op, (), (), attributes), origin=origin)
         lowered = lowering.schedule(region, lowering.target)
         assert lowered is not None, f"{lowering.target.name} has no schedule for {op}"
         places = arguments | {name: Place(self.memory, offset) for name, _, offset in records}

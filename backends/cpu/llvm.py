@@ -60,8 +60,8 @@ def render_kernel(kernel: k.Kernel, target: Target, threaded: bool = True, check
         for buffer in kernel.parameters:
             if not set(free_sizes((), (buffer,))) - set(kernel.sizes):
                 memory = function.memory(buffer)
-                size = function.dim(buffer.size * buffer.dtype.bytes)
-                function.frames[0].buffers[buffer.name] = replace(memory, base=memory.pointer, bytes=size)
+                room = function.dim(buffer.size * buffer.dtype.bytes)
+                function.frames[0].buffers[buffer.name] = replace(memory, base=memory.pointer, bytes=room)
     function.block(kernel.body)
     function.finish([*arguments, f"i64 %{THREADS}"], "")
     return _module_text(module, kernel)

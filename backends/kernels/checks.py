@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...ir import scalars as s
-from ...ir.dims import ceildiv, dim_min, symbol
+from ...ir.dims import Dim, ceildiv, dim_min, symbol
 from ...ir.dtypes import I64
 from ...ir.loops import Define, For, If, Let, Statement, Store
 from ...ir.scalars import Buffer, Scalar
@@ -41,7 +41,7 @@ def check_index(region: Region, target: Target) -> Lowered:
     dtype, size = source.dtype, CHUNK[target.kind]
     bounds = [(op, Buffer(f"{op}imum", dtype, 1, "register")) for op in ("min", "max")]
 
-    def chunk(first: s.Dim, length: s.Dim) -> list[Statement]:
+    def chunk(first: Dim, length: Dim) -> list[Statement]:
         element = symbol("element", 0, length - 1)
         value = source.at(((first + element) * depth + column,))
         start = [Define(register, s.const(s.IDENTITY[op](dtype), dtype)) for op, register in bounds]
