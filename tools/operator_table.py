@@ -13,15 +13,13 @@ from typing import Any
 
 import onnx
 
-from ..backends.cpu.addresses import register_type
 from ..backends.cpu.schedules import SCHEDULES
 from ..backends.cuda.schedules import SCHEDULES as GPU_SCHEDULES
 from ..compiler.composites import COMPOSITES
 from ..compiler.host.kinds import STEPS
 from ..compiler.microsoft_fused import SEARCHES
 from ..compiler.sequences import RULES
-from ..ir.dtypes import ALL, BY_ONNX, DType
-from ..ir.errors import UnsupportedError
+from ..ir.dtypes import ALL, BY_ONNX
 from ..ir.export import schema_of
 from ..ir.ops import REGISTRY, control, special
 from ..ir.ops.declare import Operator, Registry
@@ -32,6 +30,10 @@ GROUPS = {
     "float": ("f16", "bf16", "f32", "f64"),
     "int": ("i8", "i16", "i32", "i64"),
     "uint": ("u8", "u16", "u32", "u64"),
+    "float8": ("f8e4m3fn", "f8e4m3fnuz", "f8e5m2", "f8e5m2fnuz"),
+    "float6": ("f6e2m3", "f6e3m2"),
+    "int4/int2": ("i4", "u4", "i2", "u2"),
+    "complex": ("c64", "c128"),
 }
 BY_SCHEMA = "ONNX's schema"
 
@@ -140,18 +142,6 @@ def _expands(schema: Any) -> bool:
     return all(node.op_type in known or _expands(schemas[node.op_type]) for node in nodes)
 
 
-def _compiled_types() -> tuple[DType, ...]:
-    """The element types that the backend has."""
-    found = []
-    for dtype in ALL:
-        try:
-            register_type(dtype)
-        except UnsupportedError:
-            continue
-        found.append(dtype)
-    return tuple(found)
-
-
 def _types(name: str) -> tuple[str, ...]:
     """The element types that are compiled, of the operand that may have the most; groups of them by one word."""
     schema: Any = schema_of(name) or schema_of(name.rpartition(".")[2])
@@ -160,7 +150,7 @@ def _types(name: str) -> tuple[str, ...]:
     widest = max(schema.inputs or schema.outputs, key=lambda formal: len(formal.types)).types
     allowed = {match[1] for text in widest if (match := re.fullmatch(r"tensor\((.*)\)", text))}
     names = {onnx.TensorProto.DataType.Name(number).lower(): dtype for number, dtype in BY_ONNX.items()}
-    present = {names[text].name for text in allowed if text in names} & {dtype.name for dtype in _compiled_types()}
+    present = {names[text].name for text in allowed if text in names} - {"string"}
     words = []
     for word, members in GROUPS.items():
         if present >= set(members):

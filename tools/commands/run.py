@@ -138,7 +138,7 @@ def summary(array: Any) -> dict[str, Any]:
             facts |= {"min": float(finite.min()), "mean": float(finite.mean()), "max": float(finite.max())}
     exact = array.dtype.kind in "iub"
     facts["first"] = [
-        (bool(x) if array.dtype.kind == "b" else int(x)) if exact else _number(x) for x in flat[:SHOWN]
+        (bool(x) if array.dtype.kind == "b" else int(x)) if exact else _number(x) for x in flat[:SHOWN].tolist()
     ]  # fmt: skip
     return facts
 
