@@ -202,9 +202,7 @@ def excused(model: onnx.ModelProto, inputs: Values, found: Values, wanted: Value
         if not is_float(value):
             if not (found[name].shape == value.shape and np.all((found[name] == value) | (slack[name] > 0))):
                 return False
-        elif found[name].shape != value.shape or found[name].dtype != value.dtype:
-            return False
-        elif np.any(unequal(found[name], value, 4 * slack[name]) & ~np.isinf(slack[name])):
+        elif found[name].shape != value.shape or found[name].dtype != value.dtype or np.any(unequal(found[name], value, 4 * slack[name]) & ~np.isinf(slack[name])):
             return False
     return True
 
@@ -222,7 +220,7 @@ def check_run(model: onnx.ModelProto, inputs: Values, found: Values, others: Seq
             troubles.append(f"{by}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
             continue
         difference = compared(found, wanted, by)
-        if not difference or by == REFERENCE and excused(model, inputs, found, wanted):
+        if not difference or (by == REFERENCE and excused(model, inputs, found, wanted)):
             return Outcome()
         differences.append(difference)
     return Outcome("; ".join(differences), "" if differences else "; ".join(troubles))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
 from fuzz.compare import is_float
 from fuzz.graphs import DTYPES, FLOATS, Attributes, Builder, Rejected, Size, Value, admitted
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-from onnx import helper
-
 from fuzz.graphs import DTYPES, Attributes, Builder, Rejected, Value
+from onnx import helper
 
 Sample = tuple[list[Value | None], Attributes, int]
 KINDS = (DTYPES["float"], DTYPES["float"], DTYPES["int64"], DTYPES["int32"], DTYPES["double"])

@@ -117,7 +117,7 @@ class Builder:
             if all(low <= n <= high for n in self.symbols[name]):
                 return self.symbols[name]
         number = self.choice((1, 2, 3, 4, 5, 7, 8, 9, 1, 2, 3, 5, 16, 17, 33, 0))
-        return (min(max(number, low), high) if number > 9 and high <= 9 or number < low or number > high else number,
+        return (min(max(number, low), high) if (number > 9 and high <= 9) or number < low or number > high else number,
                 ) * self.bindings  # fmt: skip
 
     def shape(self, low: int = 0, high: int = 6, smallest: int = 0) -> tuple[Size, ...]:

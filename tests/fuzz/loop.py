@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-
 from fuzz.compare import Outcome, check
 from fuzz.graphs import Case
 from fuzz.shrink import shrunk

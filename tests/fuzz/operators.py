@@ -79,7 +79,7 @@ def attributes(b: Builder, op: str, first: Value, *without: str) -> Attributes:
 def by_schema(b: Builder, op: str) -> tuple[list[Value | None], Attributes, int]:
     """Operands, attributes and the number of outputs of a node, by its schema."""
     schema = schema_of(op)
-    pointwise = op in REGISTRY and REGISTRY[op].pointwise or len(schema.inputs) and schema.inputs[-1].option.name == "Variadic"
+    pointwise = (op in REGISTRY and REGISTRY[op].pointwise) or (len(schema.inputs) and schema.inputs[-1].option.name == "Variadic")
     types: dict[str, np.dtype[Any]] = {}
     operands: list[Value | None] = []
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
-from onnx.reference import ReferenceEvaluator
-
 from fuzz.compare import quiet
 from fuzz.graphs import Case
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
 Values = Mapping[str, Any]
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from hypothesis import assume
-from hypothesis import strategies as st
-
 from fuzz.compare import quiet
 from fuzz.graphs import Builder, Case, Rejected, case_of
 from fuzz.operators import DRAWN, add_node
+from hypothesis import assume
+from hypothesis import strategies as st
 
 SIZES = (1, 1, 1, 2, 2, 3, 4, 6, 8, 12, 16, 30)
 """Nodes of a graph: half of the cases show one operator in all its ways, the other half how operators meet."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnxc
 from onnx import helper
@@ -37,3 +39,13 @@ def test_name_of_an_output_of_unknown_size() -> None:
     found = onnxc.compile(model).run({"x": x})
     assert list(found) == ["z", "places"]
     assert_equal(list(found.values()), reference(model, {"x": x}))
+
+
+def test_folded_erf_of_doubles() -> None:
+    """What is folded is as exact as what is compiled; onnx.reference rounds Erf to f32."""
+    x = np.array([-1.1628236650302777, 0.5, np.nan, np.inf])
+    (folded,) = run_node("Erf", {"x": x}, constant=["x"])
+    np.testing.assert_array_max_ulp(folded[:2], np.array([math.erf(v) for v in x[:2]]), 2)
+    assert np.isnan(folded[2]) and folded[3] == 1
+    (empty,) = run_node("Erf", {"x": x[:0]}, constant=["x"])
+    assert empty.shape == (0,) and empty.dtype == np.float64
