@@ -64,8 +64,7 @@ def fitting(value: Any, type: TypeProto, name: str) -> Any:
     """
 
     def wrong(why: str = "") -> ShapeError:
-        found = described(value if isinstance(value, np.ndarray | list | dict) or value is None else np.asarray(value))
-        return ShapeError(f"input {name!r} is {found}: it must be {spelling(type)}{why}")
+        return ShapeError(f"input {name!r} is {described(value)}: it must be {spelling(type)}{why}")
 
     which = type.WhichOneof("value")
     if which == "optional_type":
@@ -81,7 +80,10 @@ def fitting(value: Any, type: TypeProto, name: str) -> Any:
         raise wrong()
     if not isinstance(value, np.ndarray) and hasattr(value, "__dlpack__"):
         value = np.from_dlpack(value)
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # a list of lists of several lengths
+        raise wrong(f"; {error}") from error
     wanted = type.tensor_type.elem_type
     if wanted == TensorProto.STRING:
         try:

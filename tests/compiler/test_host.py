@@ -442,3 +442,9 @@ def test_axes_and_branches_that_the_run_computes() -> None:
     np.testing.assert_allclose(executable(-abs(x)), -abs(x).sum(0), rtol=1e-5)
     with pytest.raises(UnsupportedError):
         executable.save("never.onnxc")
+
+
+def test_ragged_lists_are_no_tensors() -> None:
+    executable = compiled(model_of_text("ragged (string[n] w, float[n] x) => (string[n] y) { y = Identity (w) }"))
+    with pytest.raises(ShapeError, match=r"input 'x' is .*float, float.*inhomogeneous"):
+        executable(["a"], [[1.0], [1.0, 2.0]])
