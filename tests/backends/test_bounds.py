@@ -183,6 +183,18 @@ def test_indices_that_the_group_computes() -> None:
         executable(X, i64(3))
 
 
+def test_index_tuples_that_the_group_computes() -> None:
+    nodes = [
+        helper.make_node("Add", ["i", "one"], ["j"]),
+        helper.make_node("GatherND", ["x", "j"], ["y"], name="pick"),
+    ]
+    executable = onnxc.compile(model_of(nodes, {"x": X, "i": i64([0, 0], [0, 0])}, {"one": i64(1)}, ["y"]))
+    np.testing.assert_array_equal(executable(X, i64([2, 4], [-2, -2])), [X[3, 5], X[-1, -1]])
+    for wrong in (i64([0, 0], [3, 0]), i64([0, 0], [0, 5])):
+        with pytest.raises(onnxc.IndexRangeError, match=r'"pick".*index (4|6)'):
+            executable(X, wrong)
+
+
 def test_in_a_branch_only_what_is_run_is_checked() -> None:
     for constant in (False, True):
 
