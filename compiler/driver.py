@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from ..ir.dtypes import BOOL
-from ..ir.errors import HostNeeded, LimitError, ValueNeeded
+from ..ir.errors import HostNeeded, LimitError, ModelError, OnnxcError, ValueNeeded
 from ..ir.graph import Graph
 from ..ir.program import Program
 from ..ir.target import Target
@@ -39,7 +39,12 @@ def imported(model: Model, options: Options) -> Graph:
     if isinstance(model, Graph):
         return specialised(model, options.dims or {}, options.shapes or {})
     return import_model(
-        model, dims=options.dims, shapes=options.shapes, folder=options.folder, smallest=options.smallest
+        model,
+        dims=options.dims,
+        shapes=options.shapes,
+        folder=options.folder,
+        smallest=options.smallest,
+        max_memory=limit_of(options.max_memory),
     )
 
 
@@ -143,7 +148,14 @@ def _for_host(model: Model, options: Options, reason: HostNeeded | ValueNeeded) 
 
     proto, folder = load_proto(model)
     within = replace(options, folder=options.folder or folder)
-    return HostExecutable(proto, within, compile_model, imported, reason)
+    try:
+        return HostExecutable(proto, within, compile_model, imported, reason)
+    except (OnnxcError, MemoryError):
+        raise
+    except RecursionError as error:
+        raise ModelError("graphs are nested too deeply") from error
+    except Exception as error:  # a malformed model reached code that trusts its input
+        raise ModelError(f"the model is malformed ({type(error).__name__}: {error})") from error
 
 
 def compiled_model(model: Model, options: Options) -> Compiled:

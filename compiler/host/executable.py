@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from ...ir.errors import HostNeeded, ModelError, ShapeError, UnsupportedError, ValueNeeded
+from ...ir.errors import HostNeeded, ShapeError, UnsupportedError, ValueNeeded
 from ...ir.graph import TensorType, Value
 from ..binding import Port, bind_symbols
 from ..compiled import Compiled
@@ -68,13 +68,10 @@ class HostExecutable(Deferred):
         planner = Planner(model, compiled, Weights(None, folder))
         late = isinstance(reason, ValueNeeded)
         planner = replace(planner, cuts=named) if late else replace(planner, loops=named)
-        try:
-            self._plan = planner.plan()
-            if not self._divided and not late:
-                # Within a function that loop has another name: Python repeats all that there are.
-                self._plan = replace(planner, loops=None).plan()
-        except RecursionError as error:
-            raise ModelError("graphs are nested too deeply") from error
+        self._plan = planner.plan()
+        if not self._divided and not late:
+            # Within a function that loop has another name: Python repeats all that there are.
+            self._plan = replace(planner, loops=None).plan()
         if not self._divided:
             raise reason if late else UnsupportedError(str(reason)) from reason
         self._check(check, replace(within, smallest=STRETCHED))

@@ -448,3 +448,10 @@ def test_ragged_lists_are_no_tensors() -> None:
     executable = compiled(model_of_text("ragged (string[n] w, float[n] x) => (string[n] y) { y = Identity (w) }"))
     with pytest.raises(ShapeError, match=r"input 'x' is .*float, float.*inhomogeneous"):
         executable(["a"], [[1.0], [1.0, 2.0]])
+
+
+def test_names_that_are_no_text_are_refused() -> None:
+    model = model_of_text("damaged (string[n] w) => (string[n] y) { y = StringConcat (w, w) }")
+    damaged = model.SerializeToString().replace(b"StringConcat", b"String\xffoncat")
+    with pytest.raises(ModelError):
+        onnxc.compile(damaged)
