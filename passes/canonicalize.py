@@ -273,7 +273,7 @@ def _cast(rewriter: Rewriter, node: Node) -> Node | None:
 def lossless(source: DType, target: DType) -> bool:
     """Whether every value of `source` is exactly one of `target`."""
     if source in (BOOL, target):
-        return target.kind != "string"
+        return target.kind != "string" and (source == target or target.name != "f8e8m0")  # which has no zero
     if target.name in _MANTISSA:
         if source.is_integer:
             return source.bits - (source.kind == "int") <= _MANTISSA[target.name]

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..ir import scalars as s
 from ..ir.dims import Dim, dim_factor, dim_max, product, substitute, symbol, symbols
-from ..ir.dtypes import BF16, BOOL, I64, DType
+from ..ir.dtypes import BOOL, I64, DType
 from ..ir.errors import UnsupportedError
 from ..ir.graph import Graph, Node, TensorType, Value
 from ..ir.guards import Guard
@@ -389,7 +389,7 @@ class Lowering:
             if value in inner or value in static or not isinstance(value.type, TensorType):
                 continue
             array = self.arrays.get(value.name)
-            if array is not None and array.size == 1 and (array.dtype.kind in "iufb" or value.dtype == BF16):
+            if array is not None and array.size == 1 and value.dtype.kind not in ("complex", "string"):
                 operands[value.name] = literal_tensor(value, array)
                 continue
             tensor = buffer_tensor(f"x{len(inputs)}", value.dtype, value.shape)

@@ -98,6 +98,17 @@ def test_exponents_as_scales(output: DType) -> None:
     np.testing.assert_array_equal(found.astype(np.float32), wanted)
 
 
+@pytest.mark.parametrize("name", ["f8e5m2", "i4", "u2", "f6e3m2"])
+def test_scales_and_zero_points_that_are_constants(name: str) -> None:
+    """Those of a single element are literals in kernels."""
+    model, inputs = quantizing(BY_NAME[name])
+    wanted = compiled(model, inputs)
+    fixed = {name: array for name, array in inputs.items() if name not in ("x", "q")}
+    given = {name: array for name, array in inputs.items() if name not in fixed}
+    outputs = [value.name for value in model.graph.output]
+    assert_equal(compiled(model_of(list(model.graph.node), given, fixed, outputs, opset=28), given), wanted)
+
+
 @pytest.mark.parametrize("name", ["f8e4m3fn", "i4", "f4e2m1", "u16"])
 def test_the_same_on_a_gpu(name: str) -> None:
     model, inputs = quantizing(BY_NAME[name])
