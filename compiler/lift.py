@@ -329,7 +329,8 @@ def _batched_scan(call: Call, build: Builder) -> None:
 def _scan(call: Call, build: Builder) -> Call | None:
     """Axes other than the first are brought to the front, and what is stacked along others brought there behind it."""
     if call.version < 9:
-        return _batched_scan(call, build)
+        _batched_scan(call, build)
+        return None
     scans = call.integer("num_scan_inputs", 1)
     states = len(call.inputs) - scans
     reads, writes = (call.attributes.get(f"scan_{what}_axes", ()) for what in ("input", "output"))
@@ -339,7 +340,7 @@ def _scan(call: Call, build: Builder) -> Call | None:
     inputs = list(call.inputs)
     for position, axis in enumerate(reads, states):
         rank = _operand(call, position).tensor.rank
-        assert isinstance(axis, int) and -rank <= axis < rank, f"{_operand(call, position).type} has no axis {axis}"
+        assert isinstance(axis, int) and -rank <= axis < rank, f"operand {position} has no such axis"
         order = [axis % rank, *(other for other in range(rank) if other != axis % rank)]
         if axis:
             inputs[position] = _one(build, call, "Transpose", [inputs[position]], perm=tuple(order))
@@ -349,7 +350,7 @@ def _scan(call: Call, build: Builder) -> Call | None:
     values = build.emit(replace(plain, inputs=tuple(inputs), outputs=names, version=NEWEST))
     for position in moved:
         rank, axis = values[position].tensor.rank, writes[position - states]
-        assert isinstance(axis, int) and -rank <= axis < rank, f"{values[position].type} has no axis {axis}"
+        assert isinstance(axis, int) and -rank <= axis < rank, f"output {position} has no such axis"
         order = list(range(1, rank))
         order.insert(axis % rank, 0)
         attributes: dict[str, Attribute] = {"perm": tuple(order)}
