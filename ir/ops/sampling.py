@@ -152,7 +152,7 @@ def affine_grid(theta: Tensor, size: Static, *, align_corners: int = 0) -> Tenso
         for axis, extent in enumerate(reversed(output)):
             step = cast(index(i[rank - axis]), theta.dtype)
             if align_corners:
-                place = step * 2 / size_scalar(extent - 1, total) - 1
+                place = step * 2 / size_scalar(dim_max(extent - 1, 1), total) - 1  # of one point: the first corner
             else:
                 place = (step * 2 + 1) / size_scalar(extent, total) - 1
             total = total + theta.at((i[0], i[-1], axis)) * place

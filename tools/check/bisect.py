@@ -24,7 +24,7 @@ from ...compiler.options import Options, target_of
 from ...ir.errors import OnnxcError
 from ...ir.export import to_onnx
 from ...ir.graph import Constant, Graph, Node
-from .compare import Difference
+from .compare import Difference, shape_of
 from .engine import Build, Case, Checker, Judge, Stage, stages_of, turned
 from .evaluate import FAULTY, Evaluation, Evaluator
 from .subject import Subject, subject_of, with_constants
@@ -276,7 +276,7 @@ def _expected(name: str, good: Mapping[str, Any]) -> Any:
     """What a value should be; also of one that is a known value with its axes in another order."""
     plain = turned(name)
     array = None if plain is None else good.get(plain[0])
-    if name in good or plain is None or array is None or np.ndim(array) != len(plain[1]):
+    if name in good or plain is None or array is None or len(shape_of(array)) != len(plain[1]):
         return good.get(name)
     return np.transpose(array, plain[1])
 

@@ -16,7 +16,8 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What rounding may do to a tensor: `relative` to its largest finite magnitude, and for integers whole `steps`.
+    """What rounding may do to a tensor: `relative` to its largest finite magnitude (to 1 where all of it is 0), and for
+    integers whole `steps`.
 
     Relative 0 and no steps: every element must be the same.
     """
@@ -29,6 +30,11 @@ class Tolerance:
 
 
 EXACT = Tolerance()
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """The shape of an array; of a sequence its length."""
+    return (len(value),) if isinstance(value, list | tuple) else np.shape(value)
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,9 @@ def _compare_numbers(
         size = np.abs(e).astype(np.float64)
         largest = float(np.max(size, where=np.isfinite(size), initial=0.0))
         limit = tolerance.relative * largest + tolerance.steps
-        if dtype.kind in ("float", "complex"):
-            limit += 4 * _smallest(dtype) * bool(tolerance.relative)
+        if dtype.kind in ("float", "complex") and tolerance.relative:
+            # What cancels to nothing is measured by the 1 that such terms are of.
+            limit = limit + 4 * _smallest(dtype) if largest else tolerance.relative
         relative = gap / size
         ulps = gap / _spacing(np.where(np.isfinite(size), size, 0), dtype)
         signal, noise = float(np.sum(size[finite] ** 2)), float(np.sum(gap[finite] ** 2))

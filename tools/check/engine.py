@@ -25,7 +25,7 @@ from ...ir.errors import DeviceError, HostNeeded, OnnxcError, ShapeError, Target
 from ...ir.graph import Graph, TensorType
 from ...passes.pipeline import Pass
 from ..arrays import read_arrays
-from .compare import EXACT, Difference, Tolerance, compare
+from .compare import EXACT, Difference, Tolerance, compare, shape_of
 from .evaluate import FAULTY, Evaluation, Evaluator
 from .inputs import ATTEMPTS, bare_graph, made_inputs, ports_of, shapes_for
 from .noise import Noise, measure
@@ -189,7 +189,7 @@ class Judge:
         """`actual` with what was expected, by the tolerance for the value of that name; for a name that the imported
         graph does not know by the largest there is."""
         found = compare(name, actual, expected, self.tolerances.get(name) or self.loosest)
-        if found.same or np.shape(actual) != np.shape(expected) or _is_beyond(found) or self.noise is None:
+        if found.same or shape_of(actual) != shape_of(expected) or _is_beyond(found) or self.noise is None:
             return found
         return self.noise.explains(name, found, actual, expected)
 
@@ -206,7 +206,7 @@ def _is_beyond(found: Difference) -> bool:
 def import_sized(subject: Subject, inputs: Mapping[str, Any]) -> Graph:
     """The subject's graph with the sizes that the inputs have, and with the small integers among them as constants
     where it cannot be had without."""
-    shapes = {name: np.shape(array) for name, array in inputs.items() if not isinstance(array, list)}
+    shapes = {name: shape_of(array) for name, array in inputs.items() if not isinstance(array, list)}
     try:
         return import_model(part_of(subject, inputs), shapes={n: s for n, s in shapes.items() if n in subject.inputs})
     except (ValueNeeded, ShapeError):  # the latter in a branch that is not taken
@@ -380,7 +380,7 @@ class Checker:
         reference = case.judge.reference
         observed = with_transposed(self.build.observed(case.inputs))
         named = [name for name in self.subject.values if reference.values.get(name) is not None]
-        seen = [n for n in named if n in observed and np.shape(observed[n]) == np.shape(reference.values[n])]
+        seen = [n for n in named if n in observed and shape_of(observed[n]) == shape_of(reference.values[n])]
         found = [case.judge.compare(name, observed[name]) for name in seen]
         return PerNode(tuple(sorted(found, key=lambda difference: difference.severity)), len(named))
 
@@ -423,7 +423,7 @@ def _refused(name: str, expected: Any, why: str, seed: int) -> Verdict:
     """The verdict on an output that a compiled model did not give."""
     empty = compare(name, np.zeros(0), np.zeros(0))
     dtype = "seq" if isinstance(expected, list) else of_numpy(np.asarray(expected).dtype).name
-    refused = replace(empty, dtype=dtype, shape=np.shape(expected), excess=np.inf, noise_db=-np.inf)
+    refused = replace(empty, dtype=dtype, shape=shape_of(expected), excess=np.inf, noise_db=-np.inf)
     return Verdict(replace(refused, reason=f"the compiled model refuses these inputs: {why}"), seed)
 
 
@@ -439,7 +439,7 @@ def with_transposed(values: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(values)
     for name, array in values.items():
         plain = turned(name)
-        if plain is not None and len(plain[1]) == np.ndim(array):
+        if plain is not None and len(plain[1]) == len(shape_of(array)):
             found.setdefault(plain[0], np.transpose(array, np.argsort(plain[1])))
     return found
 

@@ -18,7 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ...ir.dtypes import BY_ONNX, F64, of_numpy
 from ...ir.errors import UnsupportedError
-from .compare import Difference, Tolerance, compare, unit_roundoff
+from .compare import Difference, Tolerance, compare, shape_of, unit_roundoff
 from .subject import SMALL, Subject
 
 Array = NDArray[Any]
@@ -220,7 +220,7 @@ class Evaluator:
 
 
 def _shapes(results: Sequence[Any]) -> list[tuple[int, ...]]:
-    return [np.shape(result) for result in results if not isinstance(result, list | tuple)]
+    return [shape_of(result) for result in results if not isinstance(result, list | tuple)]
 
 
 def _unlike(results: Sequence[Any], others: Sequence[Any] | None) -> Difference | None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from ...ir.dtypes import of_numpy
-from .compare import Difference, Tolerance
+from .compare import Difference, Tolerance, shape_of
 from .evaluate import RANDOM, Evaluation, Evaluator
 from .subject import Subject
 
@@ -40,7 +40,7 @@ class Noise:
     def explains(self, name: str, found: Difference, actual: Any, expected: Any) -> Difference:
         """The difference, judged by the spread: floats by the largest of it, integers by whether they moved at all."""
         moved = self.spread.get(name)
-        if moved is None or np.shape(actual) != np.shape(expected) or np.shape(actual) != moved.shape or found.same:
+        if moved is None or shape_of(actual) != shape_of(expected) or shape_of(actual) != moved.shape or found.same:
             return found
         if of_numpy(np.asarray(expected).dtype).kind != "float":
             unlike = np.asarray(actual) != np.asarray(expected)
@@ -82,7 +82,7 @@ def measure(
             others = results
         found = []
         for result, other, where in zip(results, others, inexact, strict=True):
-            fits = isinstance(result, np.ndarray) and np.shape(other) == result.shape
+            fits = isinstance(result, np.ndarray) and shape_of(other) == result.shape
             found.append(np.where(where, _moved(other, own, random), result) if fits else result)
         return found, engine
 
@@ -93,7 +93,7 @@ def measure(
             continue
         for name, array in exact.items():
             other = values[name]
-            if isinstance(array, np.ndarray) and array.dtype != object and np.shape(other) == array.shape:
+            if isinstance(array, np.ndarray) and array.dtype != object and shape_of(other) == array.shape:
                 with np.errstate(all="ignore"):
                     gap = (array != other).astype(float) if array.dtype == bool else np.abs(np.subtract(other, array))
                 spread[name] = np.fmax(spread.get(name, 0.0), np.asarray(gap, np.float64))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .bisect import Fault
-from .compare import Difference
+from .compare import Difference, shape_of
 from .engine import Case, PerNode, Verdict
 
 LISTED = 20
@@ -79,7 +79,7 @@ class Report:
 def _input(array: Any) -> dict[str, Any]:
     if isinstance(array, list):
         return {"sequence": [_input(part) for part in array]}
-    return {"dtype": str(np.asarray(array).dtype), "shape": list(np.shape(array))}
+    return {"dtype": str(np.asarray(array).dtype), "shape": list(shape_of(array))}
 
 
 def _number(value: Any) -> Any:
