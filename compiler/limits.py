@@ -14,10 +14,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from ..ir.dims import evaluate
-from ..ir.errors import LimitError, OnnxcError
+from ..ir.errors import LimitError, OnnxcError, ShapeError
 from ..ir.graph import TensorType, Type, Value
 from ..ir.program import ALIGNMENT, ArenaSlot, Program
 
@@ -26,6 +26,7 @@ LARGEST_EXTENT = 1 << 48
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MOST_AXES = 64
 """As many as numpy's arrays have."""
+MOST_OPERANDS, LONGEST_NAME = 4096, 1 << 16
 _GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -73,11 +74,24 @@ def check_types(types: Mapping[str, Type]) -> None:
 def _check_extent(name: str, type: TensorType) -> None:
     if type.rank > MOST_AXES:
         raise LimitError(f'"{name}" has {type.rank} axes; at most {MOST_AXES} are compiled')
+    if any(isinstance(dim, int) and dim < 0 for dim in type.shape):
+        raise ShapeError(f'"{name}" would be of {type}')
     total = 1
     for dim in type.shape:
         total *= max(1, dim) if isinstance(dim, int) else max(1, *(abs(factor) for _, factor in dim.terms))
     if total >= LARGEST_EXTENT:
         raise LimitError(f'"{name}" of {str(type)[:200]} has more elements than any memory holds')
+
+
+def check_node_count(left: int, node: NodeProto) -> None:
+    """Raises LimitError where no more nodes may be imported, or this one has too many operands or outputs."""
+    if left < 0:
+        raise LimitError("the model's functions and loops expand to too many nodes")
+    if max(map(len, (node.name, *node.input, *node.output))) > LONGEST_NAME:
+        raise LimitError(f"it has a name of more than {LONGEST_NAME} characters")
+    if max(len(node.input), len(node.output)) > MOST_OPERANDS:
+        found = f"{len(node.input)} operands and {len(node.output)} outputs"
+        raise LimitError(f"it has {found}; at most {MOST_OPERANDS} are compiled")
 
 
 def most_nodes(model: ModelProto) -> int:

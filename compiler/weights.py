@@ -19,7 +19,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, SparseTensorProto, TensorProto, numpy_helper
 
 from ..ir.dtypes import BY_ONNX, DType
-from ..ir.errors import ModelError
+from ..ir.errors import LimitError, ModelError
+from .limits import LARGEST_EXTENT, MOST_AXES, format_bytes, memory_of_machine
 
 IN_PLACE = 1024
 """Payloads of at least so many bytes stay where they are in the file; shorter ones go through protobuf."""
@@ -38,8 +39,10 @@ _ENTRIES = _TENSOR.fields_by_name["external_data"].number
 class Weights:
     """Arrays of the tensors of one model: views of its file's bytes, or of files beside it."""
 
-    def __init__(self, data: np.ndarray | None, folder: Path | None) -> None:
+    def __init__(self, data: np.ndarray | None, folder: Path | None, most: int | None = None) -> None:
+        """`most` limits the bytes of one array that is larger than its data (None: the machine's memory)."""
         self._data = data
+        self._most = most
         self._folder = folder
         self._files: dict[str, np.ndarray] = {}
 
@@ -62,6 +65,7 @@ class Weights:
         expected = (count * dtype.bits + 7) // 8
         if payload.size != expected:
             raise _mismatch(tensor, f"{expected} bytes", f"{payload.size}")
+        _check_extent(tensor.name, shape)
         if dtype.bits < 8:
             packed = TensorProto(data_type=tensor.data_type, dims=[count], raw_data=payload.tobytes())
             return np.asarray(numpy_helper.to_array(packed)).reshape(shape)
@@ -72,11 +76,15 @@ class Weights:
     def dense(self, tensor: SparseTensorProto) -> np.ndarray:
         """The dense array of a sparse tensor, whose indices are [elements] or [elements, rank]."""
         values, indices, shape = self.array(tensor.values), self.array(tensor.indices), tuple(tensor.dims)
+        _check_extent(tensor.values.name, shape)
         flat = indices.reshape(-1, 1) if indices.ndim == 1 else indices
         sizes = (math.prod(shape),) if indices.ndim == 1 else shape
         fits = values.ndim == 1 and flat.shape == (values.size, len(sizes)) and not any(dim < 0 for dim in shape)
         if not fits or np.any(flat < 0) or np.any(flat >= np.array(sizes, np.int64)):
             raise ModelError(f'sparse tensor "{tensor.values.name}": the indices do not fit the shape {list(shape)}')
+        most, size = memory_of_machine() if self._most is None else self._most, math.prod(shape) * values.itemsize
+        if size > most:
+            raise LimitError(f'sparse tensor "{tensor.values.name}" takes {format_bytes(size)} when it is dense')
         result = np.zeros(sizes, values.dtype)
         result[tuple(flat.T)] = values
         return result.reshape(shape)
@@ -87,7 +95,12 @@ class Weights:
             return self._external(tensor, entries, (math.prod(tensor.dims) * dtype.bits + 7) // 8)
         if _IN_FILE in entries and self._data is not None:
             name, offset, length = (entries[_IN_FILE] + ":0:0").split(":")[:3]
-            if dtype.name not in _TYPED.get(name, (dtype.name,)) or not (offset + length).isdecimal():
+            digits = offset + length
+            if (
+                dtype.name not in _TYPED.get(name, (dtype.name,))
+                or not (digits.isascii() and digits.isdecimal())
+                or len(digits) > 40
+            ):
                 raise ModelError(f'tensor "{tensor.name}" of {dtype} keeps its elements in {name}')
             return self._data[int(offset) : int(offset) + int(length)]
         return np.frombuffer(tensor.raw_data, np.uint8) if tensor.HasField("raw_data") else None
@@ -135,6 +148,12 @@ class Weights:
                 return np.memmap(file, np.uint8, "r") if status.st_size else np.empty(0, np.uint8)
         except (OSError, RuntimeError, ValueError) as error:
             raise refuse(f"cannot be read: {error}") from error
+
+
+def _check_extent(name: str, shape: tuple[int, ...]) -> None:
+    """ModelError where sizes multiply to what no memory holds, also beside an empty axis: numpy has 64 bits for it."""
+    if len(shape) > MOST_AXES or math.prod(max(abs(dim), 1) for dim in shape) >= LARGEST_EXTENT:
+        raise ModelError(f'tensor "{name}" of shape {str(list(shape))[:200]} has more elements than any memory holds')
 
 
 def _mismatch(tensor: TensorProto, expected: str, found: str) -> ModelError:
@@ -230,17 +249,20 @@ def _guarded(read: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def load_model(
-    model: str | os.PathLike[str] | bytes | ModelProto, folder: str | os.PathLike[str] | None = None
+    model: str | os.PathLike[str] | bytes | ModelProto,
+    folder: str | os.PathLike[str] | None = None,
+    most: int | None = None,
 ) -> tuple[ModelProto, Weights]:
     """The model without its larger weights, and the weights.
 
-    `folder` holds external data; it defaults to the folder of a model that is given as a path. Of a model given as a
-    path or as bytes one copy of the weights at most is in memory, of a ModelProto a second one.
+    `folder` holds external data; it defaults to the folder of a model that is given as a path; `most` is the limit of
+    `Weights`. Of a model given as a path or as bytes one copy of the weights at most is in memory, of a ModelProto a
+    second one.
     Raises ModelError where the file cannot be read or is no ONNX model.
     """
     home = Path(folder) if folder is not None else None
     if isinstance(model, ModelProto):
-        return model, Weights(None, home)
+        return model, Weights(None, home, most)
     if isinstance(model, str | os.PathLike):
         path = Path(model)
         data = _guarded(lambda: _read(path))
@@ -257,4 +279,4 @@ def load_model(
         raise ModelError(f"{what} ({error}); export or download it again") from error
     if not proto.HasField("graph") or not (proto.ir_version or proto.opset_import):
         raise ModelError(f"{what} (it declares no graph); export or download it again")
-    return proto, Weights(data, home)
+    return proto, Weights(data, home, most)

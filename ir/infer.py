@@ -10,7 +10,7 @@ import numpy as np
 
 from .dims import Dim, Sum, bounds, dim_max, symbol, symbols
 from .dtypes import I32, I64
-from .errors import OnnxcError, ShapeError, UnsupportedError, ValueNeeded
+from .errors import LimitError, OnnxcError, ShapeError, UnsupportedError, ValueNeeded
 from .graph import Attribute, Constant, Graph, Node, TensorType, Type, Value
 from .guards import Guard, collecting_guards
 from .intervals import OPEN, PROBE, Interval, interval, union
@@ -23,6 +23,8 @@ from .tensors import Tensor, buffer_tensor, collecting_assumptions, opaque_tenso
 
 # Shape arithmetic handles a few numbers per tensor; larger ones are data.
 SYMBOLIC_LIMIT = 64
+MOST_STATIC = 1 << 13
+"""Elements of an operand that decides shapes, at most."""
 
 
 class Inference:
@@ -231,6 +233,8 @@ class Inference:
         if known is not None:
             return tuple(known)
         array = self.arrays.get(value.name)
+        if array is not None and array.size > MOST_STATIC:
+            raise LimitError(f"%{value.name} decides a shape by {array.size:,} numbers")
         if array is not None:
             return tuple(array.reshape(-1).tolist())
         count = math.prod(d for d in value.shape if isinstance(d, int)) if value.tensor.static else None

@@ -13,6 +13,10 @@ HINT = 32
 """The size that a symbol is taken to have where nothing better is known: it only shapes the plan, not its validity."""
 
 
+_MOST = 1 << 46
+"""Bytes that no buffer has: larger ones are refused before they are allocated, and planned as if they had so many."""
+
+
 def places_of(steps: Steps) -> Iterator[tuple[Place, ...]]:
     """The places that each step touches, in order of execution; a loop's are repeated as one group at its end."""
     for step in steps:
@@ -135,4 +139,4 @@ def plan_arena(
 
 
 def _bytes(size: Dim, values: Mapping[str, int]) -> int:
-    return evaluate(size, values)
+    return min(evaluate(size, values), _MOST)

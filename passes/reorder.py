@@ -34,7 +34,7 @@ class Reorder(Pass):
             if root is value:
                 numbers[value] = len(sizes)
                 free = value in graph.inputs or value in graph.outputs
-                sizes.append(0 if free else _bytes(value))
+                sizes.append(0 if free else min(_bytes(value), 1 << 46))  # sums must stay in 64 bits
         for value, root in roots.items():
             if root in numbers:
                 numbers[value] = numbers[root]

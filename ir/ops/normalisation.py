@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..dims import Dim, floordiv, product
 from ..dtypes import F32, DType
+from ..errors import ShapeError
 from ..functions import absolute, cast, power, sqrt, where
 from ..scalars import Scalar, const
 from ..tensors import (
@@ -188,12 +189,16 @@ def local_response_normalization(
 ) -> Tensor:
     """x / (bias + alpha/size * sum of x^2 over `size` channels around)^beta."""
     wide = widened(x)
-    before = (size - 1) // 2
+    if size < 1:
+        raise ShapeError(f"a window of {size} channels")
+    # What lies outside for every channel adds nothing.
+    most = x.shape[1] if isinstance(x.shape[1], int) else size
+    before, after = min((size - 1) // 2, most), min(size // 2, most)
 
     def squared(i: Indices, r: Indices) -> Scalar:
         channel = i[1] + r[0] - before
         value = wide.at(replaced(i, {1: channel}))
         return where(inside(channel, x.shape[1]), value * value, const(0, wide.dtype))
 
-    around = reduce_tensor("add", x.shape, wide.dtype, (size,), squared, wide)
+    around = reduce_tensor("add", x.shape, wide.dtype, (before + after + 1,), squared, wide)
     return cast(wide / power(around * (alpha / size) + bias, beta), x.dtype)

@@ -6,7 +6,7 @@ import math
 
 from ..dims import Dim, dim_min, floordiv, modulo
 from ..dtypes import F32, DType
-from ..errors import UnsupportedError
+from ..errors import ShapeError, UnsupportedError
 from ..functions import cast, sin, where
 from ..scalars import Scalar, const, index
 from ..tensors import Indices, Tensor, assume_equal, compute, normalize_axis, reduce_tensor, select_axis
@@ -106,6 +106,8 @@ def frames(signal: Tensor, frame_step: Static, window: Tensor | None, frame_leng
     if window is not None:
         assume_equal(window.shape[0], length, "lengths of the window and of a frame")
     step = frame_step[0]
+    if isinstance(step, int) and step < 1:
+        raise ShapeError(f"frames that are {step} apart")
     count = floordiv(signal.shape[1] - length, step) + 1
 
     def element(b: Dim, frame: Dim, t: Dim, part: Dim) -> Scalar:
@@ -116,6 +118,7 @@ def frames(signal: Tensor, frame_step: Static, window: Tensor | None, frame_leng
     return compute(shape, signal.dtype, element, signal, *([] if window is None else [window]))
 
 
+MOST_BINS = 4096
 _MEL_OPERANDS = ("num_mel_bins", "dft_length", "sample_rate", "lower_edge_hertz", "upper_edge_hertz")
 
 
@@ -131,6 +134,8 @@ def mel_weight_matrix(
 ) -> Tensor:
     """Triangular filters of equal width on the mel scale: [dft_length/2 + 1, num_mel_bins]."""
     count, length, rate = num_mel_bins[0], dft_length[0], sample_rate[0]
+    if isinstance(count, int) and not 0 <= count <= MOST_BINS:
+        raise ShapeError(f"{count} bins: at most {MOST_BINS} are compiled")
     low, high = (2595 * math.log10(1 + edge[0] / 700) for edge in (lower_edge_hertz, upper_edge_hertz))
     mels = [low + k * (high - low) / (count + 2) for k in range(count + 2)]
     bins = [int((length + 1) * 700 * (10 ** (mel / 2595) - 1) // rate) for mel in mels]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..dims import Dim, ceildiv, dim_max, dim_min, floordiv, known_le
-from ..errors import ShapeError
+from ..errors import LimitError, ShapeError
 from ..scalars import Scalar
 from ..tensors import Indices, all_of, inside
 
 LARGEST_CERTAIN = 16
 """Windows up to this size keep a loop of fixed length where the size of the input is not known."""
+
+
+LARGEST_WINDOW = 1 << 22
+"""Places of a window that may be padding for the most part: each output looks at them all."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,10 @@ def sliding(
         raise ShapeError(f"a kernel of {len(kernel)} axes for {rank} spatial axes")
     steps, spread = per_axis(strides, rank, "strides"), per_axis(dilations, rank, "dilations")
     given: tuple[Dim, ...] = tuple(pads) if pads is not None and auto_pad in ("NOTSET", "") else (0,) * (2 * rank)
+    if len(given) != 2 * rank:
+        raise ShapeError(f"{len(given)} pads for {rank} spatial axes: two are needed for each")
+    if any(isinstance(size, int) and size < 1 for size in (*kernel, *steps, *spread)):
+        raise ShapeError(f"kernel {list(kernel)}, strides {list(steps)} and dilations {list(spread)} must be positive")
     before, after, output = list(given[:rank]), list(given[rank:]), list(input)
     for axis, (extent, size, stride, dilation) in enumerate(zip(input, kernel, steps, spread, strict=True)):
         reach = (size - 1) * dilation + 1
@@ -113,6 +122,10 @@ def sliding(
         output[axis] = floordiv(free, stride) + 1
         if ceil_mode:  # a last window that would start in the padding behind is left out
             output[axis] = dim_min(ceildiv(free, stride) + 1, ceildiv(extent + before[axis], stride))
-    return Windows(
+    found = Windows(
         tuple(input), tuple(kernel), steps, spread, tuple(before), tuple(after), tuple(output), bool(ceil_mode)
     )
+    places = math.prod(size for size in found.reach if isinstance(size, int))
+    if places > max(LARGEST_WINDOW, 4 * math.prod(extent for extent in input if isinstance(extent, int))):
+        raise LimitError(f"a window of {list(kernel)} over {[str(extent) for extent in input]}, mostly of padding")
+    return found
