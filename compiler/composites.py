@@ -1,6 +1,7 @@
-"""All composite operators, by name."""
+"""All composite operators, by name; every family that declares some is listed here."""
 
 from . import (
+    classical,
     microsoft_attention,
     microsoft_experts,
     microsoft_fused,
@@ -8,15 +9,22 @@ from . import (
     microsoft_numeric,
     microsoft_quantized,
     microsoft_recurrent,
+    ngrams,
+    training,
+    trees,
 )
 from .expand import joined
 
 COMPOSITES = joined(
+    classical.declare,
     microsoft_attention.declare,
-    microsoft_quantized.declare,
     microsoft_experts.declare,
-    microsoft_recurrent.declare,
     microsoft_fused.declare,
     microsoft_nchwc.declare,
     microsoft_numeric.declare,
+    microsoft_quantized.declare,
+    microsoft_recurrent.declare,
+    ngrams.declare,
+    training.declare,
+    trees.declare,
 )
