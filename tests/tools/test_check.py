@@ -122,6 +122,21 @@ def test_numbers_that_are_compared_with_a_table_are_in_it() -> None:
     assert letters.min() >= 100 and letters.max() > 200
 
 
+def test_parts_and_classes_fit() -> None:
+    model = model_of_text(
+        """g (float[7, 3] x, int64[2] parts, int64[5] classes) => (a, b, one) {
+            a, b = Split (x, parts)
+            one = OneHot (classes, depth, values)
+        }""",
+        depth=np.int64(7),
+        values=np.float32([0, 1]),
+    )
+    for seed in range(10):
+        arrays = Checker(model, Options()).evaluated(seed, {})[0]
+        assert arrays["parts"].sum() == 7 and arrays["parts"].min() >= 0
+        assert arrays["classes"].min() >= 0 and arrays["classes"].max() < 7
+
+
 def test_sizes_grow_until_the_model_can_be_evaluated() -> None:
     model = model_of_text(
         "g (float[1, 1, n] x) => (y) { y = Conv (x, w) }", w=np.ones((1, 1, 300), np.float32)

@@ -17,8 +17,8 @@ from ..arrays import dims_of
 from .uses import Role, Uses
 
 Array = NDArray[Any]
-LONGEST = 3
-"""Elements of a sequence that is made up."""
+LENGTH = 3
+"""Elements of a sequence that is made up: of each, as some are taken apart in step."""
 WORDS = ("a", "the", "Zebra", "onnx", "café", "")
 ATTEMPTS: Sequence[tuple[int, int, int]] = (
     (224, 16, 16), (224, 512, 1), (256, 64, 16), (320, 128, 64), (48, 8, 8), (416, 576, 1), (32, 4, 4), (64, 2048, 128),
@@ -94,17 +94,25 @@ def bare_graph(proto: onnx.GraphProto, constants: Mapping[str, Any], shapes: Map
     """The inputs alone, for a model of which nothing more can be imported."""
     values = []
     for declared, port in zip(_inputs(proto, constants), ports_of(proto, constants), strict=True):
-        type: Type = TensorType(BY_NAME[port.dtype], shapes.get(port.name, ()))
-        is_sequence = declared.type.WhichOneof("value") == "sequence_type"
-        values.append(Value(port.name, SequenceType(type) if is_sequence else type))
+        tensor = TensorType(BY_NAME[port.dtype], shapes.get(port.name, ()))
+        values.append(Value(port.name, _type(declared.type, tensor)))
     return Graph("inputs", tuple(values), (), ())
+
+
+def _type(proto: onnx.TypeProto, tensor: TensorType) -> Type:
+    """The type with these tensors as its elements."""
+    if proto.HasField("sequence_type"):
+        return SequenceType(_type(proto.sequence_type.elem_type, tensor))
+    if proto.HasField("optional_type"):
+        return OptionalType(_type(proto.optional_type.elem_type, tensor))
+    return tensor
 
 
 def made_value(value: Value, role: Role, random: np.random.Generator) -> Any:
     """An array for one input; for a sequence a list of them."""
     if isinstance(value.type, SequenceType):
         inner = Value(value.name, value.type.element)
-        return [made_value(inner, role, random) for _ in range(int(random.integers(1, LONGEST, endpoint=True)))]
+        return [made_value(inner, role, random) for _ in range(LENGTH)]
     if isinstance(value.type, OptionalType):
         return made_value(Value(value.name, value.type.element), role, random)
     return made_array(value.dtype, _shape(value.type), role, random)
@@ -121,8 +129,11 @@ def made_array(dtype: DType, shape: tuple[int, ...], role: Role, random: np.rand
         return random.choice(np.array(WORDS, object), shape).astype(object).reshape(shape)
     if role.choices and not role.mask:
         return random.choice(np.array(role.choices), shape).astype(dtype.numpy).reshape(shape)
-    if role.mask:
-        array: Any = _mask(shape, random)
+    if role.total is not None and len(shape) == 1 and shape[0]:
+        cuts = np.sort(random.integers(0, role.total, shape[0] - 1, endpoint=True))
+        array: Any = np.diff(np.concatenate([[0], cuts, [role.total]]))
+    elif role.mask:
+        array = _mask(shape, random)
     elif role.boxes and shape and shape[-1] == 4:
         corners = np.sort(random.random((*shape[:-1], 2, 2)), axis=-2)
         array = corners.reshape(shape) * 8

@@ -30,7 +30,7 @@ STEPS = 400
 @dataclass
 class Role:
     """What is known of an input's elements: the least and the greatest (None: open), those it is compared with, and
-    whether they are 0 and 1 alone (`mask`), corners of `boxes`, or must be away from zero (`divisor`).
+    whether they are 0 and 1 alone (`mask`), add up to a `total`, are corners of `boxes`, or away from zero (`divisor`).
 
     `columns` are bounds by the position along the last axis.
     """
@@ -39,6 +39,7 @@ class Role:
     high: float | None = None
     choices: list[float] = field(default_factory=list)
     mask: bool = False
+    total: int | None = None
     divisor: bool = False
     boxes: bool = False
     columns: dict[int, tuple[float, float]] = field(default_factory=dict)
@@ -154,8 +155,12 @@ class Uses:
         if node.op == "TopK" and position == 1 and node.inputs[0] is not None:
             axis = node.attributes.get("axis", -1)
             role.within(1, _number(node.inputs[0].shape[axis if isinstance(axis, int) else -1], 1))
-        elif (node.op == "Loop" and position == 0) or (value.dtype.is_integer and self._decides_sizes(node, position)):
+        elif node.op == "OneHot" and position == 0:
+            role.within(0, max(self._constant(node.inputs[1]) or _depth(node), 1) - 1)
+        elif node.op == "Loop" and position == 0:
             role.within(*SIZES)
+        elif value.dtype.is_integer and (name := self._decides(node, position)):
+            self._decided(role, node, name)
         elif node.op == "Equal":
             role.choices += self._elements(node.inputs[1 - position])
         elif node.op == "Cast" and node.output.dtype == BOOL:
@@ -167,10 +172,20 @@ class Uses:
         producer = self.graph.producers.get(value)
         return producer is not None and producer.op == "Cast" and producer.operands[0].dtype.is_integer
 
-    def _decides_sizes(self, node: Node, position: int) -> bool:
+    def _decides(self, node: Node, position: int) -> str:
+        """The name of an operand that decides shapes; nothing for any other."""
         operator = REGISTRY.get(node.op)
-        static = operator.static_positions(len(node.inputs)) if operator is not None else {}
-        return position in static and "axes" not in static[position] and node.op not in ("Slice", "Pad", "Split")
+        return operator.static_positions(len(node.inputs)).get(position, "") if operator is not None else ""
+
+    def _decided(self, role: Role, node: Node, name: str) -> None:
+        """Parts of an axis, an axis, or sizes."""
+        first, axis = node.inputs[0], node.attributes.get("axis", 0)
+        if name == "split" and first is not None:
+            role.total = _number(first.shape[axis if isinstance(axis, int) else 0], 1)
+        elif name in ("axis", "axes") and first is not None:
+            role.within(0, max(first.tensor.rank - 1, 0))
+        elif node.op not in ("Slice", "Pad"):
+            role.within(*SIZES)
 
     def _moved(
         self, reader: _Reader, value: Value, scale: float, offset: float
