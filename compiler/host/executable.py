@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
+from ...ir.dtypes import BY_ONNX
 from ...ir.errors import HostNeeded, ShapeError, UnsupportedError, ValueNeeded
 from ...ir.graph import TensorType, Value
 from ..binding import Port, bind_symbols
@@ -74,18 +75,23 @@ class HostExecutable(Deferred):
             self._plan = replace(planner, loops=None).plan()
         if not self._divided:
             raise reason if late else UnsupportedError(str(reason)) from reason
-        self._check(check, replace(within, smallest=STRETCHED))
+        self._prepare(check, replace(within, smallest=STRETCHED))
 
-    def _check(self, check: CheckSegment, options: Options) -> None:
-        """Raises what compiling the segments would, as far as the types of what they read are declared."""
-        types = {value.name: value.type.tensor_type for value in self._declared if value.type.HasField("tensor_type")}
-        sizes = {value.name: value.shape for value in self._tensors}
+    def _prepare(self, check: CheckSegment, options: Options) -> None:
+        """Compiles the segments that read inputs of declared sizes; reads those whose inputs' sizes are open, so that
+        what cannot be compiled is told now."""
+        types = {value.name: value.type.tensor_type.elem_type for value in self._declared}
+        shapes = {value.name: value.shape for value in self._tensors}
         for step in self._plan.steps:
-            if isinstance(step, Segment) and sizes.keys() >= set(step.reads):
-                shapes = ((n, tuple(d if isinstance(d, int) else None for d in sizes[n])) for n in step.reads)
-                model = step.as_model({name: (types[name].elem_type, shape) for name, shape in shapes})
-                with suppress(ValueNeeded, HostNeeded):
-                    check(model, options)
+            if not isinstance(step, Segment) or not shapes.keys() >= set(step.reads):
+                continue
+            sizes = {n: tuple(d if isinstance(d, int) else None for d in shapes[n]) for n in step.reads}
+            with suppress(ValueNeeded, HostNeeded):
+                if any(None in shape for shape in sizes.values()):
+                    check(step.as_model({name: (types[name], shape) for name, shape in sizes.items()}), options)
+                else:
+                    element = {name: np.zeros((), BY_ONNX[types[name]].numpy) for name in sizes}
+                    step.compiled({name: np.broadcast_to(element[name], shapes[name]) for name in sizes})
 
     @property
     def _divided(self) -> bool:

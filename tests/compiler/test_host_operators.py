@@ -160,3 +160,40 @@ def test_images_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     with pytest.raises(TargetError, match=r"pip install onnxc\[image\]"):
         compiled(decoder("RGB"))(np.zeros(3, np.uint8))
+
+
+def test_a_classifier_of_texts() -> None:
+    """Words are counted by Python, scores are compiled, labels are named by Python."""
+    words = ["good", "bad", "film", "the", "not", "good"]
+    model = ml(
+        model_of_text(
+            """reviews (string[n] words) => (string[1] label, float y) {
+                lower = StringNormalizer <case_change_action = "LOWER", locale = "C", stopwords = ["the"]> (words)
+                counts = TfIdfVectorizer <mode = "TFIDF", min_gram_length = 1, max_gram_length = 2, max_skip_count = 0,
+                    ngram_counts = [0, 4], ngram_indexes = [0, 1, 2, 3, 4], weights = [1.0, 2.0, 1.0, 0.5, 3.0],
+                    pool_strings = [WORDS]> (lower)
+                row = Unsqueeze (counts, zero)
+                scaled = Div (row, two)
+                label, shares = ai.onnx.ml.LinearClassifier <classlabels_strings = ["nice", "nasty"],
+                    coefficients = [1.0, -1.0, 0.1, 0.0, -2.0, -1.0, 1.0, 0.1, 0.0, 2.0],
+                    intercepts = [0.1, 0.0], multi_class = 1, post_transform = "SOFTMAX"> (scaled)
+                y = ai.onnx.ml.ZipMap <classlabels_strings = ["nice", "nasty"]> (shares)
+            }""".replace("WORDS", ", ".join(f'"{word}"' for word in words)),
+            zero=np.array([0]),
+            two=np.float32(2),
+        )
+    )
+    model = with_types(model, y=helper.make_sequence_type_proto(map_type(8, 1)))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    executable = compiled(model)
+    for given in (["The", "film", "not", "good"], ["good", "good", "film"], ["bad"]):
+        label, shares = executable(text(*given))
+        expected, (wanted,) = session.run(None, {"words": text(*given)})
+        assert_same(label, expected)
+        assert shares[0].keys() == wanted.keys()
+        np.testing.assert_allclose(list(shares[0].values()), list(wanted.values()), rtol=1e-5)
+    assert [line.split()[0] for line in executable.dump().splitlines()] == ["python"] * 2 + ["compiled"] + [
+        "python"
+    ] * 2
