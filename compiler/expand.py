@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ..ir.dims import Dim
 from ..ir.dtypes import DType
@@ -72,8 +73,8 @@ class Nodes:
         bodies: dict[str, Body] = {"body": lambda types: self.build.region("turn", types, fill)}
         return self.build.emit(Call("Loop", inputs, {}, ("",) * len(state), bodies=bodies, origin=self.call.origin))
 
-    def constant(self, array: np.ndarray) -> Value:
-        return self.build.constant(array, f"{self.stem}.constant", self.call.origin)
+    def constant(self, array: npt.ArrayLike) -> Value:
+        return self.build.constant(np.asarray(array), f"{self.stem}.constant", self.call.origin)
 
     def like(self, number: float, value: Value | None) -> Value:
         """A scalar of the type of `value`."""
