@@ -91,7 +91,9 @@ class Tensor:
         assert len(key) == len(self.shape), f"{len(key)} indices for shape {self.shape}"
         found = self._memo.get(key)
         if found is None:
-            found = self._memo[key] = rounded(self.element(key))
+            # Where there is no element, indices mean nothing, and dividing them by sizes of 0 even less.
+            empty = 0 in self.shape and self.dtype.kind != "string"
+            found = self._memo[key] = scalars.const(0, self.dtype) if empty else rounded(self.element(key))
             assert found.dtype == self.dtype, f"element of {found.dtype} in a tensor of {self.dtype}"
         return found
 

@@ -8,6 +8,7 @@ a schedule of a backend; the definition stays what they mean.
 from __future__ import annotations
 
 import inspect
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -103,6 +104,12 @@ class Operator:
         kind = inspect.Parameter.KEYWORD_ONLY
         return {n: p for n, p in inspect.signature(self.define).parameters.items() if p.kind == kind}
 
+    @cached_property
+    def defaults(self) -> dict[str, float]:
+        """The defaults that are floats: f32, as all float attributes are, also where tensors are f64."""
+        floats = {name: p.default for name, p in self.attributes.items() if isinstance(p.default, float)}
+        return {name: struct.unpack("f", struct.pack("f", value))[0] for name, value in floats.items()}
+
     def static_positions(self, count: int) -> dict[int, str]:
         """Which of `count` inputs are static, by position."""
         names = [p.name for p in self.parameters]
@@ -121,7 +128,7 @@ class Operator:
         if self.spatial and "layout" in attributes:
             return self._channels_last(operands, attributes, context)
         declared = self.attributes
-        keywords = {}
+        keywords: dict[str, Any] = dict(self.defaults)
         static_names = set(self.static)
         for name, value in attributes.items():
             if name in declared:

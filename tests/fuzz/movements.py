@@ -288,8 +288,9 @@ def where(b: Builder, op: str) -> Sample:
 
 
 def resize(b: Builder, op: str) -> Sample:
+    """Not of complex numbers: the reference drops their imaginary parts."""
     mode = b.choice(("nearest", "linear", "cubic"))
-    x = b.operand(FLOATS[:1] if mode != "nearest" else admitted(op, "T1"), 1 if mode == "nearest" else 3, 4, smallest=2)
+    x = b.operand(FLOATS[:1] if mode != "nearest" else [d for d in admitted(op, "T1") if d.kind != "c"], 1 if mode == "nearest" else 3, 4, smallest=2)
     plain = [1.0] * x.rank
     for a in range(x.rank if mode == "nearest" else 2, x.rank):
         plain[a] = 1.0

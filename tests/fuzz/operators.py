@@ -233,9 +233,19 @@ def cast_defined(operands: Operands, attributes: Mapping[str, Any]) -> bool:
     return bool(np.all(np.isfinite(wide) & (wide >= float(limits.min)) & (wide <= top)))
 
 
+def alpha_divides(operands: Operands, attributes: Mapping[str, Any]) -> bool:
+    """x / alpha."""
+    return attributes.get("alpha", 1.0) != 0.0
+
+
+def single(operands: Operands, _: Mapping[str, Any]) -> bool:
+    """The reference walks over the batch where it should over the channels; ONNX Runtime has f32 only."""
+    return all(operand is None or operand.dtype == np.float32 for operand in operands)
+
+
 DEFINED: dict[str, Callable[[Operands, Mapping[str, Any]], bool]] = {
     "Div": divisible, "Mod": remainder_defined, "Pow": power_defined, "BitShift": shift_defined, "Cast": cast_defined,
-    "CastLike": cast_defined,
+    "CastLike": cast_defined, "Celu": alpha_divides, "LRN": single,
     **dict.fromkeys(
         ("TopK", "ArgMax", "ArgMin", "Hardmax", "Unique", "MaxPool", "ReduceMax", "ReduceMin", "Max", "Min", "Clip",
          "GlobalMaxPool", "Sign", "ScatterElements", "ScatterND", "Resize", "GridSample", "RoiAlign", "MaxRoiPool",

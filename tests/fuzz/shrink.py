@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-from fuzz.compare import quiet
+from fuzz.compare import pruned, quiet, reads
 from fuzz.graphs import Case
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
@@ -15,43 +15,18 @@ from onnx.reference import ReferenceEvaluator
 Values = Mapping[str, Any]
 
 
-def reads(node: onnx.NodeProto) -> set[str]:
-    """The names that a node and its bodies read."""
-    names = set(node.input) - {""}
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            for inner in attribute.g.node:
-                names |= reads(inner)
-            names |= {value.name for value in attribute.g.output}
-    return names
-
-
-def part(case: Case, values: Sequence[Values], outputs: Sequence[str], cut: Iterable[str]) -> Case:
+def part(case: Case, values: Sequence[Values], outputs: Sequence[str], cut: Collection[str]) -> Case:
     """The case of these outputs alone, whose graph begins with the values in `cut`, given as inputs."""
-    needed, nodes = set(outputs), []
-    for node in reversed(case.model.graph.node):
-        if needed & set(node.output) - set(cut):
-            nodes.append(node)
-            needed |= reads(node)
-    graph = case.model.graph
-    inputs = [value for value in graph.input if value.name in needed]
-    there = {value.name for value in inputs} | {tensor.name for tensor in graph.initializer}
+    model = pruned(case.model, outputs, cut)
+    there = {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
+    needed = {name for node in model.graph.node for name in reads(node)} | set(outputs)
     for name in sorted(needed & set(cut) - there):
         arrays = [np.asarray(run[name]) for run in values]
         sizes = zip(*(array.shape for array in arrays), strict=True)
         dims = [n[0] if len(set(n)) == 1 else f"{name}_{axis}" for axis, n in enumerate(sizes)] if arrays[0].ndim else []
-        inputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(arrays[0].dtype), dims))
-    small = helper.make_graph(
-        nodes[::-1],
-        graph.name,
-        inputs,
-        [value for value in graph.output if value.name in outputs]
-        or [helper.make_empty_tensor_value_info(name) for name in outputs],
-        [tensor for tensor in graph.initializer if tensor.name in needed],
-    )
-    model = onnx.ModelProto()
-    model.CopyFrom(case.model)
-    model.graph.CopyFrom(small)
+        kind = helper.np_dtype_to_tensor_dtype(arrays[0].dtype)
+        model.graph.input.append(helper.make_tensor_value_info(name, kind, dims))
+    inputs = model.graph.input
     feeds = tuple({value.name: np.asarray(run[value.name]) for value in inputs} for run in values)
     return Case(model, feeds, tuple({name: run[name] for name in outputs} for run in values))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from fuzz.compare import check
+from fuzz.compare import check, check_run
 from fuzz.loop import FOUND, saved
 from fuzz.operators import DRAWN, NOT_DRAWN, reason
 from fuzz.shrink import shrunk
@@ -77,9 +77,6 @@ def test_a_wrong_model_is_told() -> None:
     x = np.array([1.0, 2.0, 3.0], np.float32)
     right = np.sin(x)
     assert not check(model, [{"x": x}], [{"y": right}]).message
-    wrong = right + np.float32([0, 1e-5, 0])
-    third = ("nothing", [{"y": wrong}])
-    from fuzz.compare import check_run
-
-    assert check_run(model, {"x": x}, {"y": wrong}, [("the reference", lambda: {"y": right})]).message
-    assert not check_run(model, {"x": x}, {"y": wrong}, [("the reference", lambda: {"y": right}), ("a", lambda: third[1][0])]).message  # fmt: skip
+    wrong, reference = {"y": right + np.float32([0, 1e-5, 0])}, ("the reference", lambda model: {"y": right})
+    assert check_run(model, {"x": x}, wrong, [reference]).message
+    assert not check_run(model, {"x": x}, wrong, [reference, ("another", lambda model: wrong)]).message

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import onnxc
+import pytest
 from onnx import helper
 from single_node import assert_equal, model_of, reference, run_node
 
@@ -49,3 +50,22 @@ def test_folded_erf_of_doubles() -> None:
     assert np.isnan(folded[2]) and folded[3] == 1
     (empty,) = run_node("Erf", {"x": x[:0]}, constant=["x"])
     assert empty.shape == (0,) and empty.dtype == np.float64
+
+
+def test_space_to_depth_of_nothing() -> None:
+    """Indices are divided by the number of channels, of which there are none."""
+    x = np.zeros((4, 0, 6, 4), np.float32)
+    for op, wanted in (("SpaceToDepth", (4, 0, 3, 2)), ("DepthToSpace", (4, 0, 12, 8))):
+        for symbolic in (False, True):
+            (found,) = run_node(op, {"x": x}, symbolic=symbolic, blocksize=2)
+            assert found.shape == wanted
+
+
+@pytest.mark.parametrize("op", ["LeakyRelu", "Selu", "HardSigmoid"])
+def test_default_attributes_of_doubles(op: str) -> None:
+    """Attributes are f32, their defaults too: 0.01 is 0.009999999776 for tensors of doubles."""
+    x = np.linspace(-3, 3, 2 * 5 * 3 * 2).reshape(2, 5, 3, 2)
+    nodes = [helper.make_node(op, ["x"], ["y"])]
+    model = model_of(nodes, {"x": x}, {}, ["y"], opset=22)
+    (found,), (wanted,) = onnxc.compile(model).run({"x": x}).values(), reference(model, {"x": x})
+    np.testing.assert_allclose(found, wanted, rtol=1e-14)
