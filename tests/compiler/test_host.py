@@ -455,3 +455,20 @@ def test_names_that_are_no_text_are_refused() -> None:
     damaged = model.SerializeToString().replace(b"StringConcat", b"String\xffoncat")
     with pytest.raises(ModelError):
         onnxc.compile(damaged)
+
+
+def test_a_function_holds_a_loop_whose_state_grows() -> None:
+    """The loop has no name by which the plan could find it: all loops are repeated by Python."""
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 21, "local" : 1]>
+        outer (float[a] x, float[1] y, int64 count) => (float[b] z) { z = local.grown (x, y, count) }
+        <domain: "local", opset_import: ["" : 21]>
+        grown (x, y, count) => (z) {
+            yes = Constant <value = bool {1}> ()
+            z = Loop (count, yes, y) <body = body (int64 i, bool c, float[s] state) => (bool go, float[u] next) {
+                go = Identity (c)
+                next = Concat <axis = 0> (state, x)
+            }>
+        }
+    """)
+    z = compiled(model)(np.ones(2, np.float32), np.zeros(1, np.float32), np.array(3))
+    assert_same(z, np.array([0, 1, 1, 1, 1, 1, 1], np.float32))
