@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..dims import Dim, ceildiv, dim_max, dim_min, floordiv, modulo, product
-from ..dtypes import F32, I64
+from ..dtypes import I64
 from ..errors import ShapeError, UnsupportedError
 from ..functions import absolute, cast, ceil, floor, maximum, round_even, where
 from ..guards import guard
@@ -232,13 +232,14 @@ def _or_zero(value: Scalar, counts: Sequence[Dim]) -> Scalar:
 def max_roi_pool(x: Tensor, rois: Tensor, *, pooled_shape: Sequence[int], spatial_scale: float = 1.0) -> Tensor:
     """[R, C, *pooled_shape]: maxima of the bins that each of rois [R, 5] = batch, x1, y1, x2, y2 is cut into."""
     guard(compute(rois.shape[:1], I64, lambda r: cast(rois.at((r, 0)), I64), rois), x.shape[0], 0, "a batch")
+    real = accumulator(rois.dtype)
 
     def element(r: Dim, c: Dim, *o: Dim) -> Scalar:
         image = clipped(rois.at((r, 0)), x.shape[0])
         firsts, counts = [], []
         for axis in range(2):
             start, end = (
-                as_dim(cast(floor(cast(rois.at((r, 2 - axis + 2 * side)), F32) * spatial_scale + 0.5), I64))
+                as_dim(cast(floor(cast(rois.at((r, 2 - axis + 2 * side)), real) * spatial_scale + 0.5), I64))
                 for side in (0, 1)
             )
             length, extent = dim_max(1, end - start + 1), x.shape[2 + axis]
