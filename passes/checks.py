@@ -138,11 +138,15 @@ class Checks:
         ready = [pair for pair in self.waiting if self._is_told(*pair)]
         self.waiting = [pair for pair in self.waiting if pair not in ready]
         steps: list[Step] = []
+        inside = (
+            [item for item in node.regions["body"].nodes if item.op != "Constant"] if node.op == "Fused" else [node]
+        )
+        where = _where(inside[0] if len(inside) == 1 else node, node)
         for a, b in dict.fromkeys(ready):
             left, right = (str(dim).replace(MARK, "") for dim in (a, b))
-            text = f"{node.where}: the model needs {left} = {right}: they differ by {{value}}"
+            text = f"{where}: the model needs {left} = {right}: they differ by {{value}}"
             if a == dim_max(b, 0):
-                text = f"{node.where}: {right} is {{value}}: a size cannot be negative"
+                text = f"{where}: {right} is {{value}}: a size cannot be negative"
                 steps += self._size(b, 0, b + 1, text, node.origin)  # no other end: indices of GPUs have 32 bits
             else:
                 steps += self._size(a - b, 0, 1, text, node.origin)
