@@ -90,8 +90,9 @@ class HostExecutable(Deferred):
                 if any(None in shape for shape in sizes.values()):
                     check(step.as_model({name: (types[name], shape) for name, shape in sizes.items()}), options)
                 else:
-                    element = {name: np.zeros((), BY_ONNX[types[name]].numpy) for name in sizes}
-                    step.compiled({name: np.broadcast_to(element[name], shapes[name]) for name in sizes})
+                    known = {name: [size for size in shape if size is not None] for name, shape in sizes.items()}
+                    zero = {name: np.zeros((), BY_ONNX[types[name]].numpy) for name in sizes}
+                    step.compiled({name: np.broadcast_to(zero[name], shape) for name, shape in known.items()})
 
     @property
     def _divided(self) -> bool:
