@@ -1,7 +1,7 @@
 # What a person types in a checkout. Each target makes its own virtual environment in .venv where that is not done yet.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types conformance sanitize readme clean
+.PHONY: fuzz-hostile help demo test lint format types conformance sanitize readme clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -19,7 +19,7 @@ $(VENV)/installed $(VENV)/installed-test: outdated
 endif
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/installed ## compile a small trained model and run it on handwritten digits
 	@$(RUN) -m onnxc demo
@@ -48,6 +48,10 @@ conformance: $(VENV)/installed-test ## ONNX's own test suite alone, for CPUs and
 sanitize: $(VENV)/installed-test ## ONNX's suite and the models with kernels that check each access to memory
 	@ONNXC_CHECKED_CASES=all $(RUN) -m pytest tests/conformance/test_onnx_checked.py -n auto -q
 	@ONNXC_CHECK_BOUNDS=1 $(RUN) -m pytest tests/models/test_models.py -n auto -q
+
+fuzz-hostile: $(VENV)/installed-test ## 10,000 mutants of models: each refused, or run correctly
+	@$(RUN) tests/fuzz/hostile.py --count 8000
+	@$(RUN) tests/fuzz/hostile.py --seed 8000 --count 2000 --checked
 
 readme: $(VENV)/installed-test ## write the tables of README.md anew
 	@$(RUN) -m onnxc.tools.operator_table README.md

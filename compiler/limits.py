@@ -103,7 +103,7 @@ def most_nodes(model: ModelProto) -> int:
         for node in waiting.pop():
             count += 1
             waiting += [attribute.g.node for attribute in node.attribute if attribute.HasField("g")]
-    return 20_000 + 50 * count
+    return 5_000 + 50 * count
 
 
 def _refuse(what: str, size: int, most: int) -> LimitError:

@@ -143,6 +143,10 @@ class Weights:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     raise refuse("is no regular file")
+                # Folders may have become links since the path was resolved: Linux tells what was opened indeed.
+                opened = Path(f"/proc/self/fd/{file.fileno()}")
+                if opened.exists() and not opened.resolve().is_relative_to(folder):
+                    raise refuse("leaves the model's folder: it changed while it was opened")
                 if status.st_nlink > 1:
                     raise refuse("has a second hard link, perhaps outside the model's folder: copy the file")
                 return np.memmap(file, np.uint8, "r") if status.st_size else np.empty(0, np.uint8)
@@ -234,8 +238,10 @@ def _without_payloads(data: memoryview, start: int, end: int, message: Descripto
 
 
 def _read(path: Path) -> np.ndarray:
-    size = path.stat().st_size
-    if size < MAPPED:
+    status = path.stat()
+    if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):  # /dev/zero has no end
+        raise ValueError(f"{path} is a device")
+    if status.st_size < MAPPED:
         return np.frombuffer(path.read_bytes(), np.uint8)
     return np.memmap(path, np.uint8, "r")
 

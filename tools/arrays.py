@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..compiler.binding import Port
+from ..compiler.limits import format_bytes, memory_of_machine
 from ..ir.dims import Dim, evaluate, parse_dim, symbol, symbols
 from ..ir.dtypes import BY_NAME
-from ..ir.errors import OnnxcError, ShapeError
+from ..ir.errors import LimitError, OnnxcError, ShapeError
 
 Array = NDArray[Any]
 FILLS = ("random", "zeros", "ones")
@@ -62,12 +64,16 @@ def sizes_for(ports: Sequence[Port], given: Mapping[str, Array]) -> dict[str, in
 def made_up(port: Port, sizes: Mapping[str, int], fill: str, random: np.random.Generator) -> Array:
     """An array for a port: normal for floats, 0..255 for bytes of an image, 0..9 for other integers.
 
-    Raises InputError for element types that cannot be made up.
+    Raises InputError for element types that cannot be made up, LimitError for what does not fit in memory.
     """
     shape = tuple(evaluate(dim, dict(sizes)) for dim in dims_of(port))
     dtype = BY_NAME.get(port.dtype)
     if dtype is None or dtype.kind == "string" or any(size < 0 for size in shape):
         raise InputError(f"input {port} cannot be made up: give it with --input {port.name}=FILE")
+    if 8 * math.prod(shape) > memory_of_machine():  # random numbers are doubles at first
+        raise LimitError(
+            f"input {port} takes {format_bytes(dtype.bytes * math.prod(shape))}; --dim may make it smaller"
+        )
     if fill != "random":
         return np.full(shape, float(fill == "ones")).astype(dtype.numpy)
     if dtype.is_integer:

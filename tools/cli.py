@@ -14,7 +14,16 @@ from typing import NoReturn
 import click
 
 from .. import __version__
-from ..ir.errors import DeviceError, ModelError, OnnxcError, TargetError, UnsupportedError, ValueNeeded, VerifierError
+from ..ir.errors import (
+    DeviceError,
+    LimitError,
+    ModelError,
+    OnnxcError,
+    TargetError,
+    UnsupportedError,
+    ValueNeeded,
+    VerifierError,
+)
 
 BAD_USAGE, BAD_MODEL, UNSUPPORTED, BUG, INTERRUPTED = 2, 3, 4, 70, 130
 COMMANDS = ("run", "compile", "check", "dump", "plan", "bench", "ops", "demo", "completion")
@@ -57,7 +66,7 @@ def exit_code(error: BaseException) -> int:
     """What a script can tell of an error."""
     if isinstance(error, ModelError | VerifierError):
         return BAD_MODEL
-    if isinstance(error, UnsupportedError | TargetError | DeviceError):
+    if isinstance(error, UnsupportedError | TargetError | DeviceError | LimitError):
         return UNSUPPORTED
     return BAD_USAGE if isinstance(error, OnnxcError) else BUG
 

@@ -22,7 +22,8 @@ INTEGERS = (
 FLOATS = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-45, 1e30, 3.4e38, -3.4e38, float("inf"), float("-inf"), float("nan"), 1e9)
 TEXTS = (
     "", " ", "\0", "a\0b", "x" * 5000, "../secret.bin", "/etc/passwd", "..\\secret.bin", "%s%n", "{0}", 'a"b', "a\nb",
-    "ß√", "$batch", "batch", "NOTSET", "SAME_UPPER", "linear", "constant", "reflect", "wrap", "ai.onnx", "com.microsoft",
+    "ß√", "$batch", "batch", "NOTSET", "SAME_UPPER", "linear", "constant", "reflect", "wrap", "ai.onnx",
+    "com.microsoft",
 )  # fmt: skip
 _RANGES = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
@@ -179,10 +180,14 @@ def _scalar(field: FieldDescriptor, old: Any, kinds: dict[str, list[Message]], r
     if field.cpp_type in (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE):
         return rng.choice(FLOATS)
     if field.type == FieldDescriptor.TYPE_BYTES:
-        return rng.choice((_flip, _truncate, _insert, _repeat, lambda data, rng: rng.choice(TEXTS).encode()))(old or b"", rng)
+        return rng.choice((_flip, _truncate, _insert, _repeat, lambda data, rng: rng.choice(TEXTS).encode()))(
+            old or b"", rng
+        )
     if field.name == "op_type" and rng.random() < 0.5:
         return rng.choice(_operators())
-    names = [text for kind in ("NodeProto", "ValueInfoProto", "TensorProto", "FunctionProto") for text in _names(kinds[kind])]
+    names = [
+        text for kind in ("NodeProto", "ValueInfoProto", "TensorProto", "FunctionProto") for text in _names(kinds[kind])
+    ]
     return rng.choice(names) if names and rng.random() < 0.6 else rng.choice(TEXTS)
 
 
@@ -239,7 +244,9 @@ def _rewired(proto: onnx.ModelProto, rng: random.Random) -> None:
     nodes = [item for item in messages(proto) if isinstance(item, onnx.NodeProto) and item.input]
     if nodes:
         node = rng.choice(nodes)
-        node.input[rng.randrange(len(node.input))] = rng.choice([*rng.choice(nodes).output, *rng.choice(nodes).input, ""])
+        node.input[rng.randrange(len(node.input))] = rng.choice(
+            [*rng.choice(nodes).output, *rng.choice(nodes).input, ""]
+        )
 
 
 def _other_weights(proto: onnx.ModelProto, rng: random.Random) -> None:
@@ -268,7 +275,19 @@ def _external(proto: onnx.ModelProto, rng: random.Random) -> None:
         tensor = rng.choice(tensors)
         tensor.data_location = onnx.TensorProto.EXTERNAL
         tensor.ClearField("raw_data")
-        location = rng.choice(("../secret.bin", "/etc/passwd", "link.bin", "hard.bin", "pipe", "folder", "way/secret.bin", ".", "data.bin"))
+        location = rng.choice(
+            (
+                "../secret.bin",
+                "/etc/passwd",
+                "link.bin",
+                "hard.bin",
+                "pipe",
+                "folder",
+                "way/secret.bin",
+                ".",
+                "data.bin",
+            )
+        )
         tensor.external_data.add(key="location", value=location)
         for key in ("offset", "length"):
             if rng.random() < 0.5:

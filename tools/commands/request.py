@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...ir.errors import ModelError, OnnxcError, ShapeError
 from ...ir.target import PRECISIONS
 
 if TYPE_CHECKING:
@@ -67,6 +68,20 @@ class Shape(Pair):
         return name, tuple(map(int, sizes))
 
 
+class Bytes(click.ParamType[int]):
+    """An amount of memory: 2G."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from ...compiler.limits import parse_bytes
+
+        try:
+            return parse_bytes(value)
+        except OnnxcError as error:
+            self.fail(str(error), param, ctx)
+
+
 @dataclass(frozen=True)
 class Request:
     """What the options common to `run`, `compile`, `dump` and `plan` ask for."""
@@ -81,6 +96,7 @@ class Request:
     winograd: str
     pipeline: str | None
     time_passes: bool
+    max_memory: int | None = None
     times: list[tuple[str, float, int]] = field(default_factory=list)
 
     def model(self) -> Model:
@@ -96,7 +112,7 @@ class Request:
 
         return Options(
             self.target, self.dims, self.shapes, self.threads, self.precision, self.pipeline or "",
-            winograd=self.winograd,
+            winograd=self.winograd, max_memory=self.max_memory,
         )  # fmt: skip
 
     def executable(self) -> Interface | Deferred:
@@ -104,7 +120,7 @@ class Request:
         if self.artifact:
             from ...compiler.api import load
 
-            return load(self.path, threads=self.threads)
+            return load(self.path, threads=self.threads, max_memory=self.max_memory)
         from ...compiler.driver import compile_model
 
         with self.watched() as options:
@@ -124,12 +140,16 @@ class Request:
     def program(self) -> Program:
         """The model lowered, without machine code."""
         from ...compiler.driver import graph_of, program_of
+        from ...compiler.limits import check_program
         from ...compiler.options import target_of
         from ...ir.errors import HostNeeded
 
         with self.watched() as options:
             try:
-                return program_of(graph_of(self.model(), options), target_of(options))
+                program = program_of(graph_of(self.model(), options), target_of(options))
+                if self.max_memory is not None:
+                    check_program(program, self.max_memory)
+                return program
             except HostNeeded as error:
                 how = "Python runs a part of this model: `onnxc dump --stage program` lists its steps"
                 raise HostNeeded(f"{error}; {how}") from error
@@ -178,7 +198,13 @@ class Request:
                 bar.update(kernels, visible=not is_pass or done == total)
 
             # Whoever wants the times of passes wants them to run: no compiled model is taken from the cache then.
-            yield replace(options, progress=progress, after=after if self.time_passes else None)
+            try:
+                yield replace(options, progress=progress, after=after if self.time_passes else None)
+            except ShapeError as error:
+                if self.dims or self.shapes:
+                    raise
+                # Nobody has given a size: the model contradicts itself.
+                raise ModelError(str(error)) from error
         if self.time_passes:
             self._print_times(time.perf_counter() - start)
 
@@ -228,6 +254,9 @@ _OPTIONS = (
     click.option("--pipeline", metavar="PASSES", help='Passes to run, such as "canonicalize,fold,fuse{max_inputs=8}".'),
     click.option("--weights", type=click.Path(exists=True, dir_okay=False), metavar="MODEL.onnx",
                  help="Where MODEL is a graph as text (.txt): the ONNX model that holds its constants."),
+    click.option("--max-memory", type=Bytes(), metavar="BYTES",
+                 help="Refuse a model whose constants, or intermediate values and outputs, take more: 500M, 2G "
+                 "[default: this machine's memory]."),
     click.option("--time-passes", is_flag=True, help="Print how long each pass took."),
 )  # fmt: skip
 
@@ -247,10 +276,21 @@ def compiling(function: Callable[..., Any]) -> Callable[..., Any]:
         pipeline: str | None,
         weights: str | None,
         time_passes: bool,
+        max_memory: int | None,
         **others: Any,
     ) -> Any:
         request = Request(
-            path, weights, dict(dims), dict(shapes), target, threads, precision, winograd, pipeline, time_passes
+            path,
+            weights,
+            dict(dims),
+            dict(shapes),
+            target,
+            threads,
+            precision,
+            winograd,
+            pipeline,
+            time_passes,
+            max_memory,
         )
         return function(request, **others)
 
