@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 if TYPE_CHECKING:
     from .dims import Dim
 
+LONGEST_VALUE = 1 << 14
 _PLAIN_SYMBOL = re.compile(r"\$?[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -140,7 +141,9 @@ class Opaque:
 
     @lazy
     def _text(self) -> str:
-        return f"[{self.value}]"
+        # A vector of gathered elements names the index of each: what gets long is named by its digest.
+        text = f"[{self.value}]"
+        return text if len(text) < LONGEST_VALUE else f"[#{self.value.digest.hex()}]"  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
         return self._text

@@ -19,6 +19,10 @@ from .pipeline import Pass, register
 
 # A producer whose element costs more than this is not computed again for each element that broadcasting makes of it.
 CHEAP = 8
+NESTED_GATHERS = 2
+"""Gathers in a row that one kernel makes: an expression of the index stands in it at each place where it is used, so
+what a kernel computes doubles with each."""
+_GATHERS = ("Gather", "GatherElements", "GatherND")
 
 
 @dataclass(eq=False)
@@ -170,6 +174,8 @@ class _Fusion:
             return False
         if (group.kind, other.kind) == ("rows", "rows") and not _same_rows(group, other):
             return False
+        if self._nested_gathers(group.members + other.members) > NESTED_GATHERS:
+            return False
         shared = [value for value in node.operands if self.index.get(value) == producer]
         if self._binds_inside(group.members + other.members, group.clones + other.clones):
             return False
@@ -253,6 +259,17 @@ class _Fusion:
                 if value in computed and value is not None and value.name not in self.inference.values:
                     return True
         return False
+
+    def _nested_gathers(self, members: list[int]) -> int:
+        """How many gathers in a row read at places that the one before gave, all within these nodes."""
+        depths: dict[Value, int] = {}
+        for member in sorted(members):
+            node = self.nodes[member]
+            found = [0 if value is None else depths.get(value, 0) for value in node.inputs]
+            if node.op in _GATHERS:
+                found[1] += 1
+            depths.update(dict.fromkeys(node.outputs, max(found, default=0)))
+        return max(depths.values(), default=0)
 
     def _inputs(self, members: list[int]) -> set[Value]:
         inside = {value for m in members for value in self.nodes[m].outputs}

@@ -32,9 +32,9 @@ def tree_ensemble(
 
     x [rows, columns], of which `features` are read, has the type of the thresholds. Node n goes on to children[n, 1]
     where x[row, feature[n]] <= threshold[n] (or is NaN, where missing[n] is set), else to children[n, 0]; a leaf goes
-    on to itself. trees [count, 2] are the root and the steps to the deepest leaf, `depth` at most. Leaf n adds weight[n]
-    to the only target; with `first` and `target`, weight[k] to target[k] for first[n] <= k < first[n + 1]. Where no leaf adds
-    to a target it holds the identity of `aggregate`.
+    on to itself. trees [count, 2] are the root and the steps to the deepest leaf, `depth` at most. Leaf n adds
+    weight[n] to the only target; with `first` and `target`, weight[k] to target[k] for first[n] <= k < first[n + 1].
+    Where no leaf adds to a target it holds the identity of `aggregate`.
     """
     if isinstance(x.shape[1], int) and x.shape[1] < features:
         raise ShapeError(f"the trees read {features} features, the operand has {x.shape[1]}")
