@@ -18,7 +18,7 @@ from onnxc.ir.dtypes import BF16, DType
 
 SHARE = 5
 OTHERS = ("Sequence", "String", "Optional", "Regex", "SplitToSequence", "ConcatFromSequence", "ImageDecoder")
-"""What the names of operators begin with that are about text, sequences, optionals and images: other tests have those."""
+"""What the names of operators on text, sequences, optionals and images begin with: other tests have those."""
 ONLY_RUNS = {
     **dict.fromkeys(("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"), "random numbers"),
     **dict.fromkeys(("Bernoulli", "Multinomial"), "random numbers"),
