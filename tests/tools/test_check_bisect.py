@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnxc.compiler import driver, importer
@@ -27,6 +28,7 @@ from planted_faults import (
     spoil_kernel,
     swap_operands,
 )
+from small_models import model_of_text
 
 
 def fault_of(model: onnx.ModelProto) -> Fault:
@@ -134,3 +136,36 @@ def test_the_smallest_part_is_a_model_that_shows_the_fault(monkeypatch: pytest.M
     assert set(part.inputs) == {value.name for value in part.model.graph.input}
     again = Checker(part.model, Options()).case(arrays=part.inputs)
     assert not again.good
+
+
+def test_a_fault_of_symbolic_sizes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    after_pass(
+        monkeypatch,
+        Rules,
+        change_nodes(lambda n: n.op == "Div" and "div3" in n.origin and not n.output.tensor.static, swap_operands),
+    )
+    part = fault_of(hundred_nodes()).part
+    assert part is not None and part.nodes == ("div3",)
+    assert part.model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_a_fault_in_a_branch_is_of_the_if(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of_text(
+        """g (float[4] x, bool c) => (float[4] y) {
+            h = Neg (x)
+            z = If (c) <
+                then_branch = t () => (float[4] a) { a = Exp (h) },
+                else_branch = e () => (float[4] b) { b = Abs (h) }
+            >
+            y = Relu (z)
+        }"""
+    )
+    for branch, name in zip(model.graph.node[1].attribute, ("inner_exp", "inner_abs"), strict=True):
+        branch.g.node[0].name = name
+    swapped = change_nodes(lambda n: n.op == "Exp", lambda n: replace(n, op="Tanh"))
+    after_pass(monkeypatch, Rules, swapped)
+    checker = Checker(model, Options())
+    case = checker.case(arrays={"c": np.bool_(True)})
+    fault = find_fault(checker, case)
+    assert fault is not None and fault.stage is not None and fault.stage.name == "rules"
+    assert fault.part is not None and fault.part.nodes == ("If_1",)

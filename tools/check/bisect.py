@@ -21,16 +21,22 @@ import onnx
 from ...compiler.driver import compile_graph
 from ...compiler.nodes import names_read
 from ...compiler.options import Options, target_of
+from ...ir.dims import as_symbol
 from ...ir.errors import OnnxcError
 from ...ir.export import to_onnx
-from ...ir.graph import Constant, Graph, Node
+from ...ir.graph import Constant, Graph, Node, TensorType
 from .compare import Difference, shape_of
 from .engine import Build, Case, Checker, Judge, Stage, stages_of, turned
 from .evaluate import FAULTY, Evaluation, Evaluator
-from .subject import Subject, subject_of, with_constants
+from .subject import SMALL, Subject, subject_of, with_constants
 
 TRIALS = 300
 """Parts of a model that are tried."""
+
+
+OPEN, SIZED, FIXED = FORMS = ("open", "sized", "fixed")
+"""Forms of a part: sizes that are symbols of the model stay symbols; all are numbers; and small vectors are constants,
+which may decide what the rest of a part means."""
 
 
 @dataclass(frozen=True)
@@ -214,19 +220,30 @@ class _Search:
 
     def smallest(self, start: Iterable[int], run: Callable[..., Mapping[str, Any] | None]) -> Part | None:
         """The fewest nodes that show the fault, found from those that the fault names and what is around them."""
-        shrink = _Shrink(self.judge, run, self.checker.oracle)
-        subject = self.judge.subject
-        chosen = set(start)
-        for _ in range(4):
-            if chosen and shrink.shows(chosen):
-                break
-            chosen = neighbours(subject, chosen) if chosen else set(range(len(subject.nodes)))
-        else:
-            chosen = set(range(len(subject.nodes)))
-            if not shrink.shows(chosen):
-                return None
         self.checker.progress("looking for the smallest part")
+        shrink = _Shrink(self.judge, run, self.open_sizes())
+        subject = self.judge.subject
+        everything = set(range(len(subject.nodes)))
+        chosen = set(start) or everything
+        for _ in range(4):
+            if shrink.shows_somehow(chosen):
+                break
+            chosen = neighbours(subject, chosen)
+        else:
+            chosen = everything
+            if not shrink.shows_somehow(chosen):
+                return None
         return shrink.part(shrink.minimal(sorted(chosen)))
+
+    def open_sizes(self) -> dict[str, tuple[str, ...]]:
+        """The sizes of values that are symbols of the imported graph, by name; "" for those that are numbers."""
+        found: dict[str, tuple[str, ...]] = {}
+        graph = self.build.stages[0].graph if self.build.stages else None
+        for value in (*graph.inputs, *graph.producers) if graph is not None else ():
+            if isinstance(value.type, TensorType):
+                symbols = [as_symbol(dim) for dim in value.shape]
+                found[value.name] = tuple("" if symbol is None else symbol.name for symbol in symbols)
+        return found
 
 
 def evaluate_graph(
@@ -317,15 +334,24 @@ class _Shrink:
 
     judge: Judge
     run: Callable[[onnx.ModelProto, Mapping[str, Any], Sequence[str]], Mapping[str, Any] | None]
-    oracle: str
+    open_sizes: Mapping[str, tuple[str, ...]]
+    form: str = FORMS[0]
     trials: int = 0
-    known: dict[frozenset[int], Difference | None] = field(default_factory=dict)
+    known: dict[tuple[str, frozenset[int]], Difference | None] = field(default_factory=dict)
+
+    def shows_somehow(self, chosen: Iterable[int]) -> bool:
+        """Whether a part shows the fault in any of its forms, of which the one that does is kept."""
+        for form in FORMS:
+            self.form = form
+            if self.shows(chosen):
+                return True
+        return False
 
     def shows(self, chosen: Iterable[int]) -> Difference | None:
         """How a part differs from the reference's values; None where it does not, or cannot be run."""
-        key = frozenset(chosen)
+        key = self.form, frozenset(chosen)
         if key not in self.known:
-            self.known[key] = self._tried(key) if self.trials < TRIALS else None
+            self.known[key] = self._tried(key[1]) if self.trials < TRIALS else None
         return self.known[key]
 
     def _tried(self, chosen: frozenset[int]) -> Difference | None:
@@ -339,8 +365,9 @@ class _Shrink:
             return None
         if found is None:
             return None
-        part = replace(self.judge.subject, nodes=self.nodes(chosen), inputs=tuple(inputs), outputs=outputs)
-        judge = Judge(part, inputs, self.judge.reference, self.judge.precision)
+        known = self.read(chosen)
+        part = replace(self.judge.subject, nodes=self.nodes(chosen), inputs=tuple(known), outputs=outputs)
+        judge = Judge(part, known, self.judge.reference, self.judge.precision)
         try:
             differences = [judge.compare(name, found[name]) for name in outputs]
         except OnnxcError:
@@ -350,6 +377,12 @@ class _Shrink:
 
     def nodes(self, chosen: Iterable[int]) -> tuple[onnx.NodeProto, ...]:
         return tuple(self.judge.subject.nodes[i] for i in sorted(chosen))
+
+    def read(self, chosen: Iterable[int]) -> dict[str, Any]:
+        """What a part reads from outside but for constants, as the reference has it."""
+        nodes, values = self.nodes(chosen), self.judge.reference.values
+        made = {name for node in nodes for name in node.output} | set(self.judge.subject.constants)
+        return {name: values[name] for name in names_read(nodes) if name in values and name not in made}
 
     def cut(self, chosen: Iterable[int]) -> tuple[onnx.ModelProto, dict[str, Any], tuple[str, ...]]:
         """The part as a model, inputs with the reference's values, and its outputs: what others read, or nobody."""
@@ -361,9 +394,19 @@ class _Shrink:
         outside |= set(subject.outputs)
         made = [name for node in nodes for name in node.output if name and values.get(name) is not None]
         outputs = tuple(name for name in made if name in outside or name not in inside)
-        read = [n for n in dict.fromkeys(names_read(nodes)) if n and n not in made and n not in subject.constants]
-        inputs = {name: values[name] for name in read if name in values}
-        return subject.model(nodes, values, outputs), inputs, outputs
+        inputs = self.read(chosen)
+        if self.form == FIXED:
+            fixed = {n: a for n, a in inputs.items() if isinstance(a, np.ndarray) and a.ndim <= 1 and a.size <= SMALL}
+            subject = with_constants(subject, fixed)
+            inputs = {name: array for name, array in inputs.items() if name not in fixed}
+        model = subject.model(nodes, values, outputs)
+        if self.form == OPEN:
+            for value in (*model.graph.input, *model.graph.output):
+                sizes = self.open_sizes.get(value.name, ())
+                for dim, size in zip(value.type.tensor_type.shape.dim, sizes, strict=False):
+                    if size:
+                        dim.dim_param = size
+        return model, inputs, outputs
 
     def minimal(self, chosen: list[int]) -> list[int]:
         """A part of which no node can be left out, by delta debugging."""

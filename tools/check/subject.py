@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -50,14 +50,22 @@ class Subject:
         """What nodes define, in order."""
         return tuple(self.definer)
 
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The position of every node by name; of those in branches and bodies that of the node around."""
+        found: dict[str, int] = {}
+        for position, node in enumerate(self.nodes):
+            for name in _names([node]):
+                found.setdefault(name, position)
+        return {**found, **{node.name: position for position, node in enumerate(self.nodes)}}
+
     def named(self, origins: Collection[str]) -> set[int]:
         """The positions of the nodes that origins name; the name of a node in a function begins with the caller's."""
-        names = {node.name: i for i, node in enumerate(self.nodes)}
         found = set()
         for origin in origins:
-            while origin and origin not in names:
+            while origin and origin not in self.places:
                 origin = origin.rpartition("/")[0]
-            found.update([names[origin]] if origin else [])
+            found.update([self.places[origin]] if origin else [])
         return found
 
     def model(
@@ -83,6 +91,14 @@ class Subject:
         model.opset_import.extend(self.proto.opset_import)
         model.functions.extend(self.proto.functions)
         return model
+
+
+def _names(nodes: Iterable[NodeProto]) -> Iterator[str]:
+    """The names of nodes, and of those in the graphs in them."""
+    for index, node in enumerate(nodes):
+        yield node_name(node, index)
+        for graph in graphs_in(node):
+            yield from _names(graph.node)
 
 
 def value_info(name: str, array: Any) -> onnx.ValueInfoProto:
