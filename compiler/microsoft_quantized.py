@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.dims import ceildiv
-from ..ir.dtypes import F32, I32, I64, U8, DType
+from ..ir.dtypes import F32, I8, I32, I64, U8, DType
 from ..ir.errors import UnsupportedError
 from ..ir.graph import Attribute, Value
 from .expand import Expansions, Nodes
@@ -375,11 +375,16 @@ def gather_block_quantized(
     apart = along != blocked
 
     def chosen(x: Value | None) -> Any:
-        return x if x is None or not apart else n("Gather", x, indices, axis=along)
+        if x is None or not apart:
+            return x
+        if x.dtype.is_integer and x.dtype.bits < 8:  # Gather takes bytes at least
+            x = n.cast(x, I8 if x.dtype.limits[0] < 0 else U8)
+        return n("Gather", x, indices, axis=along)
 
+    packed = data.dtype == U8
     data, scales, zeros = chosen(data), chosen(scales), chosen(zero_points)
     blocked += indices.tensor.rank - 1 if apart and blocked > along else 0
-    if data.dtype == U8:
+    if packed:
         if blocked != data.tensor.rank - 1 or not apart:
             raise UnsupportedError("packed bytes that are not in blocks along the last axis")
         table = unpacked_weights(n, data, scales, zeros, bits, block_size)

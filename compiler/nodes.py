@@ -31,6 +31,10 @@ _FIELDS: Mapping[int, str] = {
 }  # fmt: skip
 
 
+WITHOUT_OPSET = {("LayerNormalization", ""): 17}
+"""Operators with the opset of their first form, which ONNX Runtime's optimizer writes whatever the model imports."""
+
+
 def operator_name(node: NodeProto) -> str:
     """The operator as the graph language spells it, its domain in front."""
     domain = domain_of(node.domain)
@@ -52,6 +56,8 @@ def schema_in(node: NodeProto, opsets: Mapping[str, int]) -> OpSchema | None:
         return None
     if domain not in opsets:
         raise ModelError(f'the model imports no opset of the domain "{domain or "ai.onnx"}"; export it again')
+    if (name, domain) in WITHOUT_OPSET:
+        return onnx.defs.get_schema(name, max(opsets[domain], WITHOUT_OPSET[name, domain]), domain)
     if not onnx.defs.has(name, opsets[domain], domain):
         since = min(
             s.since_version for s in onnx.defs.get_all_schemas_with_history() if (s.name, s.domain) == (name, domain)

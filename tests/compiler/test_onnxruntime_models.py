@@ -18,7 +18,7 @@ from onnxruntime.quantization import (
     quantize_dynamic,
     quantize_static,
 )
-from onnxruntime_models import WORDS, bert, decoder, network, optimized, outputs_of, own_operators
+from onnxruntime_models import WORDS, Graph, bert, decoder, network, optimized, outputs_of, own_operators
 from single_node import Array
 
 MODELS: Mapping[str, Callable[[], tuple[onnx.ModelProto, dict[str, Array]]]] = {"bert": bert, "network": network}
@@ -152,3 +152,13 @@ def test_decoder_with_a_buffer() -> None:
     for before, after in zip(long, present, strict=True):
         np.testing.assert_array_equal(after[:, :, :4], before[:, :, :4])
         np.testing.assert_array_equal(after[:, :, 5:], before[:, :, 5:])
+
+
+def test_layer_normalization_before_its_opset() -> None:
+    """The optimizer writes it into models of older opsets than the one that has it."""
+    g = Graph()
+    y = g.normal("x", 8)
+    model = g.model({"x": (onnx.TensorProto.FLOAT, ["n", 8])}, {y: ["n", 8]})
+    model.opset_import[0].version = 12
+    feeds = {"x": np.random.default_rng(8).standard_normal((3, 8)).astype(np.float32)}
+    assert_close(run(model, feeds), outputs_of(model.SerializeToString(), feeds), 2e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnxc
 import pytest
@@ -245,6 +246,16 @@ def test_gathered_rows(bits: int, zeros: bool) -> None:
     }  # fmt: skip
     attributes = {"bits": bits, "block_size": 16, "gather_axis": 0, "quantize_axis": 1}
     assert_as_onnxruntime("GatherBlockQuantized", operands, attributes, constant=tuple("dsz"), symbols=SYMBOLS)
+
+
+@pytest.mark.parametrize(("gathered", "blocked"), [(0, 1), (2, 1), (1, 1)])
+@pytest.mark.parametrize("dtype", [ml_dtypes.uint4, ml_dtypes.int4])
+def test_gathered_types_of_four_bits(dtype: type, gathered: int, blocked: int) -> None:
+    low, high = (0, 16) if dtype is ml_dtypes.uint4 else (-8, 8)
+    data, zeros = (random.integers(low, high, shape).astype(dtype) for shape in ((3, 32, 5), (3, 2, 5)))
+    operands = {"d": data, "i": np.array([[1, 2], [0, -1]]), "s": scales(3, 2, 5), "z": zeros}
+    attributes = {"block_size": 16, "gather_axis": gathered, "quantize_axis": blocked}
+    assert_as_onnxruntime("GatherBlockQuantized", operands, attributes, constant=tuple("dsz"), symbols={2: "rows"})
 
 
 def test_integer_product_and_mean() -> None:
