@@ -92,7 +92,7 @@ class Tensor:
         found = self._memo.get(key)
         if found is None:
             # Where there is no element, indices mean nothing, and dividing them by sizes of 0 even less.
-            empty = 0 in self.shape and self.dtype.kind != "string"
+            empty = 0 in self.shape and self.buffer is None and self.dtype.kind != "string"
             found = self._memo[key] = scalars.const(0, self.dtype) if empty else rounded(self.element(key))
             assert found.dtype == self.dtype, f"element of {found.dtype} in a tensor of {self.dtype}"
         return found

@@ -24,7 +24,8 @@ declare = Registry()
 def spread(parameter: Tensor, x: Tensor, axis: int, block_size: int = 0) -> Tensor:
     """A scale or zero point for each element of `x`: one for all, or one per position of an axis or block of it."""
     axis = normalize_axis(axis, x.rank)
-    if parameter.rank == 1 and parameter.size != 1:
+    by_place = parameter.rank == 1 and not (block_size and x.rank == 1)
+    if by_place and parameter.size != 1:
         assume_equal(parameter.shape[0], x.shape[axis], f"scales or zero points and the elements of axis {axis}")
     elif parameter.size != 1:
         if block_size < 1:
@@ -35,7 +36,7 @@ def spread(parameter: Tensor, x: Tensor, axis: int, block_size: int = 0) -> Tens
     def source(*i: Dim) -> Indices:
         if parameter.size == 1:
             return (0,) * parameter.rank
-        if parameter.rank == 1:
+        if by_place:
             return (i[axis],)
         return replaced(i, {axis: floordiv(i[axis], block_size)})
 

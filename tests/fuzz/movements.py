@@ -130,6 +130,16 @@ def pad(b: Builder, op: str) -> Sample:
     return [x, b.numbers(pads), value, named], {"mode": mode}, 1
 
 
+def blocks(b: Builder, op: str) -> Sample:
+    """DepthToSpace, SpaceToDepth: blocks fit, also where there is no element."""
+    size = b.integer(1, 3)
+    x = b.operand(admitted(op, "T"), 4, 4)
+    parts = [x.shape[1]] if op == "DepthToSpace" else x.shape[2:]
+    if any(n % (size * size if op == "DepthToSpace" else size) for part in parts for n in part):
+        raise Rejected("blocks do not fit")
+    return [x], {"blocksize": size} | ({"mode": b.choice(("DCR", "CRD"))} if op == "DepthToSpace" else {}), 1
+
+
 def center_crop_pad(b: Builder, op: str) -> Sample:
     x = b.operand(admitted(op, "T"), 1)
     axes = sorted({b.integer(0, x.rank - 1) for _ in range(b.integer(1, x.rank))})
@@ -349,7 +359,7 @@ def max_roi_pool(b: Builder, op: str) -> Sample:
 
 SAMPLERS: dict[str, Callable[[Builder, str], Sample]] = {
     "Reshape": reshape, "Squeeze": squeeze, "Unsqueeze": unsqueeze, "Transpose": transpose, "Expand": expand, "Tile": tile,
-    "Concat": concat, "Split": split, "Slice": slices, "Pad": pad, "CenterCropPad": center_crop_pad, "Gather": gather,
+    "Concat": concat, "Split": split, "Slice": slices, "Pad": pad, "DepthToSpace": blocks, "SpaceToDepth": blocks, "CenterCropPad": center_crop_pad, "Gather": gather,
     "GatherElements": gather_elements, "GatherND": gather_nd, "OneHot": one_hot, "ReverseSequence": reverse_sequence,
     "TensorScatter": tensor_scatter, "ConstantOfShape": constant_of_shape, "Range": range_, "CastLike": cast_like,
     "BitCast": bit_cast, "Dropout": dropout, "TopK": top_k, "Compress": compress, "Unique": unique, "Where": where,

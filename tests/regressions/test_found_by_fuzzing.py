@@ -69,3 +69,10 @@ def test_default_attributes_of_doubles(op: str) -> None:
     model = model_of(nodes, {"x": x}, {}, ["y"], opset=22)
     (found,), (wanted,) = onnxc.compile(model).run({"x": x}).values(), reference(model, {"x": x})
     np.testing.assert_allclose(found, wanted, rtol=1e-14)
+
+
+def test_blocks_of_a_vector() -> None:
+    """A vector's scales are a vector too, one for each block, the last of which may be shorter."""
+    x, scale = np.array([10, 20, 30], np.uint8), np.array([0.5, 2.0], np.float32)
+    (found,) = run_node("DequantizeLinear", {"x": x, "scale": scale}, axis=0, block_size=2)
+    np.testing.assert_array_equal(found, np.array([5, 10, 60], np.float32))
