@@ -1,4 +1,5 @@
-"""Numeric operators of the domain com.microsoft that have no fused counterpart: distances, windows, inverses."""
+"""Numeric operators of the domain com.microsoft (distances, windows, inverses), and what ONNX Runtime keeps of ONNX's
+first, experimental operators."""
 
 from __future__ import annotations
 
@@ -95,3 +96,39 @@ def inverse(n: Nodes, x: Value) -> Value:
         factors = n("Where", here, zero, n.slice(exchanged, rank - 1, step, step + 1))
         matrix = n("Where", here, scaled, n("Sub", exchanged, n("Mul", factors, scaled)))
     return n.cast(n.slice(matrix, rank - 1, size, 2 * size), x.dtype)
+
+
+# In ONNX's own domain, from before ONNX had versions; tiny YOLO and models of Core ML hold them.
+
+
+@declare("Affine")
+def affine(n: Nodes, x: Value, *, alpha: float = 1.0, beta: float = 0.0) -> Value:
+    return n("Add", n("Mul", x, alpha), beta)
+
+
+@declare("Scale")
+def scaled(n: Nodes, x: Value, *, scale: float = 1.0) -> Value:
+    return n("Mul", x, scale)
+
+
+@declare("ScaledTanh")
+def scaled_tanh(n: Nodes, x: Value, *, alpha: float = 0.0, beta: float = 0.0) -> Value:
+    return n("Mul", n("Tanh", n("Mul", x, beta)), alpha)
+
+
+@declare("ParametricSoftplus")
+def parametric_softplus(n: Nodes, x: Value, *, alpha: float = 0.0, beta: float = 0.0) -> Value:
+    return n("Mul", n("Softplus", n("Mul", x, beta)), alpha)
+
+
+@declare("ImageScaler")
+def image_scaler(n: Nodes, x: Value, *, scale: float = 1.0, bias: Sequence[float] = ()) -> Value:
+    """scale * x + bias of an image [N, C, H, W], a bias for each channel."""
+    channels = n.constant(np.array(bias).reshape(-1, 1, 1).astype(x.dtype.numpy))
+    return n("Add", n("Mul", x, scale), channels)
+
+
+@declare("MemcpyFromHost", "MemcpyToHost")
+def copied(n: Nodes, x: Value) -> Value:
+    """The same value in another memory: models that were optimized for GPUs hold such nodes."""
+    return x

@@ -31,8 +31,8 @@ _FIELDS: Mapping[int, str] = {
 }  # fmt: skip
 
 
-WITHOUT_OPSET = {("LayerNormalization", ""): 17}
-"""Operators with the opset of their first form, which ONNX Runtime's optimizer writes whatever the model imports."""
+WITHOUT_OPSET = {("LayerNormalization", ""): 17, ("ThresholdedRelu", ""): 10}
+"""Operators with the opset of their first form, which ONNX Runtime knows (and may write) whatever the model imports."""
 
 
 def operator_name(node: NodeProto) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxc
 import pytest
-from against_kernel import assert_as_onnxruntime, assert_close, operator_model
+from against_kernel import assert_as_onnxruntime, assert_close, by_onnxruntime, operator_model
 from single_node import Array
 
 random = np.random.default_rng(0)
@@ -97,6 +97,26 @@ def test_integers() -> None:
 def test_branches(shape: tuple[int, ...], scale: tuple[int, ...], attributes: dict[str, Any]) -> None:
     operands = {"x": real(*shape), "scale": real(*scale)}
     assert_as_onnxruntime("BranchwiseRMSNorm", operands, {"epsilon": 1e-5, **attributes}, symbols={5: "n"})
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [
+        ("Affine", {"alpha": 0.5, "beta": 0.2}),
+        ("Scale", {"scale": 0.5}),
+        ("ScaledTanh", {"alpha": 0.5, "beta": 0.2}),
+        ("ParametricSoftplus", {"alpha": 0.5, "beta": 0.2}),
+        ("ImageScaler", {"scale": 0.5, "bias": [0.1, 0.2, 0.3]}),
+        ("ThresholdedRelu", {"alpha": 0.5}),
+    ],
+)
+def test_first_operators(op: str, attributes: dict[str, Any]) -> None:
+    """ONNX Runtime knows them in ONNX's own domain, from opset 1 on."""
+    model, inputs = operator_model(op, {"x": real(2, 3, 4, 5)}, attributes, ("y",))
+    model.graph.node[0].domain = ""
+    model.opset_import[0].version = 9
+    found = list(onnxc.compile(model).run(inputs).values())
+    assert_close(found, by_onnxruntime(model, inputs), 2e-6)
 
 
 def test_states_and_inverses_on_gpu(gpu: None) -> None:
