@@ -108,7 +108,7 @@ class Interface(ABC):
         bound = bind_symbols(compiled.inputs, shapes, compiled.assumptions)
         outputs: list[tuple[int, ...] | None] = []
         for value, ready in zip(compiled.outputs, compiled.ready, strict=True):
-            shape = None if ready else tuple(evaluate(dim, bound) for dim in value.shape)
+            shape = None if ready else _shape(value, bound)
             if shape is not None and any(size < 0 for size in shape):
                 raise ShapeError(f"inputs of shapes {shapes} give the output {value.name!r} the shape {shape}")
             outputs.append(shape)
@@ -117,7 +117,14 @@ class Interface(ABC):
 
 def computed_shape(value: Value, bound: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of an output by symbols that the run has bound; ShapeError where it cannot be."""
-    shape = tuple(evaluate(dim, bound) for dim in value.shape)
+    shape = _shape(value, bound)
     if any(size < 0 for size in shape):
         raise ShapeError(f"output {value.name!r} would have the shape {list(shape)}")
     return shape
+
+
+def _shape(value: Value, bound: Mapping[str, int]) -> tuple[int, ...]:
+    try:
+        return tuple(evaluate(dim, bound) for dim in value.shape)
+    except ZeroDivisionError:
+        raise ShapeError(f"output {value.name!r}: a size of {Port.of(value)} is divided by 0") from None

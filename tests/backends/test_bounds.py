@@ -234,6 +234,7 @@ SIZES: dict[str, tuple[str, dict[str, Array], Array]] = {
     "tile": ("Tile", {"x": X, "s": i64(2, 1)}, i64(-2, -1)),
     "top_k": ("TopK", {"x": X, "s": i64(3)}, i64(7)),
     "top_k_negative": ("TopK", {"x": X, "s": i64(3)}, i64(-1)),
+    "col2im": ("Col2Im", {"x": np.ones((1, 5, 5), np.float32), "im": i64(5, 5), "s": i64(1, 5)}, i64(0, 5)),
     "split": ("Split", {"x": X.T.copy(), "s": i64(2, 4)}, i64(4, 4)),
 }
 
