@@ -1,7 +1,7 @@
 # What a person types in a checkout. Each target makes its own virtual environment in .venv where that is not done yet.
 
 .DEFAULT_GOAL := help
-.PHONY: fuzz-hostile help demo test lint format types conformance sanitize readme clean
+.PHONY: fuzz nnsmith fuzz-hostile help demo test lint format types conformance sanitize readme clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -48,6 +48,16 @@ conformance: $(VENV)/installed-test ## ONNX's own test suite alone, for CPUs and
 sanitize: $(VENV)/installed-test ## ONNX's suite and the models with kernels that check each access to memory
 	@ONNXC_CHECKED_CASES=all $(RUN) -m pytest tests/conformance/test_onnx_checked.py -n auto -q
 	@ONNXC_CHECK_BOUNDS=1 $(RUN) -m pytest tests/models/test_models.py -n auto -q
+
+fuzz: fuzz-hostile ## 10,000 mutants, then random graphs until stopped (or FUZZ_SECONDS); failures go to tests/fuzz/found
+	@cd tests && ../$(RUN) -W ignore -m fuzz.loop $(FUZZ_SECONDS)
+
+NNSMITH_COUNT := 1000
+nnsmith: $(VENV)/installed-test ## NNSMITH_COUNT models drawn by nnsmith in an environment of its own, compiled and compared
+	@test -x build/nnsmith/venv/bin/python || $(PYTHON) -m venv build/nnsmith/venv
+	@build/nnsmith/venv/bin/python -m pip install -q --disable-pip-version-check nnsmith==0.1.0 torch==2.13.0 onnx onnxscript
+	@build/nnsmith/venv/bin/python tests/fuzz/nnsmith_models.py build/nnsmith/models $(NNSMITH_COUNT)
+	@cd tests && ../$(RUN) -W ignore -m fuzz.nnsmith_check ../build/nnsmith/models
 
 fuzz-hostile: $(VENV)/installed-test ## 10,000 mutants of models: each refused, or run correctly
 	@$(RUN) tests/fuzz/hostile.py --count 8000
