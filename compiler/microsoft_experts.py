@@ -81,7 +81,7 @@ def mixture(
 
     def layer(values: Value, parameters: tuple[Value, Value | None]) -> Value:
         weights, bias = parameters
-        y = n("MatMul", values, n.transpose(weights, 0, 2, 1))
+        y = n("com.microsoft.FusedMatMul", values, weights, transB=1)
         return y if bias is None else n("Add", y, n.reshape(bias, bias.shape[0], 1, bias.shape[1]))
 
     first, second, third = layers

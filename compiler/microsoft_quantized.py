@@ -337,7 +337,7 @@ def matmul_nbits(
         weights = n.slice(unpacked_weights(n, packed, scales, zero_points, bits, block_size), 1, 0, K)
     else:
         weights = _grouped(n, packed, scales, zero_points, n.slice(g_idx, 0, 0, K), bits, K)
-    product = n("MatMul", A, n.transpose(weights, 1, 0))
+    product = n("com.microsoft.FusedMatMul", A, weights, transB=1)
     return product if bias is None else n("Add", product, bias)
 
 
@@ -424,4 +424,4 @@ def matmul_bnb4(
     largest = n.expand(n.reshape(absmax, blocks, 1), blocks, block_size)
     scale = n.slice(n.reshape(largest, blocks * block_size), 0, 0, N * K)
     weights = n.reshape(n("Mul", values, scale), N, K)
-    return n("MatMul", A, n.transpose(weights, 1, 0) if transB else weights)
+    return n("com.microsoft.FusedMatMul", A, weights, transB=int(bool(transB)))
