@@ -270,6 +270,18 @@ def test_narrow_precision_is_judged_by_its_own_roundoff() -> None:
     assert not Checker(hundred_nodes(3), Options()).case().judge.compare("probability", case.actual["probability"]).same
 
 
+def test_what_underflows_in_narrow_precision_differs() -> None:
+    random = np.random.default_rng(0)
+    lines = [f"v{i + 1} = MatMul (v{i}, w)" for i in range(12)]
+    model = model_of_text(
+        f"g (float[4, 64] v0) => (float[4, 64] v12) {{ {' '.join(lines)} }}",
+        w=random.normal(0, 0.002, (64, 64)).astype(np.float32),
+    )
+    assert case_of(model).good
+    case = Checker(model, Options(precision="f16")).case()
+    assert not np.any(case.actual["v12"]) and not case.good
+
+
 def test_values_between_kernels() -> None:
     checker = Checker(hundred_nodes(3), Options())
     found = checker.per_node(checker.case())

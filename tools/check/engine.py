@@ -25,7 +25,7 @@ from ...ir.errors import DeviceError, HostNeeded, OnnxcError, ShapeError, Target
 from ...ir.graph import Graph, TensorType
 from ...passes.pipeline import Pass
 from ..arrays import read_arrays
-from .compare import EXACT, Difference, Tolerance, compare, shape_of
+from .compare import Difference, Tolerance, compare, shape_of
 from .evaluate import FAULTY, Evaluation, Evaluator
 from .inputs import ATTEMPTS, bare_graph, made_inputs, ports_of, shapes_for
 from .noise import Noise, measure
@@ -45,6 +45,8 @@ UNKNOWN = 1e-4
 """The tolerance, relative to the largest element, of what no error model can be made for."""
 
 
+MOST = 0.25
+"""The largest tolerance that still tells anything; what is further off is measured."""
 HOPELESS = 1e5
 """Times the tolerance from which on no rounding explains a difference."""
 
@@ -188,10 +190,15 @@ class Judge:
     def difference(self, name: str, actual: Any, expected: Any) -> Difference:
         """`actual` with what was expected, by the tolerance for the value of that name; for a name that the imported
         graph does not know by the largest there is."""
-        found = compare(name, actual, expected, self.tolerances.get(name) or self.loosest)
+        found = compare(name, actual, expected, self.tolerance(name))
         if found.same or shape_of(actual) != shape_of(expected) or _is_beyond(found) or self.noise is None:
             return found
         return self.noise.explains(name, found, actual, expected)
+
+    def tolerance(self, name: str) -> Tolerance:
+        """How far a value may be off before it is measured."""
+        found = self.tolerances.get(name) or self.loosest
+        return replace(found, relative=min(found.relative, MOST))
 
     @cached_property
     def loosest(self) -> Tolerance:
@@ -399,7 +406,7 @@ class Checker:
         for oracle, value in self.opinions(judge, name).items():
             pair = []
             for other in (actual, expected):
-                near = compare(name, other, _as(value, expected), judge.tolerances.get(name, EXACT))
+                near = compare(name, other, _as(value, expected), judge.tolerance(name))
                 noise = None if near.same or _is_beyond(near) else judge.noise
                 pair.append((near if noise is None else noise.explains(name, near, other, _as(value, expected))).same)
             found[oracle] = (pair[0], pair[1])
