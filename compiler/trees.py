@@ -332,6 +332,13 @@ def tree_classifier(n: Nodes, x: Value, **attributes: Attribute) -> tuple[Value 
     if len(labels) <= 2 and len(present) == 1:
         forest.targets = np.zeros_like(forest.targets)
         score = _combined(n, forest, rows, 1, "SUM")
+        if present[0] == 1 and (base is None or len(base) == 1):
+            # The positive class by itself: as ONNX Runtime has it, the other one has nothing, not even a base value.
+            half = 0.5 if (forest.weights >= 0).all() else 0.0
+            other = n.expand(n.like(0, score), *score.shape)
+            chosen = n("Squeeze", n.cast(n("Greater", score, half), I64), n.dims(1))
+            scores = transformed(n, n.concat([other, score], 1), transform)
+            return labelled(n, labels, chosen), n.cast(scores, F32)
         score = _with_base(n, score, None if base is None else base[-1:])
         positive, negated = bool((forest.weights >= 0).all()), base is not None and len(base) == 2
         scores, chosen = binary_scores(n, score, transform, positive, negated)

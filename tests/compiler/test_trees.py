@@ -97,6 +97,20 @@ def test_binary_classifier(transform: str, positive: bool, base: int) -> None:
         agree(model, x)
 
 
+@pytest.mark.parametrize("transform", ("NONE", "LOGISTIC", "SOFTMAX"))
+@pytest.mark.parametrize("low", (0.01, -0.5))
+@pytest.mark.parametrize("base", ([], [0.1]))
+def test_positive_class_alone(transform: str, low: float, base: list[float]) -> None:
+    """Leaves of the second class alone."""
+    random = np.random.default_rng(20)
+    nodes, leaves = forest(random, 3, 4, 5)
+    attributes = nodes | leaves_of("class", leaves, [1] * len(leaves), random.uniform(low, 0.5, len(leaves)))
+    x = {"x": table(random, 60, 5)}
+    attributes |= {"base_values": base} if base else {}
+    model = model_of("TreeEnsembleClassifier", x, 2, classlabels_int64s=[7, -3], post_transform=transform, **attributes)
+    agree(model, x)
+
+
 @pytest.mark.parametrize("transform", ("NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO"))
 @pytest.mark.parametrize("classes", (3, 5))
 def test_several_classes(transform: str, classes: int) -> None:
