@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from ..ir.dims import evaluate
+from ..ir.dims import Dim, evaluate, symbols
 from ..ir.errors import LimitError, OnnxcError, ShapeError
 from ..ir.graph import TensorType, Type, Value
-from ..ir.program import ALIGNMENT, ArenaSlot, Program
+from ..ir.program import ALIGNMENT, MARK, ArenaSlot, Program, Run, walk
 
 LARGEST_EXTENT = 1 << 48
 """Elements that no tensor has: beyond, neither memory nor the arithmetic of indices follows."""
@@ -112,7 +112,16 @@ def _refuse(what: str, size: int, most: int) -> LimitError:
 
 
 def check_program(program: Program, most: int) -> None:
-    """Raises LimitError where constants, or by the sizes that are known a run, take more than `most` bytes."""
+    """Raises LimitError where constants, or by the sizes that are known a run, take more than `most` bytes; ShapeError
+    where nothing tells one of the sizes."""
+    steps = [step for segment in program.segments for step in walk(segment)]
+    dims: list[Dim] = [dim for step in steps if isinstance(step, Run) for dim in step.sizes]
+    dims += [slot.bytes for slots in program.plan.slots for slot in slots]
+    dims += [dim for value in program.outputs for dim in value.shape]
+    unknown = {symbol.name for dim in dims for symbol in symbols(dim)} - set(program.symbols)
+    if unknown:
+        names = ", ".join(sorted(name.removeprefix(MARK) for name in unknown))
+        raise ShapeError(f"no input and no node tells the size {names}: operands of the model do not fit each other")
     memories = [memory for memory in program.memories.values() if memory.role == "constant"]
     check_constants({memory.name: memory.bytes for memory in memories if isinstance(memory.bytes, int)}, most)
     # Memories whose sizes symbols tell count as nothing here; a run measures them.

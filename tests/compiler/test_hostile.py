@@ -30,6 +30,7 @@ def of(text: str, inputs: str = "float[2, 3, 8, 8] x", outputs: str = "y", **wei
     model = model_of_text(f"g ({inputs}) => ({ports}) {{ {text} }}", **{k: np.array(v) for k, v in weights.items()})
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
+    model.opset_import[0].version = 21
     return model
 
 
@@ -372,6 +373,13 @@ def test_operands_of_wrong_shapes_are_refused(text: str, inputs: str) -> None:
         model = of(text, "float[1, 2, 2] x", s=[1, 1, 4, 4])
     with pytest.raises(ShapeError):
         compiled(model)
+
+
+def test_a_size_that_nothing_tells_is_refused() -> None:
+    text = """y, z = Scan <num_scan_inputs = 1, body = b (float[2] s, float[2] v) => (float[2] t, float[2] u) {
+        t = Add (s, v) u = Identity (t) }> (x, xs)"""
+    with pytest.raises(ShapeError):
+        compiled(of(text, "float[1] x, float[3, 2] xs", "y z"))
 
 
 def test_the_limits_leave_room_for_real_models() -> None:

@@ -269,6 +269,50 @@ def test_what_is_no_file_is_refused(folder: Path) -> None:
             read(folder, external(location))
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux tells what was opened")
+def test_a_folder_that_becomes_a_link_while_it_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path is checked, then its folder swapped for a link (CVE-2026-34447 and its kin leave such a gap)."""
+    (folder.parent / "elsewhere").mkdir()
+    (folder.parent / "elsewhere" / "weights.bin").write_bytes(ARRAY.tobytes())
+    resolve = Path.resolve
+
+    def swapping(path: Path, strict: bool = False) -> Path:
+        found = resolve(path, strict=strict)
+        if path.name == "weights.bin" and (folder / "deep").is_dir() and not (folder / "deep").is_symlink():
+            (folder / "deep").rename(folder / "moved")
+            (folder / "deep").symlink_to(folder.parent / "elsewhere")
+        return found
+
+    monkeypatch.setattr(Path, "resolve", swapping)
+    with pytest.raises(ModelError, match="changed while it was opened"):
+        read(folder, external("deep/weights.bin"))
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a device")
+def test_a_device_is_no_model() -> None:
+    with pytest.raises(ModelError, match="is a device"):
+        import_model("/dev/zero")
+
+
+def test_keys_of_external_data_change_nothing_else(folder: Path) -> None:
+    """CVE-2026-34445: keys named after attributes of a loader's object."""
+    assert np.array_equal(read(folder, external("deep/weights.bin", __class__="x", basepath="..", _data="1")), ARRAY)
+
+
+def test_many_external_files(folder: Path) -> None:
+    model = external("f0.bin", (2,))
+    for index in range(300):
+        (folder / f"f{index}.bin").write_bytes(np.float32([index, 1]).tobytes())
+        tensor = external(f"f{index}.bin", (2,)).graph.initializer[0]
+        tensor.name = f"w{index}"
+        model.graph.initializer.append(tensor)
+    model.graph.node.add(op_type="Sum", input=[f"w{index}" for index in range(300)], output=["z"])
+    model.graph.output.add(name="z").type.tensor_type.elem_type = 1
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    graph = import_model(folder / "model.onnx")
+    assert graph.constants["w299"].array.tolist() == [299, 1]
+
+
 @pytest.mark.parametrize(
     "entries",
     [
