@@ -282,6 +282,8 @@ def qembed_layer_normalization(
 
 def unpacked(n: Nodes, packed: Value, count: Any, bits: int, high_first: int = 0) -> Value:
     """The first `count` numbers of `bits` bits along the last axis of bytes."""
+    if bits not in (2, 4, 8):
+        raise UnsupportedError(f"weights of {bits} bits; there are 2, 4 and 8")
     return n("onnxc.UnpackBits", packed, n.dims(count), bits=bits, high_first=high_first)
 
 

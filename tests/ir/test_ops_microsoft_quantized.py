@@ -214,6 +214,11 @@ def test_groups_of_columns(zeros: str) -> None:
         assert_as_onnxruntime("MatMulNBits", operands, attributes, constant=tuple("bszg"), tolerance=1e-5, symbols=None)
 
 
+def test_odd_bits_are_refused() -> None:
+    with pytest.raises(onnxc.UnsupportedError, match="weights of 3 bits"):
+        run("MatMulNBits", nbits(4, "none", 64, 32), {"K": 64, "N": 7, "bits": 3, "block_size": 32})
+
+
 def test_few_bits_with_bias() -> None:
     operands = {**nbits(4, "none", 64, 32), "g": None, "bias": real(7)}
     attributes = {"K": 64, "N": 7, "bits": 4, "block_size": 32}
