@@ -19,13 +19,13 @@ def compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The models that were really compiled, in a cache of the test's own."""
     monkeypatch.setenv("ONNXC_CACHE_DIR", str(tmp_path / "cache"))
     found: list[object] = []
-    compiled_model = driver.compiled_model
+    compiled_model = driver._compiled_model
 
     def recorded(model: Model, options: Options) -> object:
         found.append(model)
         return compiled_model(model, options)
 
-    monkeypatch.setattr(driver, "compiled_model", recorded)
+    monkeypatch.setattr(driver, "_compiled_model", recorded)
     return found
 
 
