@@ -49,7 +49,7 @@ class CudaExecutable(Interface):
             compiled.ready,
             compiled.arena,
             with_state(compiled.constants),
-            partial(_shape_of, compiled.outputs),
+            partial(_shape_of, compiled.outputs, most),
             compiled.checks,
         )
         self._known: OrderedDict[tuple[tuple[int, ...], ...], Setting] = OrderedDict()
@@ -102,5 +102,8 @@ class CudaExecutable(Interface):
         return Setting(bound, shapes, outputs)
 
 
-def _shape_of(outputs: Sequence[Value], position: int, bound: Mapping[str, int]) -> tuple[int, ...]:
-    return computed_shape(outputs[position], bound)
+def _shape_of(outputs: Sequence[Value], most: int | None, position: int, bound: Mapping[str, int]) -> tuple[int, ...]:
+    shape = computed_shape(outputs[position], bound)
+    if most is not None:
+        check_outputs([outputs[position]], [shape], most)
+    return shape

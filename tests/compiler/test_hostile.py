@@ -118,6 +118,20 @@ def test_limits_hold_for_artifacts_and_for_models_from_the_cache(tmp_path: Path)
         onnxc.load(tmp_path / "cnn.onnxc", max_memory="100K")(np.zeros((8, 3, 64, 64), np.float32))
 
 
+@pytest.mark.usefixtures("gpu")
+def test_limits_hold_on_gpus() -> None:
+    outer = of("y = MatMul (a, b)", "float[n, 1] a, float[1, m] b")
+    executable = onnxc.compile(outer, target="cuda", max_memory=1 << 10)
+    assert executable(np.ones((2, 1), np.float32), np.ones((1, 3), np.float32)).shape == (2, 3)
+    with pytest.raises(LimitError, match="output 'y' takes 4 KB; the limit is 1 KB"):
+        executable(np.ones((32, 1), np.float32), np.ones((1, 32), np.float32))
+    made = onnxc.compile(of("y = ConstantOfShape (s)", "int64[2] s"), target="cuda", max_memory=1 << 10)
+    with pytest.raises(LimitError, match="output 'y' takes 4 TB"):
+        made(np.array([2**20, 2**20]))
+    with pytest.raises(LimitError, match="constants"):
+        onnxc.compile(small_cnn(), target="cuda", max_memory=100)
+
+
 @pytest.mark.parametrize(("text", "size"), [("1000", 1000), ("2G", 2 << 30), ("1.5 MiB", 3 << 19), ("7kb", 7 << 10)])
 def test_amounts_of_memory(text: str, size: int) -> None:
     assert parse_bytes(text) == size
