@@ -282,9 +282,14 @@ def qembed_layer_normalization(
 
 def unpacked(n: Nodes, packed: Value, count: Any, bits: int, high_first: int = 0) -> Value:
     """The first `count` numbers of `bits` bits along the last axis of bytes."""
+    refuse_odd(bits)
+    return n("onnxc.UnpackBits", packed, n.dims(count), bits=bits, high_first=high_first)
+
+
+def refuse_odd(bits: int) -> None:
+    """Raises UnsupportedError where numbers of so many bits do not fill bytes."""
     if bits not in (2, 4, 8):
         raise UnsupportedError(f"weights of {bits} bits; there are 2, 4 and 8")
-    return n("onnxc.UnpackBits", packed, n.dims(count), bits=bits, high_first=high_first)
 
 
 def unpacked_weights(
@@ -332,6 +337,7 @@ def matmul_nbits(
     """A @ W' + bias for weights W [N, K] of a few bits, in blocks along K; `g_idx` [K] tells each column's block."""
     if weight_prepacked:
         raise UnsupportedError("weights that are packed for a certain GPU (weight_prepacked)")
+    refuse_odd(bits)
     blocks = ceildiv(K, block_size)
     packed = n.reshape(B, N, blocks * (block_size * bits // 8))
     scales = n.reshape(scales, N, blocks)
