@@ -87,13 +87,17 @@ def _always_evaluated(root: Scalar, selects: dict[bytes, frozenset[bytes]]) -> s
 class _Guard(s.Rewriter):
     """Rewrites under a guard; what an enclosing guard's expression always computes is left to that guard's rewriter."""
 
-    def __init__(self, guard: Scalar | None, owners: Mapping[bytes, _Guard]):
+    def __init__(
+        self, guard: Scalar | None, owners: Mapping[bytes, _Guard], selects: dict[bytes, frozenset[bytes]] | None = None
+    ):
+        """`selects` holds what both ways of a select compute, found once for all rewriters of an expression."""
         super().__init__()
         self._guard = guard
         self._owners = dict(owners)
+        self._selects = {} if selects is None else selects
 
     def run(self, root: Scalar) -> Scalar:
-        for digest in _always_evaluated(root, {}):
+        for digest in _always_evaluated(root, self._selects):
             self._owners.setdefault(digest, self)
         return self(root)
 
@@ -102,7 +106,7 @@ class _Guard(s.Rewriter):
         return super().__call__(scalar) if owner is self else owner(scalar)
 
     def _under(self, condition: Scalar) -> _Guard:
-        return _Guard(condition if self._guard is None else both(self._guard, condition), self._owners)
+        return _Guard(condition if self._guard is None else both(self._guard, condition), self._owners, self._selects)
 
     def _before(self, shuffle: s.Shuffle, start: int) -> _Guard:
         """For an operand of a shuffle, its lanes from `start` on: a lane is wanted where one that it goes to is."""
@@ -115,7 +119,9 @@ class _Guard(s.Rewriter):
         else:
             none = s.widen(s.const(False, BOOL), guard.lanes)
             guard = s.Shuffle(BOOL, count, guard, none, tuple(place.get(lane, guard.lanes) for lane in range(count)))
-        return _Guard(guard, {digest: owner for digest, owner in self._owners.items() if owner is not self})
+        return _Guard(
+            guard, {digest: owner for digest, owner in self._owners.items() if owner is not self}, self._selects
+        )
 
     def rebuild(self, scalar: Scalar) -> Scalar:
         if isinstance(scalar, s.Select):
@@ -131,7 +137,7 @@ class _Guard(s.Rewriter):
         if _reads_memory(scalar) and self._guard is not None:
             guard = _with_lanes(self._guard, scalar.lanes)
             predicate = guard if predicate is None else both(predicate, guard)
-        inside = self if predicate is None else _Guard(predicate, self._owners)
+        inside = self if predicate is None else _Guard(predicate, self._owners, self._selects)
         offset, stride = inside.dim(scalar.offset), inside.dim(scalar.stride)
         return s.load(scalar.buffer, offset, scalar.lanes, predicate, stride, scalar.aligned)
 

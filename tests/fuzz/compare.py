@@ -128,7 +128,11 @@ class Perturbed(ReferenceEvaluator):
 
     def move(self, value: Any, absolute: float = 0.0) -> Any:
         """Each element moved by a part of itself, and by `absolute` such parts of an eighth of the largest one."""
-        if not isinstance(value, np.ndarray | np.generic) or not is_float(np.asarray(value)) or value.dtype.itemsize < 2:
+        if (
+            not isinstance(value, np.ndarray | np.generic)
+            or not is_float(np.asarray(value))
+            or value.dtype.itemsize < 2
+        ):
             return value
         by = self.random.uniform(-UNITS / 4, UNITS / 4, np.shape(value)) * unit(value.dtype)
         exact = wide(np.asarray(value))
@@ -202,7 +206,11 @@ def excused(model: onnx.ModelProto, inputs: Values, found: Values, wanted: Value
         if not is_float(value):
             if not (found[name].shape == value.shape and np.all((found[name] == value) | (slack[name] > 0))):
                 return False
-        elif found[name].shape != value.shape or found[name].dtype != value.dtype or np.any(unequal(found[name], value, 4 * slack[name]) & ~np.isinf(slack[name])):
+        elif (
+            found[name].shape != value.shape
+            or found[name].dtype != value.dtype
+            or np.any(unequal(found[name], value, 4 * slack[name]) & ~np.isinf(slack[name]))
+        ):
             return False
     return True
 
@@ -297,7 +305,10 @@ def check(
     for number, (case, found) in enumerate(zip(cases, runs, strict=True)):
         given = expected[number] if expected else None
         others: list[tuple[str, Opinion]] = [
-            (REFERENCE, functools.partial(by_reference, inputs=case) if given is None else functools.partial(told, given)),
+            (
+                REFERENCE,
+                functools.partial(by_reference, inputs=case) if given is None else functools.partial(told, given),
+            ),
             ("ONNX Runtime", functools.partial(by_onnxruntime, inputs=case)),
         ]
         if third is not None:

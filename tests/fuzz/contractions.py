@@ -56,7 +56,11 @@ def einsum(b: Builder, op: str) -> Sample:
     dtype = b.dtype([d for d in admitted(op, "T") if d.kind in "fi" and d.itemsize >= 4])
     sizes: dict[str, Size] = {}
     terms = [term.replace("...", "b") if "b" not in term else term for term in equation.split("->")[0].split(",")]
-    return [b.fresh(dtype, [sizes.setdefault(c, b.size(1, 7)) for c in term]) for term in terms], {"equation": equation}, 1
+    return (
+        [b.fresh(dtype, [sizes.setdefault(c, b.size(1, 7)) for c in term]) for term in terms],
+        {"equation": equation},
+        1,
+    )
 
 
 def window(b: Builder, sizes: Sequence[Size], kernel: Sequence[int], dilate: bool = True) -> Attributes:

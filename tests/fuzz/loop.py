@@ -35,7 +35,9 @@ def save(case: Case, message: str, folder: Path = FOUND) -> Path:
     folder.mkdir(exist_ok=True)
     onnx.save(model, folder / f"{name}.onnx")
     # As bytes, since numpy's files do not keep the types that ml_dtypes adds.
-    arrays = [onnx.numpy_helper.from_array(a, f"{k}:{n}") for k, given in enumerate(case.inputs) for n, a in given.items()]
+    arrays = [
+        onnx.numpy_helper.from_array(a, f"{k}:{n}") for k, given in enumerate(case.inputs) for n, a in given.items()
+    ]
     holder = onnx.helper.make_graph([], "inputs", [], [], arrays)
     (folder / f"{name}.inputs").write_bytes(holder.SerializeToString())
     return folder / f"{name}.onnx"

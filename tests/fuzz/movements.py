@@ -300,7 +300,12 @@ def where(b: Builder, op: str) -> Sample:
 def resize(b: Builder, op: str) -> Sample:
     """Not of complex numbers: the reference drops their imaginary parts."""
     mode = b.choice(("nearest", "linear", "cubic"))
-    x = b.operand(FLOATS[:1] if mode != "nearest" else [d for d in admitted(op, "T1") if d.kind != "c"], 1 if mode == "nearest" else 3, 4, smallest=2)
+    x = b.operand(
+        FLOATS[:1] if mode != "nearest" else [d for d in admitted(op, "T1") if d.kind != "c"],
+        1 if mode == "nearest" else 3,
+        4,
+        smallest=2,
+    )
     plain = [1.0] * x.rank
     for a in range(x.rank if mode == "nearest" else 2, x.rank):
         plain[a] = 1.0
@@ -344,7 +349,11 @@ def rois(b: Builder, count: int, batches: bool) -> np.ndarray:
 def roi_align(b: Builder, op: str) -> Sample:
     x = b.fresh(DTYPES["float"], (2, b.size(1, 4), b.size(4, 9), b.size(4, 9)))
     count = b.integer(1, 3)
-    found: Attributes = {"output_height": b.integer(1, 3), "output_width": b.integer(1, 3), "mode": b.choice(("avg", "max"))}
+    found: Attributes = {
+        "output_height": b.integer(1, 3),
+        "output_width": b.integer(1, 3),
+        "mode": b.choice(("avg", "max")),
+    }
     found |= {"sampling_ratio": b.integer(0, 2), "spatial_scale": b.choice((1.0, 0.5))}
     found["coordinate_transformation_mode"] = b.choice(("half_pixel", "output_half_pixel"))
     where = b.numbers(b.random().integers(0, 2, count))

@@ -23,7 +23,9 @@ def part(case: Case, values: Sequence[Values], outputs: Sequence[str], cut: Coll
     for name in sorted(needed & set(cut) - there):
         arrays = [np.asarray(run[name]) for run in values]
         sizes = zip(*(array.shape for array in arrays), strict=True)
-        dims = [n[0] if len(set(n)) == 1 else f"{name}_{axis}" for axis, n in enumerate(sizes)] if arrays[0].ndim else []
+        dims = (
+            [n[0] if len(set(n)) == 1 else f"{name}_{axis}" for axis, n in enumerate(sizes)] if arrays[0].ndim else []
+        )
         kind = helper.np_dtype_to_tensor_dtype(arrays[0].dtype)
         model.graph.input.append(helper.make_tensor_value_info(name, kind, dims))
     inputs = model.graph.input

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import onnx
 import onnxc
 import pytest
 from onnx import helper
@@ -76,3 +77,37 @@ def test_blocks_of_a_vector() -> None:
     x, scale = np.array([10, 20, 30], np.uint8), np.array([0.5, 2.0], np.float32)
     (found,) = run_node("DequantizeLinear", {"x": x, "scale": scale}, axis=0, block_size=2)
     np.testing.assert_array_equal(found, np.array([5, 10, 60], np.float32))
+
+
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_recurrent_layer_of_features_known_at_the_run(op: str, gates: int) -> None:
+    """How many features there are is told by the constant weights alone; the recurrent weights are an input."""
+    random = np.random.default_rng(0)
+    weights = {"w": random.random((1, gates * 3, 2), np.float32)}
+    inputs = {"shape": np.array([4, 5, 2]), "r": random.random((1, gates * 3, 3), np.float32)}
+    value = onnx.numpy_helper.from_array(np.array([0.5], np.float32))
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["x"], value=value),
+        helper.make_node(op, ["x", "w", "r"], ["y"], hidden_size=3),
+    ]
+    model = model_of(nodes, inputs, weights, ["y"])
+    (found,) = onnxc.compile(model).run(inputs).values()
+    np.testing.assert_allclose(found, reference(model, inputs)[0], rtol=1e-5)
+
+
+def test_guards_of_nested_selects() -> None:
+    """Concatenations of slices of concatenations, 12 deep: what both ways of a select compute is found once for each."""
+    nodes, last = [], "x"
+    for level in range(12):
+        nodes += [
+            helper.make_node("Slice", [last, "one", "five"], [f"s{level}"]),
+            helper.make_node("Concat", [f"s{level}", last], [f"c{level}"], axis=0),
+            helper.make_node("Slice", [f"c{level}", "one", "nine"], [f"t{level}"]),
+            helper.make_node("Sin", [f"t{level}"], [f"y{level}"]),
+        ]
+        last = f"y{level}"
+    constants = {"one": np.array([1]), "five": np.array([5]), "nine": np.array([9])}
+    inputs = {"x": np.linspace(0, 1, 8, dtype=np.float32)}
+    model = model_of(nodes, inputs, constants, [last])
+    (found,) = onnxc.compile(model).run(inputs).values()
+    np.testing.assert_allclose(found, reference(model, inputs)[0], rtol=1e-5)

@@ -41,6 +41,8 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     if outputs is None:
         return through_memory(region, lambda alone: schedule(alone, target))
     array = region.constants.get(found.right.buffer.name)
+    if not all(isinstance(axis.extent, int) for axis in (*found.batch, *found.depth, found.column)):
+        array = None  # the other operand's sizes, of which only the run tells that they are those of the constant
     made = _Gemm(region, target, found, outputs, array)
     if made.rows == 1 and array is None and not made.in_place:
         return None  # One row by a matrix that lies the other way: a loop nest reads it once, in order.
