@@ -115,9 +115,7 @@ def both_labels(labels: np.ndarray) -> np.ndarray:
     return np.array(["0", "1"], np.object_) if labels.dtype == np.object_ else np.array([0, 1], np.int64)
 
 
-def binary_scores(
-    n: Nodes, score: Value, transform: str, positive: bool, negated: bool = False
-) -> tuple[Value, Value]:
+def binary_scores(n: Nodes, score: Value, transform: str, positive: bool, negated: bool = False) -> tuple[Value, Value]:
     """The scores [rows, 2] of both classes from the one [rows, 1] of the positive class, and the class's number [rows].
 
     As ONNX Runtime has it: where no weight is negative the score is a probability, compared with a half, and the other

@@ -192,8 +192,12 @@ def _divide_monomial(monomial: Monomial, divisor: Monomial) -> Monomial | None:
 
 
 def divide_exactly(dim: Dim, divisor: Dim) -> Dim | None:
-    """dim / divisor where every term divides (the divisor being a single term), else None."""
+    """dim / divisor where that is a sum again, else None."""
     quotient, rest = _split_multiples(dim, divisor)
+    if rest != 0 and len(_terms(divisor)) > 1:
+        from .long_division import long_division  # which needs this module
+
+        quotient, rest = long_division(dim, divisor)
     return quotient if rest == 0 else None
 
 

@@ -142,7 +142,8 @@ class ArenaPlan:
 class Program:
     """Everything that a backend compiles and a runtime needs; `results` names the memory of each output.
 
-    `checks` are messages: where the word of the memory of role "fault" that a check writes is not 0, its message holds."""
+    `checks` are messages: where the word of the memory of role "fault" that a check writes is not 0, its message holds.
+    """
 
     name: str
     inputs: tuple[Value, ...]

@@ -11,7 +11,7 @@ from fuzz.operators import DRAWN, add_node
 from hypothesis import assume
 from hypothesis import strategies as st
 
-SIZES = (1, 1, 1, 2, 2, 3, 4, 6, 8, 12, 16, 30)
+SIZES = (1, 1, 1, 1, 1, 2, 2, 3, 4, 6, 10, 20)
 """Nodes of a graph: half of the cases show one operator in all its ways, the other half how operators meet."""
 MARGIN = 4
 """Attempts at a node, for each node of the graph."""

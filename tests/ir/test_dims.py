@@ -201,3 +201,10 @@ def test_reading_a_dim() -> None:
     assert product([2, N, K]) == 2 * N * K and product([]) == 1
     with pytest.raises(KeyError, match="k"):
         evaluate(dim, {"n": 1, "m": 2})
+
+
+def test_exact_division_where_terms_cancel() -> None:
+    quotient = N // 2 + M - 3 * N
+    assert divide_exactly(quotient * (M + 3 * N), M + 3 * N) == quotient
+    assert divide_exactly(N * N - M * M, N + M) == N - M
+    assert divide_exactly(N * N + M * M, N + M) is None

@@ -36,7 +36,7 @@ class Worker:
 
             # Types that numpy's files do not know (bfloat16) are widened.
             plain = {name: np.asarray(value) for name, value in self.results.items()}
-            np.savez(order["to"], **{n: a if a.dtype.kind in "biuf" else a.astype("f4") for n, a in plain.items()})
+            np.savez(order["to"], **{n: a if a.dtype.kind in "biuf" else a.astype("f4") for n, a in plain.items()})  # type: ignore[arg-type]
             return {"names": list(plain)}
         return {"seconds": self._times(order["seconds"], order["least"])}
 
