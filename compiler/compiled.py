@@ -98,8 +98,8 @@ class Compiled:
     The code's table of addresses holds the inputs, the outputs and the constants in these orders, then the records of
     `checks` (messages for what they find) if there are any, then the arenas, one per segment. `ready` tells for each
     output the segment before which its shape is known: 0 where the inputs tell it. `kernels` names, for each kernel,
-    the ONNX nodes it was made of; `texts` are the stages of the model that are kept as text; `program` gives the program
-    without its constants, None in what was loaded.
+    the ONNX nodes it was made of; `texts` are the stages of the model that are kept as text; `program` gives the
+    program without its constants, None in what was loaded.
     """
 
     name: str
