@@ -113,9 +113,9 @@ def lower_scan(lowering: Lowering, node: Node) -> list[Step]:
     assert first is not None
     trips = first.shape[0]
     places = [lowering.places[value.name] for value in node.outputs[:count]]
-    for value, inner, place in zip(node.inputs[:count], body.inputs, places, strict=False):
+    for value, inner, outer, place in zip(node.inputs[:count], body.inputs, node.outputs, places, strict=False):
         assert value is not None
-        if value.shape != inner.shape:
+        if value.shape != inner.shape or inner.shape != outer.shape:
             raise HostNeeded(f"{node.where}: the state %{inner.name} changes its shape between iterations", node.origin)
         steps += lowering.copy(value, place)
         lowering.places[inner.name] = place
