@@ -47,7 +47,7 @@ EXACT = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a comparison: nothing wrong where `message` is empty; `refused` says what was not compiled or run."""
+    """What came of a comparison: nothing wrong where `message` is empty; `refused` says what was not run."""
 
     message: str = ""
     refused: str = ""
@@ -265,7 +265,7 @@ def check_run(model: onnx.ModelProto, inputs: Values, found: Values, others: Seq
                 troubles.append(f"{by}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
                 continue
             difference = compared(found, wanted, by)
-            if not difference or by == REFERENCE and excused(small, inputs, found, wanted):
+            if not difference or (by == REFERENCE and excused(small, inputs, found, wanted)):
                 break
             differences.append(difference)
         else:

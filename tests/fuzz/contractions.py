@@ -47,8 +47,9 @@ def gemm(b: Builder, op: str) -> Sample:
     return [x, w, c], found, 1
 
 
-EQUATIONS = ("ij,jk->ik", "bij,bjk->bik", "ij->ji", "ii->i", "ij->", "ij,ij->i", "i,j->ij", "bhqd,bhkd->bhqk", "...ij->...ji",
-             "ij,kj->ki", "bij,jk", "...i,...i->...", "ijk->kj", "ij,jk,kl->il")  # fmt: skip
+EQUATIONS = ("ij,jk->ik", "bij,bjk->bik", "ij->ji", "ii->i", "ij->", "ij,ij->i", "i,j->ij", "bhqd,bhkd->bhqk",
+             "...ij->...ji",              "ij,kj->ki", "bij,jk", "...i,...i->...", "ijk->kj",
+             "ij,jk,kl->il")  # fmt: skip
 
 
 def einsum(b: Builder, op: str) -> Sample:
@@ -140,8 +141,8 @@ def col2im(b: Builder, op: str) -> Sample:
 
 
 def normalised(b: Builder, op: str) -> Sample:
-    """LayerNormalization, RMSNormalization: scale and bias of the axes behind `axis`. Not of f64, which `stash_type` has
-    rounded to f32 on the way, in an order that is open."""
+    """LayerNormalization, RMSNormalization: scale and bias of the axes behind `axis`. Not of f64, which `stash_type`
+    has rounded to f32 on the way, in an order that is open."""
     x = b.operand([d for d in FLOATS if d.itemsize < 8], 1, 4, smallest=1)
     axis = b.integer(-x.rank, x.rank - 1)
     tail = x.shape[axis % x.rank :]

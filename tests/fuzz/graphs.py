@@ -84,7 +84,8 @@ class Rejected(Exception):
 
 @dataclass
 class Builder:
-    """The graph so far. `integer(low, high)` draws a number, both ends included; 0 is the simplest where it may be. `outer` is the graph around a body; `bindings` how many sets of sizes it is run with."""
+    """The graph so far. `integer(low, high)` draws a number, both ends included. `outer` is the graph around a body;
+    `bindings` how many sets of sizes it is run with; `alone` says that it is to have one node."""
 
     integer: Callable[[int, int], int]
     bindings: int = 1
@@ -294,8 +295,8 @@ def overflows(array: Array) -> bool:
 def run_node(node: onnx.NodeProto, feeds: Mapping[str, Array], alone: bool = True) -> list[Array]:
     """What the reference (for operators that it lacks ONNX Runtime) computes for one node; Rejected where both refuse.
 
-    A node that is not `alone` in its graph must be undisputed: where ONNX Runtime gives something else, what comes after
-    the node would be compared with a result of which nobody knows whether it is right.
+    A node that is not `alone` in its graph must be undisputed: where ONNX Runtime gives something else, what comes
+    after the node would be compared with a result of which nobody knows whether it is right.
     """
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)

@@ -63,7 +63,8 @@ def transpose(b: Builder, op: str) -> Sample:
 def expand(b: Builder, op: str) -> Sample:
     x = b.operand(admitted(op, "T"), 0, 5)
     sizes = [b.integer(1, 4) if set(s) == {1} else 1 if len(set(s)) > 1 or b.chance(50) else s[0] for s in x.shape]
-    return [x, b.numbers([b.integer(1, 3)] * b.integer(0, 1) + sizes[b.integer(0, len(sizes)) if b.chance(20) else 0 :])], {}, 1  # fmt: skip
+    first = b.integer(0, len(sizes)) if b.chance(20) else 0
+    return [x, b.numbers([b.integer(1, 3)] * b.integer(0, 1) + sizes[first:])], {}, 1
 
 
 def tile(b: Builder, op: str) -> Sample:
@@ -126,7 +127,8 @@ def pad(b: Builder, op: str) -> Sample:
     if mode == "constant" and all(least(x, a) >= 2 for a in axes) and b.chance(25) and pads:
         pads[b.integer(0, len(pads) - 1)] = -1
     value = b.fresh(x.dtype, ()) if mode == "constant" and b.chance(50) else None
-    named = None if axes == list(range(x.rank)) and b.chance(70) else b.numbers([a - x.rank if b.chance(30) else a for a in axes])  # fmt: skip
+    unnamed = axes == list(range(x.rank)) and b.chance(70)
+    named = None if unnamed else b.numbers([a - x.rank if b.chance(30) else a for a in axes])
     return [x, b.numbers(pads), value, named], {"mode": mode}, 1
 
 
@@ -267,7 +269,8 @@ def scatter_elements(b: Builder, op: str) -> Sample:
         for k in range(b.bindings):
             order = b.random().permutation(least(x, axis))[:count]
             sizes = [s[k] for s in shape]
-            arrays.append(np.broadcast_to(order.reshape([-1 if a == axis % x.rank else 1 for a in range(x.rank)]), sizes).astype(np.int64))  # fmt: skip
+            column = order.reshape([-1 if a == axis % x.rank else 1 for a in range(x.rank)])
+            arrays.append(np.broadcast_to(column, sizes).astype(np.int64))
         where = b.add(arrays, b.chance(40))
     else:
         where = indices(b, shape, least(x, axis))
@@ -367,8 +370,10 @@ def max_roi_pool(b: Builder, op: str) -> Sample:
 
 
 SAMPLERS: dict[str, Callable[[Builder, str], Sample]] = {
-    "Reshape": reshape, "Squeeze": squeeze, "Unsqueeze": unsqueeze, "Transpose": transpose, "Expand": expand, "Tile": tile,
-    "Concat": concat, "Split": split, "Slice": slices, "Pad": pad, "DepthToSpace": blocks, "SpaceToDepth": blocks, "CenterCropPad": center_crop_pad, "Gather": gather,
+    "Reshape": reshape, "Squeeze": squeeze, "Unsqueeze": unsqueeze, "Transpose": transpose, "Expand": expand,
+    "Tile": tile,     "Concat": concat, "Split": split, "Slice": slices, "Pad": pad,
+    "DepthToSpace": blocks, "SpaceToDepth": blocks,
+    "CenterCropPad": center_crop_pad, "Gather": gather,
     "GatherElements": gather_elements, "GatherND": gather_nd, "OneHot": one_hot, "ReverseSequence": reverse_sequence,
     "TensorScatter": tensor_scatter, "ConstantOfShape": constant_of_shape, "Range": range_, "CastLike": cast_like,
     "BitCast": bit_cast, "Dropout": dropout, "TopK": top_k, "Compress": compress, "Unique": unique, "Where": where,

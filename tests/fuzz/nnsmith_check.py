@@ -1,7 +1,7 @@
 """Compiles the models that `nnsmith_models.py` drew and compares each: `python nnsmith_check.py FOLDER`.
 
-A difference is listed, one a line as `SEED: what`, in `nnsmith_differences.txt` with the reason why it is none of onnxc;
-every other one fails the run.
+A difference is listed, one a line as `SEED: what`, in `nnsmith_differences.txt` with the reason why it is none of
+onnxc; every other one fails the run.
 """
 
 from __future__ import annotations

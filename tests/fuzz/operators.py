@@ -1,8 +1,9 @@
 """How each operator is drawn: by its declaration and schema, or by an entry of the one table `SAMPLERS`.
 
-An operator without an entry is drawn by `by_schema`: its operands have the types of the schema and shapes that broadcast
-(where the operator is declared pointwise) or are equal; its attributes are drawn by their names (`ATTRIBUTES`). What
-ONNX leaves undefined is kept out by `DEFINED`; `NOT_DRAWN` gives the reason for each declared operator that is not drawn.
+An operator without an entry is drawn by `by_schema`: its operands have the types of the schema and shapes that
+broadcast (where the operator is declared pointwise) or are equal; its attributes are drawn by
+their names (`ATTRIBUTES`). What
+ONNX leaves undefined is kept out by `DEFINED`; `NOT_DRAWN` says why a declared operator is not drawn.
 """
 
 from __future__ import annotations
@@ -143,7 +144,8 @@ def sized_scalar(b: Builder, op: str) -> tuple[list[Value | None], Attributes, i
 
 SAMPLERS: dict[str, Callable[[Builder, str], tuple[list[Value | None], Attributes, int]]] = {
     "Clip": scalar_bounds, "CumSum": second_scalar, "CumProd": second_scalar,
-    "Flatten": ranked(0), "Softmax": ranked(1), "LogSoftmax": ranked(1), "Hardmax": ranked(1), "LpNormalization": ranked(1),
+    "Flatten": ranked(0), "Softmax": ranked(1), "LogSoftmax": ranked(1), "Hardmax": ranked(1),
+    "LpNormalization": ranked(1),
     "ArgMax": ranked(1), "ArgMin": ranked(1), "LRN": ranked(4, 4), "EyeLike": ranked(2, 2), "Trilu": ranked(2),
     "GlobalAveragePool": ranked(3, 5), "GlobalMaxPool": ranked(3, 5), "GlobalLpPool": ranked(3, 5),
     "MeanVarianceNormalization": ranked(4, 4),
@@ -161,7 +163,7 @@ NOT_DRAWN = {
     "Dropout": "drawn without training; what it draws in training is defined by its distribution only",
     "SimplifiedLayerNormalization": "not of ONNX's schema: what ONNX Runtime's optimizer writes",
     "MelWeightMatrix": "its operands decide the shape by a rule of their own: see tests/backends/test_fourier.py",
-    "DeformConv": "the reference loops over each element in Python; ONNX Runtime's own cases are in the conformance suite",
+    "DeformConv": "the reference loops over each element in Python; its cases are in the conformance suite",
     "NonMaxSuppression": "ties and thresholds of rounded overlaps: see tests/backends/test_detection.py",
 }
 """Declared operators that are not drawn, each with the reason."""
@@ -237,6 +239,11 @@ def cast_defined(operands: Operands, attributes: Mapping[str, Any]) -> bool:
     return bool(np.all(np.isfinite(wide) & (wide >= float(limits.min)) & (wide <= top)))
 
 
+def by_both(operands: Operands, _: Mapping[str, Any]) -> bool:
+    """The reference sums elements where it should their magnitudes; ONNX Runtime has f32 and f64 only."""
+    return all(operand is None or operand.dtype in (np.float32, np.float64) for operand in operands)
+
+
 def alpha_divides(operands: Operands, attributes: Mapping[str, Any]) -> bool:
     """x / alpha."""
     return attributes.get("alpha", 1.0) != 0.0
@@ -249,7 +256,7 @@ def single(operands: Operands, _: Mapping[str, Any]) -> bool:
 
 DEFINED: dict[str, Callable[[Operands, Mapping[str, Any]], bool]] = {
     "Div": divisible, "Mod": remainder_defined, "Pow": power_defined, "BitShift": shift_defined, "Cast": cast_defined,
-    "CastLike": cast_defined, "Celu": alpha_divides, "LRN": single,
+    "CastLike": cast_defined, "Celu": alpha_divides, "LRN": single, "LpNormalization": by_both,
     **dict.fromkeys(
         ("TopK", "ArgMax", "ArgMin", "Hardmax", "Unique", "MaxPool", "ReduceMax", "ReduceMin", "Max", "Min", "Clip",
          "GlobalMaxPool", "Sign", "ScatterElements", "ScatterND", "Resize", "GridSample", "RoiAlign", "MaxRoiPool",
@@ -259,7 +266,8 @@ DEFINED: dict[str, Callable[[Operands, Mapping[str, Any]], bool]] = {
 }  # fmt: skip
 """What ONNX leaves undefined, by operator: a node for which it says False is not taken."""
 
-DRAWN = tuple(sorted(op for op in REGISTRY if not reason(op))) + (
+DRAWN = (
+    *sorted(op for op in REGISTRY if not reason(op)),
     "HannWindow", "HammingWindow", "BlackmanWindow", "RotaryEmbedding", "Attention", "NegativeLogLikelihoodLoss",
     "SoftmaxCrossEntropyLoss",
 )  # fmt: skip

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 from fuzz.compare import pruned, quiet, reads
 from fuzz.graphs import Case
 from onnx import helper

@@ -18,7 +18,7 @@ MARGIN = 4
 
 
 def grow(integer: Callable[[int, int], int], sizes: Sequence[int] = SIZES, operators: Sequence[str] = DRAWN) -> Case:
-    """A case of some nodes out of `operators`, by numbers drawn from `integer`. Raises Rejected where none came about."""
+    """A case of some nodes out of `operators`, by numbers from `integer`. Raises Rejected where none came about."""
     size = sizes[integer(0, len(sizes) - 1)]
     builder = Builder(integer, (1, 1, 2)[integer(0, 2)], special=integer(0, 9) == 9)
     builder.alone = size == 1

@@ -56,7 +56,7 @@ def test_found(path: Path) -> None:
 @pytest.mark.parametrize("op", DRAWN)
 def test_is_drawn(op: str) -> None:
     """A declared operator is drawn by its declaration and schema, or its entry makes nodes of it."""
-    seen = (node.op_type for seed in range(8) for node in case_by(seed, (1,), (op,)).model.graph.node)
+    seen = (node.op_type for seed in range(2) for node in case_by(seed, (1,), (op,)).model.graph.node)
     assert op.rpartition(".")[2] in seen
 
 
