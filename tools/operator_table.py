@@ -16,8 +16,8 @@ import onnx
 from ..backends.cpu.schedules import SCHEDULES
 from ..backends.cuda.schedules import SCHEDULES as GPU_SCHEDULES
 from ..compiler.composites import COMPOSITES
+from ..compiler.composites.microsoft_fused import SEARCHES
 from ..compiler.host.kinds import STEPS
-from ..compiler.microsoft_fused import SEARCHES
 from ..compiler.sequences import RULES
 from ..ir.dtypes import ALL, BY_ONNX
 from ..ir.export import schema_of
@@ -66,7 +66,7 @@ def _composite_row(name: str, function: Callable[..., Any]) -> Row:
     """An operator that the importer writes as others."""
     file, document = function.__module__.rpartition(".")[2], inspect.getdoc(function) or ""
     body = "the operators that it stands for"
-    return Row(name, f"compiler/{file}.py", (), body, body, document.partition("\n")[0])
+    return Row(name, f"compiler/composites/{file}.py", (), body, body, document.partition("\n")[0])
 
 
 def _host_row(name: str) -> Row:

@@ -586,7 +586,7 @@ def test_large_dimensions_are_only_numbers_and_impossible_ones_are_refused() -> 
     large, huge = 1 << 23, 1 << 40
     graph = imported("y = Relu(x)", f"float[{large},{large}] x", f"float[{large},{large}] y")
     assert graph.outputs[0].shape == (large, large)
-    with pytest.raises(LimitError, match='"x" of .* has more elements than any memory holds'):
+    with pytest.raises(LimitError, match=r'"x" of .* has more elements than any memory holds'):
         imported("y = Relu(x)", f"float[{huge},{huge}] x", f"float[{huge},{huge}] y")
 
 

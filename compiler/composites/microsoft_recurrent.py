@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..ir.dims import Dim, floordiv
-from ..ir.dtypes import F32
-from ..ir.errors import UnsupportedError
-from ..ir.graph import Attribute, Graph, Type, Value
-from .calls import Call
-from .expand import Expansions, Nodes
+from ...ir.dims import Dim, floordiv
+from ...ir.dtypes import F32
+from ...ir.errors import UnsupportedError
+from ...ir.graph import Attribute, Graph, Type, Value
+from ..calls import Call
+from ..expand import Expansions, Nodes
 from .microsoft_attention import merge_heads, split_heads
 
 declare = Expansions()

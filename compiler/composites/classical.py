@@ -11,10 +11,10 @@ from itertools import combinations
 
 import numpy as np
 
-from ..ir.dtypes import BOOL, F32, F64, I64
-from ..ir.errors import ModelError, UnsupportedError
-from ..ir.graph import Attribute, Constant, Value
-from .expand import Expansions, Nodes
+from ...ir.dtypes import BOOL, F32, F64, I64
+from ...ir.errors import ModelError, UnsupportedError
+from ...ir.graph import Attribute, Constant, Value
+from ..expand import Expansions, Nodes
 from .scores import Attributes, class_labels, labelled, matrix, transformed
 
 declare = Expansions()

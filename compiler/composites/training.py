@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..ir.dtypes import I64
-from ..ir.errors import ModelError
-from ..ir.graph import Value
-from .expand import Expansions, Nodes
+from ...ir.dtypes import I64
+from ...ir.errors import ModelError
+from ...ir.graph import Value
+from ..expand import Expansions, Nodes
 
 declare = Expansions()
 

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..ir.dims import ceildiv
-from ..ir.dtypes import F32
-from ..ir.errors import UnsupportedError
-from ..ir.graph import Attribute, Value
-from ..ir.target import Target
-from .expand import Expansions, Nodes
+from ...ir.dims import ceildiv
+from ...ir.dtypes import F32
+from ...ir.errors import UnsupportedError
+from ...ir.graph import Attribute, Value
+from ...ir.target import Target
+from ..expand import Expansions, Nodes
 from .microsoft_fused import fused_convolution
 
 declare = Expansions()

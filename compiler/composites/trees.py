@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..ir.dtypes import F32, F64, I64
-from ..ir.errors import ModelError, UnsupportedError
-from ..ir.graph import Attribute, Value
-from .expand import Expansions, Nodes
+from ...ir.dtypes import F32, F64, I64
+from ...ir.errors import ModelError, UnsupportedError
+from ...ir.graph import Attribute, Value
+from ..expand import Expansions, Nodes
 from .scores import Attributes, binary_scores, class_labels, labelled, matrix, transformed
 
 declare = Expansions()

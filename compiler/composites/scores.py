@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..ir.dtypes import F32, I64, DType
-from ..ir.errors import ModelError, UnsupportedError
-from ..ir.graph import Attribute, Constant, Value
-from .expand import Nodes
+from ...ir.dtypes import F32, I64, DType
+from ...ir.errors import ModelError, UnsupportedError
+from ...ir.graph import Attribute, Constant, Value
+from ..expand import Nodes
 
 
 @dataclass(frozen=True)

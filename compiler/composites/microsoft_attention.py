@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..ir.dims import Dim, floordiv
-from ..ir.dtypes import I64
-from ..ir.errors import UnsupportedError
-from ..ir.graph import Value
-from .expand import Expansions, Nodes
+from ...ir.dims import Dim, floordiv
+from ...ir.dtypes import I64
+from ...ir.errors import UnsupportedError
+from ...ir.graph import Value
+from ..expand import Expansions, Nodes
 
 declare = Expansions()
 

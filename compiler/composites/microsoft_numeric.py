@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..ir.dims import floordiv
-from ..ir.dtypes import F32, I32
-from ..ir.errors import UnsupportedError
-from ..ir.graph import Value
-from .expand import Expansions, Nodes
+from ...ir.dims import floordiv
+from ...ir.dtypes import F32, I32
+from ...ir.errors import UnsupportedError
+from ...ir.graph import Value
+from ..expand import Expansions, Nodes
 
 declare = Expansions()
 LARGEST_INVERSE = 32

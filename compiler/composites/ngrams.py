@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..ir.dtypes import F32, I64
-from ..ir.errors import ModelError, UnsupportedError
-from ..ir.graph import Attribute, Value
-from .expand import Expansions, Nodes
+from ...ir.dtypes import F32, I64
+from ...ir.errors import ModelError, UnsupportedError
+from ...ir.graph import Attribute, Value
+from ..expand import Expansions, Nodes
 from .scores import Attributes
 
 declare = Expansions()

@@ -6,10 +6,10 @@ than the chosen experts alone, and the same result.
 
 from __future__ import annotations
 
-from ..ir.dims import Dim, floordiv, product
-from ..ir.errors import UnsupportedError
-from ..ir.graph import Value
-from .expand import Expansions, Nodes
+from ...ir.dims import Dim, floordiv, product
+from ...ir.errors import UnsupportedError
+from ...ir.graph import Value
+from ..expand import Expansions, Nodes
 from .microsoft_quantized import unpacked_weights
 
 declare = Expansions()

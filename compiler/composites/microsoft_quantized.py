@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.dims import ceildiv
-from ..ir.dtypes import F32, I8, I32, I64, U8, DType
-from ..ir.errors import UnsupportedError
-from ..ir.graph import Attribute, Value
-from .expand import Expansions, Nodes
+from ...ir.dims import ceildiv
+from ...ir.dtypes import F32, I8, I32, I64, U8, DType
+from ...ir.errors import UnsupportedError
+from ...ir.graph import Attribute, Value
+from ..expand import Expansions, Nodes
 from .microsoft_attention import embed_layer_normalization, from_packed
 
 declare = Expansions()

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..ir.dims import floordiv
-from ..ir.dtypes import BOOL, F32, I32, I64
-from ..ir.errors import UnsupportedError
-from ..ir.graph import Attribute, Value
-from .expand import Expansions, Nodes
+from ...ir.dims import floordiv
+from ...ir.dtypes import BOOL, F32, I32, I64
+from ...ir.errors import UnsupportedError
+from ...ir.graph import Attribute, Value
+from ..expand import Expansions, Nodes
 from .microsoft_quantized import by_channels
 
 declare = Expansions()

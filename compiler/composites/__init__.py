@@ -1,5 +1,6 @@
 """All composite operators, by name; every family that declares some is listed here."""
 
+from ..expand import joined
 from . import (
     classical,
     microsoft_attention,
@@ -13,7 +14,6 @@ from . import (
     training,
     trees,
 )
-from .expand import joined
 
 COMPOSITES = joined(
     classical.declare,
