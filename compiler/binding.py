@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..ir.dims import Dim, Sum, as_symbol, evaluate, linear, symbol, symbols
-from ..ir.errors import ShapeError
+from ..ir.errors import BroadcastError, ShapeError
 from ..ir.graph import Value
 from ..ir.program import MARK
 
@@ -74,7 +74,8 @@ def bind_symbols(
                 f"{plain(symbol(s.name))} = {bound[s.name]} by {source[s.name]}" for dim in (a, b) for s in symbols(dim)
             )
             found = f"{evaluate(a, bound)} and {evaluate(b, bound)}"
-            raise ShapeError(f"the model needs {plain(a)} = {plain(b)}, but {found} differ ({places})")
+            kind = BroadcastError if 1 in (evaluate(a, bound), evaluate(b, bound)) else ShapeError
+            raise kind(f"the model needs {plain(a)} = {plain(b)}, but {found} differ ({places})")
     return bound
 
 

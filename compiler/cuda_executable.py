@@ -17,7 +17,6 @@ from ..backends.cuda.runtime.workspace import Setting
 from ..ir.errors import TargetError
 from ..ir.graph import Value
 from ..passes.draws import with_state
-from .binding import check_names
 from .compiled import Compiled
 from .interface import Interface, computed_shape
 from .limits import check_outputs, check_run
@@ -57,10 +56,9 @@ class CudaExecutable(Interface):
     def run(self, inputs: Mapping[str, Any], on_device: bool | None = None) -> dict[str, Any]:
         """The outputs by name, for inputs by name; in the GPU's memory where `on_device` says so, by default where an
         input is in it."""
-        check_names(inputs, self._compiled.inputs)
-        return self._by_name(self._execute(tuple(inputs[name] for name in self._names), on_device))
+        return self._run(inputs, on_device)
 
-    def _execute(self, arguments: Sequence[Any], on_device: bool | None = None) -> list[Any]:
+    def _execute(self, arguments: Sequence[Any], on_device: bool | None = None, *settings: Any) -> list[Any]:
         dtypes = self._input_dtypes
         if len(arguments) != len(dtypes):
             raise self._wrong_count(arguments)

@@ -124,7 +124,7 @@ class Executable(Interface):
         # Neither this nor the list above needs a lock: a thread that forks in the middle of a call leaves none held.
         self._known: dict[tuple[tuple[int, ...], ...], _Sizes] = {}
 
-    def _execute(self, arguments: Sequence[Any]) -> list[np.ndarray]:
+    def _execute(self, arguments: Sequence[Any], *settings: Any) -> list[np.ndarray]:
         """Every line here is paid by each call: one and a half microseconds in all for one input and one output."""
         dtypes, memory = self._input_dtypes, self._memory
         count = len(dtypes)

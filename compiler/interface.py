@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..ir.dims import evaluate
-from ..ir.errors import ShapeError
+from ..ir.errors import BroadcastError, ShapeError
 from ..ir.graph import Value
 from .binding import Port, bind_symbols, check_names
 from .compiled import Compiled, MemoryPlan
+from .stretching import Variants
 
 
 class Interface(ABC):
@@ -25,9 +26,11 @@ class Interface(ABC):
         self._names = [value.name for value in compiled.inputs]
         self._input_dtypes = tuple(value.dtype.numpy for value in compiled.inputs)
         self._output_dtypes = tuple(value.dtype.numpy for value in compiled.outputs)
+        self.variants: Variants | None = None
+        """What runs in place of this one where sizes are 1 that it takes for others."""
 
     @abstractmethod
-    def _execute(self, arguments: Sequence[Any]) -> list[Any]:
+    def _execute(self, arguments: Sequence[Any], *settings: Any) -> list[Any]:
         """The outputs, for arguments in the order of the inputs."""
 
     @property
@@ -71,13 +74,29 @@ class Interface(ABC):
                 )
             check_names(given, self._compiled.inputs)
             arguments = tuple(given[name] for name in self._names)
-        results = self._execute(arguments)
+        try:
+            results = self._execute(arguments)
+        except BroadcastError as error:
+            if self.variants is None:
+                raise
+            return self.variants.of(arguments, error)(*arguments)
         return results[0] if len(results) == 1 else tuple(results)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs by name, for inputs by name."""
+        return self._run(inputs)
+
+    def _run(self, inputs: Mapping[str, Any], *settings: Any) -> dict[str, Any]:
+        """`run`, handing `settings` of a kind of executable on to `_execute`."""
         check_names(inputs, self._compiled.inputs)
-        return self._by_name(self._execute(tuple(inputs[name] for name in self._names)))
+        arguments = tuple(inputs[name] for name in self._names)
+        try:
+            return self._by_name(self._execute(arguments, *settings))
+        except BroadcastError as error:
+            if self.variants is None:
+                raise
+            found: dict[str, Any] = self.variants.of(arguments, error).run(inputs, *settings)
+            return found
 
     def _by_name(self, results: Sequence[Any]) -> dict[str, Any]:
         return {value.name: result for value, result in zip(self._compiled.outputs, results, strict=True)}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..ir.program import Program
 from .compiled import Compiled
+from .deferred import Deferred
 from .executable import Executable
 from .interface import Interface
 from .limits import check_constants, limit_of
 from .options import Model, Options, target_of, usable_threads
+from .stretching import Variants
 
 
 def loaded(compiled: Compiled, threads: int | None, max_memory: int | str | None = None) -> Interface:
@@ -33,4 +36,13 @@ def executable_of(compiled: Compiled, model: Model, options: Options) -> Interfa
             return program_of(graph_of(model, options), target_of(options))
 
         compiled = replace(compiled, program=program)
-    return loaded(compiled, options.threads, options.max_memory)
+    found = loaded(compiled, options.threads, options.max_memory)
+    if compiled.assumptions:
+
+        def compile_for(shapes: Mapping[str, Sequence[int | None]]) -> Interface | Deferred:
+            from .driver import compile_model
+
+            return compile_model(model, replace(options, shapes={**(options.shapes or {}), **shapes}))
+
+        found.variants = Variants(compiled.inputs, compile_for)
+    return found

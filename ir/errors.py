@@ -45,6 +45,10 @@ class ShapeError(OnnxcError):
     """An input or a dimension contradicts what the model declares or another dimension."""
 
 
+class BroadcastError(ShapeError):
+    """Two sizes differ that were taken for equal, and one of them is 1: other code would broadcast it."""
+
+
 class IndexRangeError(ShapeError, IndexError):
     """An index that an operator is given lies outside the axis that it counts in, or a size that a run computes cannot
     be."""

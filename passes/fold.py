@@ -14,11 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from ..ir import scalars as s
+from ..ir.dims import symbol
 from ..ir.dtypes import BOOL, of_numpy
 from ..ir.export import node_to_onnx, split_operator, static_array, with_static_operands
 from ..ir.graph import Constant, Graph, Node, TensorType, Value, constant_node
 from ..ir.ops import REGISTRY
 from ..ir.ops.declare import identifier
+from ..ir.tensors import Tensor
 from .pipeline import Pass, register
 from .rewriting import Rewriter, attribute_symbols, is_small, rename, tensor_bytes, until_stable
 
@@ -26,6 +29,9 @@ RANDOM = frozenset(
     ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout")
 )
 """Operators that give something else each time."""
+
+FEW, SLOW = 1 << 12, 1 << 18
+"""Elements of a result, and elements combined for all of them, up to which any operator is folded."""
 
 MISTAKEN = frozenset((("Resize", "complex"), *(("GridSample", kind) for kind in ("int", "uint"))))
 """Operators with kinds of element types that the reference gets wrong: it drops imaginary parts, or truncates after
@@ -143,7 +149,7 @@ class Folder(Rewriter):
         if any(attribute_symbols(attribute) for attribute in node.attributes.values()):
             return None
         arrays = [self.array(value) for value in node.operands]
-        if any(array is None for array in arrays) or not self.worthwhile(node):
+        if any(array is None for array in arrays) or not self.worthwhile(node) or self.is_slow(node):
             return None
         feeds = {value.name: array for value, array in zip(node.operands, arrays, strict=True) if array is not None}
         try:
@@ -165,6 +171,19 @@ class Folder(Rewriter):
             return False
         self.room[0] -= total
         return True
+
+    def is_slow(self, node: Node) -> bool:
+        """Whether ONNX's reference would take long: where each result is made of a window of its own, it loops in
+        Python. The code that is compiled takes a thousandth of that."""
+        operator = REGISTRY.get(node.op)
+        count = sum(math.prod(d for d in value.shape if isinstance(d, int)) for value in node.outputs)
+        read = sum(math.prod(d for d in value.shape if isinstance(d, int)) for value in node.operands)
+        if operator is None or operator.products or count < FEW:
+            return False
+        names = [value.name for value in node.outputs]
+        made = self.inference.definition(node.op, node.inputs, node.attributes, node.regions, names, node.origin)
+        work = sum(_window(tensor) for tensor in made if isinstance(tensor, Tensor) and tensor.kind != "opaque") * count
+        return work > max(2 * (read + count), SLOW)
 
     # Branches.
 
@@ -188,6 +207,13 @@ class Folder(Rewriter):
                 self.add(Node("Identity", (result,), (value,), origin=node.origin))
             else:
                 self.replace(value, result)
+
+
+def _window(tensor: Tensor) -> int:
+    """How many elements an element of a definition combines."""
+    element = tensor.at([symbol(f"~{axis}") for axis in range(tensor.rank)])
+    ranges = [part.ranges for part in s.walk(element, into_dims=False) if isinstance(part, s.Reduce)]
+    return max((math.prod(e for _, e in found if isinstance(e, int)) for found in ranges), default=1)
 
 
 def _is_seeded(node: Node) -> bool:

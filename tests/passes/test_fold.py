@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from onnxc.ir.graph import Constant
+from onnxc.passes.fold import Fold
 from pass_checks import check, parsed, transformed
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -154,3 +156,14 @@ def test_sizes_that_were_unknown_become_numbers() -> None:
         // CHECK-NEXT: %size = constant 2 : i64[]
         """,
     )
+
+
+@pytest.mark.parametrize(("op", "folded"), [("MaxPool", False), ("Relu", True)])
+def test_what_the_reference_does_slowly_is_left_to_the_run(op: str, folded: bool) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 8, 64, 64)).astype(np.float32)
+    attributes = "{kernel_shape = [5, 5], pads = [2, 2, 2, 2]}" if op == "MaxPool" else ""
+    graph = parsed(f"""graph @g() -> (%y: f32[1, 8, 64, 64]) {{
+      %x = constant @"x" : f32[1, 8, 64, 64]
+      %y = {op}(%x) {attributes} : f32[1, 8, 64, 64]
+    }}""", {"x": x})  # fmt: skip
+    assert (op not in [node.op for node in Fold().run(graph).nodes]) == folded
