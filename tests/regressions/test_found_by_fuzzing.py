@@ -96,7 +96,7 @@ def test_recurrent_layer_of_features_known_at_the_run(op: str, gates: int) -> No
 
 
 def test_guards_of_nested_selects() -> None:
-    """Concatenations of slices of concatenations, 12 deep: what both ways of a select compute is found once for each."""
+    """Concatenations of slices of concatenations, 12 deep: what both ways of a select compute is found once."""
     nodes, last = [], "x"
     for level in range(12):
         nodes += [
