@@ -244,6 +244,8 @@ def _quotient(numerator: Dim, denominator: Dim) -> SymbolicValue | None:
 def _value(numerator: Dim, denominator: Dim, is_float: bool) -> SymbolicValue | None:
     if not isinstance(denominator, int):
         return None
+    if not is_float and isinstance(numerator, int) and denominator == 1:
+        return numerator  # not by way of a float, which has 53 bits
     result = _ratio(numerator, denominator)
     return int(result) if not is_float and isinstance(result, float) else result
 

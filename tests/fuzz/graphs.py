@@ -22,7 +22,6 @@ Array = npt.NDArray[Any]
 Size = tuple[int, ...]
 Attributes = dict[str, Any]
 OPSET = 26
-NOT_IN_REFERENCE = ("GlobalLpPool", "MaxRoiPool")
 """Run by ONNX Runtime instead."""
 LARGEST = 1 << 18
 """Elements of a value."""
@@ -308,7 +307,7 @@ def run_node(node: onnx.NodeProto, feeds: Mapping[str, Array], alone: bool = Tru
     try:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
         declared = {v.name: v.type.tensor_type for v in inferred.graph.output}
-        compute = by_onnxruntime if node.domain or node.op_type in NOT_IN_REFERENCE else by_reference
+        compute = by_onnxruntime if node.domain else by_reference
         results = compute(model, {n: a.copy() for n, a in feeds.items()})
     except Exception as error:
         raise Rejected(str(error)) from error

@@ -363,12 +363,6 @@ def roi_align(b: Builder, op: str) -> Sample:
     return [x, b.numbers(rois(b, count, False), np.float32), where], found, 1
 
 
-def max_roi_pool(b: Builder, op: str) -> Sample:
-    x = b.fresh(DTYPES["float"], (1, b.size(1, 4), b.size(7, 9), b.size(7, 9)))
-    boxes = b.numbers(rois(b, b.integer(1, 3), True), np.float32)
-    return [x, boxes], {"pooled_shape": [b.integer(1, 3), b.integer(1, 3)], "spatial_scale": 1.0}, 1
-
-
 SAMPLERS: dict[str, Callable[[Builder, str], Sample]] = {
     "Reshape": reshape, "Squeeze": squeeze, "Unsqueeze": unsqueeze, "Transpose": transpose, "Expand": expand,
     "Tile": tile,     "Concat": concat, "Split": split, "Slice": slices, "Pad": pad,
@@ -378,5 +372,5 @@ SAMPLERS: dict[str, Callable[[Builder, str], Sample]] = {
     "TensorScatter": tensor_scatter, "ConstantOfShape": constant_of_shape, "Range": range_, "CastLike": cast_like,
     "BitCast": bit_cast, "Dropout": dropout, "TopK": top_k, "Compress": compress, "Unique": unique, "Where": where,
     "ScatterElements": scatter_elements, "ScatterND": scatter_nd, "Resize": resize, "GridSample": grid_sample,
-    "AffineGrid": affine_grid, "RoiAlign": roi_align, "MaxRoiPool": max_roi_pool,
+    "AffineGrid": affine_grid, "RoiAlign": roi_align,
 }  # fmt: skip

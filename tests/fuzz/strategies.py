@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 SIZES = (1, 1, 1, 1, 1, 2, 2, 3, 4, 6, 10, 20)
 """Nodes of a graph: half of the cases show one operator in all its ways, the other half how operators meet."""
+ATTEMPTS = 200
+"""Graphs that are begun for a case; without end an operator that nobody can run would never be told."""
 MARGIN = 4
 """Attempts at a node, for each node of the graph."""
 
@@ -38,11 +40,12 @@ def grow(integer: Callable[[int, int], int], sizes: Sequence[int] = SIZES, opera
 def case_by(seed: int, sizes: Sequence[int] = SIZES, operators: Sequence[str] = DRAWN) -> Case:
     """The case of a seed: independent of those of all others, as hypothesis's examples are not."""
     random = np.random.default_rng(seed)
-    while True:
+    for _ in range(ATTEMPTS):
         try:
             return grow(lambda low, high: int(random.integers(low, high, endpoint=True)), sizes, operators)
         except Rejected:
             continue
+    raise Rejected(f"no case of {', '.join(operators)} in {ATTEMPTS} attempts")
 
 
 @st.composite

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxc
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 from single_node import assert_equal, model_of, reference, run_node
 
 
@@ -111,3 +111,24 @@ def test_guards_of_nested_selects() -> None:
     model = model_of(nodes, inputs, constants, [last])
     (found,) = onnxc.compile(model).run(inputs).values()
     np.testing.assert_allclose(found, reference(model, inputs)[0], rtol=1e-5)
+
+
+def test_large_integers_in_shape_arithmetic() -> None:
+    """Small constants are computed as sizes are: exactly, also beyond the 53 bits of a float."""
+    x = np.array([11363327242501776300, 17536870465794137657], np.uint64)
+    nodes = [helper.make_node("CumSum", ["x", "axis"], ["y"], exclusive=1)]
+    constants = [numpy_helper.from_array(x, "x"), numpy_helper.from_array(np.array(0), "axis")]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.UINT64, [2])]
+    graph = helper.make_graph(nodes, "g", [], outputs, constants)
+    (y,) = onnxc.compile(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])).run({}).values()
+    np.testing.assert_array_equal(y, [0, x[0]])
+
+
+def test_transposed_convolution_with_outputs_that_no_tap_reaches() -> None:
+    x, w = np.ones((1, 5, 1), np.float32), np.arange(15, dtype=np.float32).reshape(5, 3, 1)
+    node = helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], kernel_shape=[1], strides=[3])
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 5, 1])]
+    constants = [numpy_helper.from_array(w, "w"), numpy_helper.from_array(np.ones(3, np.float32), "b")]
+    graph = helper.make_graph([node], "g", inputs, [helper.make_empty_tensor_value_info("y")], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    np.testing.assert_array_equal(onnxc.compile(model)(x)[0, :, 0], w.sum((0, 2)) + 1)

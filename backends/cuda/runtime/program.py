@@ -164,7 +164,7 @@ class DeviceProgram:
         on_device: bool,
         fixed: bool,
     ) -> list[np.ndarray] | list[GpuArray]:
-        workspace.raise_faults()  # of a call that nobody has waited for
+        workspace.faults.raise_any()  # of a call that nobody has waited for
         stream = workspace.stream
         views = [argument if isinstance(argument, View) else None for argument in arguments]
         sources = tuple(map(_source, views))
@@ -206,13 +206,13 @@ class DeviceProgram:
             given = {i: (blocks[i], shape) for i, shape in enumerate(setting.outputs) if shape is not None} | late
             return [self._array(workspace, i, *given[i]) for i in range(len(self._outputs))]
         workspace.finish()
-        workspace.raise_faults()
+        workspace.faults.raise_any()
         results = {i: room.copy() for i, room in ports.taken} | {i: self._fetched(i, *late[i]) for i in late}
         return [results[i] for i in range(len(self._outputs))]
 
     def _array(self, workspace: Workspace, position: int, block: Block, shape: tuple[int, ...]) -> GpuArray:
         dtype = self._dtypes[self._inputs + position]
-        return GpuArray(self._device, workspace.stream, workspace.pool, block, shape, dtype, workspace.raise_faults)
+        return GpuArray(self._device, workspace.stream, workspace.pool, block, shape, dtype, workspace.faults.raise_any)
 
     def _fetched(self, position: int, block: Block, shape: tuple[int, ...]) -> np.ndarray:
         result = np.empty(shape, self._dtypes[self._inputs + position])
@@ -325,7 +325,7 @@ class DeviceProgram:
         region, offset = places[place.memory]
         offset += evaluate(place.offset, bound) * dtype.bytes
         content = workspace.read(int(workspace.regions[region]) + offset, dtype.bytes)
-        workspace.raise_faults()
+        workspace.faults.raise_any()
         return int(np.frombuffer(content, np.uint8 if dtype == BOOL else dtype.numpy)[0])
 
 

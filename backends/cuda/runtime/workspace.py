@@ -66,6 +66,29 @@ class Ports(NamedTuple):
     end: int
 
 
+class Faults:
+    """What a run's checks have found. Arrays that a run leaves on the GPU hold it, and not the workspace."""
+
+    def __init__(self, device: Device, checks: Sequence[str]) -> None:
+        self._checks = checks
+        self._words: np.ndarray | None = None
+        if checks:
+            # GPUs write page-locked memory at the address that it has for the host: a run without faults costs nothing.
+            self._words = device.allocate_pinned(8 * words_of(len(checks)), "what checks find").view(np.int64)
+            self._words[:] = 0
+
+    @property
+    def address(self) -> int:
+        return 0 if self._words is None else int(self._words.ctypes.data)
+
+    def raise_any(self) -> None:
+        """IndexRangeError for what checks have found since this was asked last."""
+        if self._words is not None and self._words[0]:
+            words = self._words.tolist()
+            self._words[:] = 0
+            raise_faults(self._checks, words)
+
+
 class Workspace:
     """A stream, the arenas and the memory for inputs and outputs, which grow to the largest call; graphs of calls.
 
@@ -87,13 +110,8 @@ class Workspace:
         self.pool = Pool(device)
         self.regions = np.zeros(2 + len(dtypes) + arenas, np.uint64)
         self.regions[0] = constants
-        self._checks = checks
-        self._faults: np.ndarray | None = None
-        if checks:
-            # GPUs write page-locked memory at the address that it has for the host: a run without faults costs nothing.
-            self._faults = device.allocate_pinned(8 * words_of(len(checks)), "what checks find").view(np.int64)
-            self._faults[:] = 0
-            self.regions[1 + len(dtypes)] = self._faults.ctypes.data
+        self.faults = Faults(device, checks)
+        self.regions[1 + len(dtypes)] = self.faults.address
         self.busy = False
         """Whether work may be queued that no call has waited for."""
         self._capturing = Stream(device, apart=True)
@@ -192,13 +210,6 @@ class Workspace:
         return self._word[:size].tobytes()
 
     # Work
-
-    def raise_faults(self) -> None:
-        """IndexRangeError for what checks have found since this was asked last."""
-        if self._faults is not None and self._faults[0]:
-            words = self._faults.tolist()
-            self._faults[:] = 0
-            raise_faults(self._checks, words)
 
     def launch(self, key: Any, record: Callable[[Stream], None]) -> None:
         """Queues what `record` does at a stream, by a graph from the second time on that the key comes."""
