@@ -93,9 +93,12 @@ def gemm(
         raise ShapeError(f"operands of rank {a.rank} and {b.rank} where matrices are wanted")
     total = matrix_product(transposed(a) if transA else a, transposed(b) if transB else b) * alpha
     if c is not None:
-        shape = broadcast_shapes(total.shape, c.shape)
-        if shape != total.shape:
-            raise ShapeError(f"the addend {c.shape} does not broadcast to the product's {total.shape}")
+        text = f"the addend {c.shape} does not broadcast to the product's {total.shape}"
+        if c.rank > total.rank:
+            raise ShapeError(text)
+        for own, wanted in zip(c.shape[::-1], total.shape[::-1], strict=False):
+            if own != 1:
+                assume_equal(own, wanted, text)
         total = total + cast(c, total.dtype) * beta
     return cast(total, result or a.dtype)
 

@@ -99,7 +99,7 @@ _reducer("ReduceLogSum", lambda x, axes, keepdims: log(reduce_sum(x, axes, keepd
 
 
 def _root(x: Tensor) -> Tensor:
-    return sqrt(x) if x.dtype.is_float else cast(sqrt(cast(x, F32)), x.dtype)
+    return sqrt(x) if x.dtype.is_float else cast(sqrt(cast(x, F64 if x.dtype.bits > 16 else F32)), x.dtype)
 
 
 _reducer("ReduceL2", lambda x, axes, keepdims: _root(reduce_sum(x * x, axes, keepdims)))

@@ -52,6 +52,8 @@ def transposed(region: Region, target: Target) -> Lowered | None:
         return None
     result: Lowered | None = phases[0].copies
     for number, found in enumerate(phases):
+        if 0 in found.windows.output:
+            continue  # strides larger than the output: no pixel is of this phase
         if found.outputs is None:
             return through_memory(region, lambda alone: transposed(alone, target))
         if result is not None:
