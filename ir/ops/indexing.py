@@ -114,7 +114,7 @@ def tensor_scatter(
     assume_shape(update, replaced(past_cache.shape, {along: length}), "the update")
     assume_shape(write_indices, past_cache.shape[:1], "the write indices")
     if write_indices is not None:
-        guard(write_indices, 1 << 62 if mode == "circular" else extent - length + 1, 0, "a cache")
+        guard(write_indices, 1 << 30 if mode == "circular" else extent - length + 1, 0, "a cache")
 
     def element(*i: Dim) -> Scalar:
         start: Dim = 0 if write_indices is None else as_dim(maximum(cast(write_indices.at((i[0],)), I64), 0), 0)

@@ -282,7 +282,9 @@ DEFINED: dict[str, Callable[[Operands, Mapping[str, Any]], bool]] = {
          "NonZero", "QuantizeLinear", "RNN", "GRU", "LSTM", "ThresholdedRelu", "Shrink"),
         no_nan,
     ),
-    "DynamicQuantizeLinear": finite, "Gemm": exact_in_floats, "LRN": enough_images, "Unique": no_floats,
+    **dict.fromkeys(("DynamicQuantizeLinear", "PRelu", "ConvTranspose"), finite),
+    **dict.fromkeys(("Gemm", "ReduceMean", "ReduceL2"), exact_in_floats),
+    "LRN": enough_images, "Unique": no_floats,
 }  # fmt: skip
 """What ONNX leaves undefined, by operator: a node for which it says False is not taken."""
 
