@@ -505,12 +505,12 @@ class Lowering:
             arguments[buffer.name] = self.arena(f"{region.name}.{buffer.name}", buffer.dtype, buffer.size)
         for name, make in lowered.packed.items():
             pairs = (pair for c in lowered.kernel_calls for pair in zip(c.kernel.parameters, c.arguments, strict=True))
-            buffer = next((parameter for parameter, argument in pairs if argument == name), None)
-            if buffer is None:
+            read = next((parameter for parameter, argument in pairs if argument == name), None)
+            if read is None:
                 continue  # no kernel reads it: of a transposed convolution, outputs that no tap reaches
             while (unique := f"{region.name}.{name}.{self.count}") in self.memories:
                 self.count += 1
-            self.memories[unique] = Memory(unique, buffer.dtype, buffer.size, "constant")
+            self.memories[unique] = Memory(unique, read.dtype, read.size, "constant")
             self.constants[unique] = make
             arguments[name] = Place(unique)
         steps: list[Step] = []
