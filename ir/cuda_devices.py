@@ -16,8 +16,6 @@ WARP = 32
 THREADS_PER_BLOCK = 1024
 REGISTERS_PER_SM = 65536
 REGISTERS_PER_THREAD = 255
-SHARED_STATIC = 48 << 10
-"""Bytes of shared memory that a block has without asking for more at launch."""
 _SHARED_RESERVED = 1024  # of each block, by the driver
 _SHARED_GRANULARITY = 128
 _REGISTER_GRANULARITY = 256  # registers, of a warp

@@ -8,7 +8,7 @@ changed in place.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -311,12 +311,3 @@ class Names:
         self._next[stem] = number
         self._taken.add(name)
         return name
-
-
-def rewrite_nodes(graph: Graph, change: Callable[[Node], Iterable[Node]], mapping: dict[Value, Value]) -> Graph:
-    """One sweep over the nodes in order: each node, reading the values in `mapping` replaced, becomes what `change`
-    returns; `change` may add to `mapping` to have later readers use another value."""
-    nodes: list[Node] = []
-    for node in graph.nodes:
-        nodes.extend(change(node.with_inputs(mapping)))
-    return replace(graph, nodes=tuple(nodes), outputs=tuple(mapping.get(value, value) for value in graph.outputs))

@@ -15,7 +15,7 @@ from functools import wraps
 from typing import TypeAlias, Union
 
 from . import scalars
-from .dims import Dim, Symbol, dim_min, known_le, product, symbol
+from .dims import Dim, dim_min, known_le, product, symbol
 from .dtypes import BOOL, I64, DType
 from .errors import ShapeError
 from .rounding import rounded
@@ -429,10 +429,3 @@ def all_of(conditions: Sequence[Scalar]) -> Scalar:
     for condition in conditions:
         result = scalars.binary("and", result, condition)
     return result
-
-
-def size_symbol(name: str, upper: Dim | None = None) -> Dim:
-    """The symbol of a size that is known only at run time."""
-    from .dims import _atom
-
-    return _atom(Symbol(name, 0, upper))

@@ -11,8 +11,6 @@ from ...ir.scalars import Scalar
 from ...ir.target import Target
 from .dot_products import find, split
 
-# Integer operations of the hardware, whose result is undefined by a zero divisor, an overflow or a wide shift.
-BARE = ("bare_div", "bare_rem", "bare_shl", "bare_shr")
 _BITS: Mapping[DType, DType] = {F32: U32, F64: U64}
 _MANTISSA: Mapping[DType, int] = {F32: 23, F64: 52}
 

@@ -108,13 +108,6 @@ def labelled(n: Nodes, labels: np.ndarray, chosen: Value) -> Value | None:
     return n("Gather", n.constant(labels), chosen) if n.wanted(0) else None
 
 
-def both_labels(labels: np.ndarray) -> np.ndarray:
-    """The negative and the positive label; 0 and 1, as numbers or text, where the model does not give two."""
-    if len(labels) == 2:
-        return labels
-    return np.array(["0", "1"], np.object_) if labels.dtype == np.object_ else np.array([0, 1], np.int64)
-
-
 def binary_scores(n: Nodes, score: Value, transform: str, positive: bool, negated: bool = False) -> tuple[Value, Value]:
     """The scores [rows, 2] of both classes from the one [rows, 1] of the positive class, and the class's number [rows].
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import onnx
 import onnxc
 import pytest
-from onnx import NodeProto, helper, numpy_helper
+import single_node
+from onnx import NodeProto, helper
 
 Array = npt.NDArray[Any]
 
@@ -22,23 +23,10 @@ def model_of(
     outputs: Sequence[str],
     symbolic: bool = False,
 ) -> onnx.ModelProto:
-    values = [
-        helper.make_tensor_value_info(
-            name,
-            helper.np_dtype_to_tensor_dtype(a.dtype),
-            [f"{name}{k}" for k in range(a.ndim)] if symbolic else a.shape,
-        )
-        for name, a in inputs.items()
-    ]
-    graph = helper.make_graph(
-        list(nodes),
-        "gradient",
-        values,
-        [helper.make_empty_tensor_value_info(name) for name in outputs],
-        [numpy_helper.from_array(a, name) for name, a in constants.items()],
-    )
-    imports = [helper.make_opsetid("", 23), helper.make_opsetid("ai.onnx.preview.training", 1)]
-    return helper.make_model(graph, opset_imports=imports, ir_version=10)
+    """A model of these nodes, which may be gradients."""
+    model = single_node.model_of(nodes, inputs, constants, outputs, symbolic, opset=23)
+    model.opset_import.add(domain="ai.onnx.preview.training", version=1)
+    return model
 
 
 def gradient_node(xs: Sequence[str], y: str, names: Sequence[str], **attributes: Any) -> NodeProto:

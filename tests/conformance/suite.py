@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
+from onnxc.compiler.onnx_backend import OnnxcBackend
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
 FAILING = Path(__file__).with_name("failing.txt")
@@ -70,6 +71,17 @@ def _read(folder: Path, what: str, ports: Sequence[onnx.ValueInfoProto]) -> list
         message.ParseFromString((folder / f"{what}_{position}.pb").read_bytes())
         found.append(_value(message))
     return found
+
+
+def check_case(name: str, device: str = "CPU") -> None:
+    """A case compiled for a device gives what the suite expects."""
+    case = cases()[name]
+    prepared = OnnxcBackend.prepare(model_of(case), device)
+    for inputs, outputs in data_sets(case):
+        results = prepared.run(inputs)
+        assert len(results) == len(outputs)
+        for actual, expected in zip(results, outputs, strict=True):
+            assert_agrees(actual, expected, case)
 
 
 def assert_agrees(actual: Any, expected: Any, case: Any) -> None:

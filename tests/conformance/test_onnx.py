@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from onnxc.compiler.onnx_backend import OnnxcBackend
 
-from .suite import assert_agrees, cases, data_sets, failing, model_of
+from .suite import cases, check_case, failing
 
 LISTED = failing()
 
@@ -14,13 +13,7 @@ LISTED = failing()
 def test_case(name: str, request: pytest.FixtureRequest) -> None:
     if name in LISTED:
         request.applymarker(pytest.mark.xfail(strict=True, reason=LISTED[name]))
-    case = cases()[name]
-    prepared = OnnxcBackend.prepare(model_of(case))
-    for inputs, outputs in data_sets(case):
-        results = prepared.run(inputs)
-        assert len(results) == len(outputs)
-        for actual, expected in zip(results, outputs, strict=True):
-            assert_agrees(actual, expected, case)
+    check_case(name)
 
 
 def test_list_names_cases() -> None:

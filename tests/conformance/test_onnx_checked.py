@@ -9,9 +9,8 @@ import os
 import zlib
 
 import pytest
-from onnxc.compiler.onnx_backend import OnnxcBackend
 
-from .suite import assert_agrees, cases, data_sets, failing, model_of
+from .suite import cases, check_case, failing
 
 SHARE = 1 if os.environ.get("ONNXC_CHECKED_CASES") == "all" else 12
 CHOSEN = [name for name in sorted(cases()) if name not in failing() and zlib.crc32(name.encode()) % SHARE == SHARE // 2]
@@ -20,13 +19,7 @@ CHOSEN = [name for name in sorted(cases()) if name not in failing() and zlib.crc
 @pytest.mark.parametrize("name", CHOSEN)
 def test_case(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXC_CHECK_BOUNDS", "1")
-    case = cases()[name]
-    prepared = OnnxcBackend.prepare(model_of(case))
-    for inputs, outputs in data_sets(case):
-        results = prepared.run(inputs)
-        assert len(results) == len(outputs)
-        for actual, expected in zip(results, outputs, strict=True):
-            assert_agrees(actual, expected, case)
+    check_case(name)
 
 
 def test_a_twelfth_is_chosen() -> None:

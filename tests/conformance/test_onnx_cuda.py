@@ -10,9 +10,8 @@ import os
 import zlib
 
 import pytest
-from onnxc.compiler.onnx_backend import OnnxcBackend
 
-from .suite import FAILING_CUDA, assert_agrees, cases, data_sets, failing, model_of
+from .suite import FAILING_CUDA, cases, check_case, failing
 
 SHARE = 1 if os.environ.get("ONNXC_CUDA_CASES") == "all" else 10
 LISTED = failing(FAILING_CUDA)
@@ -23,13 +22,7 @@ CHOSEN = [name for name in sorted(cases()) if name not in failing() and zlib.crc
 def test_case(name: str, gpu: None, request: pytest.FixtureRequest) -> None:
     if name in LISTED:
         request.applymarker(pytest.mark.xfail(strict=True, reason=LISTED[name]))
-    case = cases()[name]
-    prepared = OnnxcBackend.prepare(model_of(case), "CUDA")
-    for inputs, outputs in data_sets(case):
-        results = prepared.run(inputs)
-        assert len(results) == len(outputs)
-        for actual, expected in zip(results, outputs, strict=True):
-            assert_agrees(actual, expected, case)
+    check_case(name, "CUDA")
 
 
 def test_lists_do_not_overlap() -> None:
