@@ -51,7 +51,8 @@ class Options:
         """What decides the code, as values whose text is the same in every process."""
         target = resolve_target(self.target)
         sizes = sorted((self.dims or {}).items()), sorted((self.shapes or {}).items()), self.smallest
-        machine = (target.name, target.triple, target.cpu, target.features, target.multiprocessors)
+        threads = planned_threads(target, self.threads)
+        machine = (target.name, target.triple, target.cpu, target.features, target.multiprocessors, threads)
         return (*machine, *sizes, self.precision, self.pipeline, self.winograd)
 
 
@@ -68,7 +69,14 @@ def target_of(options: Options) -> Target:
     if options.winograd not in WINOGRAD:
         raise UnsupportedError(f"winograd is {options.winograd!r}: it can be {' or '.join(WINOGRAD)}")
     products = "tf32" if options.precision == "tf32" else target.products
-    return replace(target, products=products, winograd=options.winograd == "auto")
+    threads = planned_threads(target, options.threads)
+    return replace(target, products=products, winograd=options.winograd == "auto", threads=threads)
+
+
+def planned_threads(target: Target, wanted: int | None) -> int:
+    """The threads that schedules divide work for: on this machine those of a call, elsewhere those wanted."""
+    here = target.name.split("+")[0] in ("cpu", "host")
+    return usable_threads(wanted) if here else wanted or target.threads
 
 
 def usable_threads(wanted: int | None) -> int:
