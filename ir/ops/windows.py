@@ -117,7 +117,8 @@ def sliding(
             before[axis], after[axis] = (less, total - less) if auto_pad == "SAME_UPPER" else (total - less, less)
             continue
         free = extent + before[axis] + after[axis] - reach
-        if isinstance(free, int) and free < 0:
+        # With ceil_mode a window that starts within the image may end behind the padding: it is clipped.
+        if isinstance(free, int) and free < 0 and not (ceil_mode and free > -stride):
             raise ShapeError(f"a window of {reach} is larger than axis {axis} of {extent} padded to {free + reach}")
         output[axis] = floordiv(free, stride) + 1
         if ceil_mode:  # a last window that would start in the padding behind is left out
