@@ -1,6 +1,10 @@
 """Dot-product instructions: `Call(name, (accumulator, a, b))` adds to each 32-bit lane the products of 4 or 2 pairs.
 
-Lane i of the result is accumulator[i] + sum of a[g*i + j] * b[g*i + j] for j < g; `a` and `b` have g times the lanes.
+Lane i of the result is accumulator[i] + sum of a[g*i + j] * b[g*i + j] for j < g; `a` and `b` have g times the lanes,
+or are u32 that hold the g elements of a lane, the first one in the low bits.
+
+Of bf16 the second product is added first, each rounded once: what VDPBF16PS does ("Intel 64 and IA-32 Architectures
+Software Developer's Manual", volume 2), which also takes subnormal operands and results for zeros.
 """
 
 from __future__ import annotations
@@ -8,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...ir import scalars as s
-from ...ir.dtypes import BF16
+from ...ir.dtypes import BF16, F32, U32
 from ...ir.scalars import Scalar
 from ...ir.target import Target
 
@@ -60,10 +64,14 @@ def split(call: s.Call, target: Target) -> Scalar:
     group = a.lanes // call.lanes
     narrower = [entry.lanes for entry in INSTRUCTIONS if entry.product == call.name and entry.lanes < call.lanes]
     if not any(find(s.Call(call.dtype, lanes, call.name, ()), target) for lanes in narrower):
+        if call.dtype == F32:
+            for part in (1, 0):
+                total = s.fma(_float(a, part, call.lanes), _float(b, part, call.lanes), total)
+            return total
         for part in range(group):
             pick = tuple(range(part, a.lanes, group))
             x, y = (s.cast(s.Shuffle(v.dtype, call.lanes, v, v, pick), call.dtype) for v in (a, b))
-            total = s.fma(x, y, total) if a.dtype == BF16 else total + x * y
+            total = total + x * y
         return total
     half = call.lanes // 2
 
@@ -80,3 +88,11 @@ def split(call: s.Call, target: Target) -> Scalar:
         for at in (0, half)
     )
     return s.Shuffle(call.dtype, call.lanes, low, high, tuple(range(call.lanes)))
+
+
+def _float(pairs: Scalar, part: int, lanes: int) -> Scalar:
+    """The first or the second of pairs of bf16, as f32."""
+    if pairs.dtype == BF16:
+        return s.cast(s.Shuffle(BF16, lanes, pairs, pairs, tuple(range(part, pairs.lanes, 2))), F32)
+    bits = pairs & s.const(0xFFFF0000, U32, lanes) if part else s.binary("shl", pairs, s.const(16, U32, lanes))
+    return s.bitcast(bits, F32)

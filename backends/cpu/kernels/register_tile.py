@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ....ir import scalars as s
 from ....ir.dims import Dim, symbol
-from ....ir.dtypes import DType
+from ....ir.dtypes import U32, DType
 from ....ir.loops import Alloc, Define, For, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
@@ -28,6 +28,8 @@ L2_BYTES_PER_CYCLE = 24.0
 L3_BYTES_PER_CYCLE = 8.0
 # What one more variant of the inner loop must save of the running time to be worth its code.
 VARIANT_COST = 0.015
+# What adds the products of pairs of bf16.
+PAIRS = "dot2_bf16_bf16"
 # Rows to plan for where their number is only known at run time.
 USUAL_ROWS = 120
 
@@ -123,8 +125,9 @@ def multiply_accumulate(
 ) -> Iterator[Statement]:
     """Defines the tile's accumulators and adds to them left(row) * right(vector) over all of `loops` (outermost first).
 
-    `left` gives a scalar of `dtype`, `right` a vector of it, over the loops' indices. A small tile sums in several sets
-    of accumulators, which are added up at the end. `setup` comes right before the innermost loop.
+    `left` gives a scalar of `dtype`, `right` a vector of it, over the loops' indices; or both u32, which are pairs of
+    bf16. A small tile sums in several sets of accumulators, which are added up at the end. `setup` comes right before
+    the innermost loop.
     """
     sums = accumulators(tile, dtype)
     yield Alloc(sums)
@@ -170,13 +173,17 @@ def _nested(loops: Loops, inner: Sequence[Statement]) -> Sequence[Statement]:
 def _step(
     tile: Tile, dtype: DType, sums: Buffer, left: Reads, right: Reads, first: int = 0, copy: int = 0
 ) -> Iterator[Statement]:
-    columns = [Buffer(f"b{copy}_{v}", dtype, 1, "register", tile.lanes) for v in range(tile.vectors)]
-    for v, column in enumerate(columns):
-        yield Define(column, right(v))
+    lanes = tile.lanes
+    vectors = [right(v) for v in range(tile.vectors)]
+    columns = [Buffer(f"b{copy}_{v}", value.dtype, 1, "register", lanes) for v, value in enumerate(vectors)]
+    for column, value in zip(columns, vectors, strict=True):
+        yield Define(column, value)
     for i in range(tile.rows):
-        row = Buffer(f"a{copy}_{i}", dtype, 1, "register", tile.lanes)
-        yield Define(row, s.widen(left(i), tile.lanes))
+        value = left(i)
+        row = Buffer(f"a{copy}_{i}", value.dtype, 1, "register", lanes)
+        yield Define(row, s.widen(value, lanes))
         for v, column in enumerate(columns):
             number = first + i * tile.vectors + v
-            product = s.fma(s.load(row, 0, tile.lanes), s.load(column, 0, tile.lanes), s.load(sums, number, tile.lanes))
-            yield Store(sums, number, product)
+            a, b, total = s.load(row, 0, lanes), s.load(column, 0, lanes), s.load(sums, number, lanes)
+            pairs = value.dtype == U32
+            yield Store(sums, number, s.Call(dtype, lanes, PAIRS, (total, a, b)) if pairs else s.fma(a, b, total))
