@@ -141,8 +141,10 @@ class _Layer(Layer):
             tiles = partial(self._rows, phase, direction, first, rows, count, step)
             whole_blocks = self.hidden // self.lanes
             if whole_blocks:
-                block = k.index_symbol("block", whole_blocks)
-                inside.append(For("block", whole_blocks, tuple(tiles(block, self.lanes))))
+                turn, block = k.index_symbol("turn", whole_blocks), symbol("block", 0, whole_blocks - 1)
+                # Every other step walks backwards, so that it finds in the caches what the last one read last.
+                turned = Let("block", turn + step % 2 * (whole_blocks - 1 - 2 * turn))
+                inside.append(For("turn", whole_blocks, (turned, *tiles(block, self.lanes))))
             if self._left != self.lanes:
                 inside += tiles(whole_blocks, self._left)
         work = product((self.batch, self.steps, directions, self.gates, self.hidden**2))
