@@ -63,6 +63,12 @@ ARM_CPUS: dict[str, tuple[str, tuple[int, int, int]]] = {
     "neoverse-v2": (_V8_6, (64, 1024, 1024)),
     "apple-m1": (_DOT, (128, 4096, 8192)),
 }
+# Multiply-adds of whole vectors a cycle where they are not two, after Fog's instruction tables and Arm's optimisation
+# guides: 512-bit ones in two halves (Zen 4) or in one unit (clients), 256-bit ones in two halves (Zen 1).
+_MULTIPLY_ADDS: dict[str, int] = {
+    **dict.fromkeys(("znver4", "cannonlake", "icelake-client", "tigerlake", "rocketlake", "znver1", "cortex-a53"), 1),
+    **dict.fromkeys(("neoverse-v1", "neoverse-v2", "neoverse-v3", "apple-m1", "apple-m2", "apple-m3", "apple-m4"), 4),
+}
 # Dot-product instructions that `scalars.Call` may name, and the features of which any one gives them.
 _DOT_PRODUCTS: dict[str, tuple[str, ...]] = {
     "dot4_u8_i8": ("avx512vnni", "avxvnni", "i8mm"),
@@ -79,7 +85,7 @@ class Target:
 
     `kind` is "cpu" or "cuda". `features` is LLVM's flag text ("+avx2,-avx512f"), `enabled` the names of all features
     that are on, `threads` how many threads schedules should plan for. Caches are in bytes, the last level's share of
-    one core.
+    one core. `multiply_adds` is how many vectors a core multiplies and adds in a cycle.
 
     Of a GPU, `cpu` is the architecture that schedules are sized for ("sm_90"), `features` names all that code is
     generated for ("sm_90,compute_90"); `multiprocessors` and `shared_bytes` (of one block) are its facts, `products` is
@@ -105,6 +111,7 @@ class Target:
     shared_bytes: int = 0
     products: str = "f32"
     winograd: bool = False
+    multiply_adds: int = 2
 
     def __str__(self) -> str:
         return self.name
@@ -240,9 +247,10 @@ def _target(
         flags = ",".join([flags, "-prefer-256-bit"] if flags else ["-prefer-256-bit"])
     registers = 32 if wide or "neon" in enabled else 16
     fma = bool(enabled & {"fma", "avx512f", "neon"})
-    return Target(
-        name, "cpu", triple, cpu, flags, frozenset(enabled), vector_bits, registers, fma, *caches, threads=threads
-    )
+    # Where a product and a sum are two instructions, each has a unit of its own.
+    rate = _MULTIPLY_ADDS.get(cpu, 2) if fma else 1
+    given = frozenset(enabled), vector_bits, registers, fma
+    return Target(name, "cpu", triple, cpu, flags, *given, *caches, threads=threads, multiply_adds=rate)
 
 
 def _host_caches(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> tuple[int, int, int]:
