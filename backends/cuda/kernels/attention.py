@@ -10,8 +10,8 @@ from ....ir.loops import Block, Kernel, free_sizes, used_buffers
 from ....ir.scalars import Buffer
 from ....ir.target import Target
 from ....passes.regions import Call, Lowered, Region
+from ...kernels.attention_problem import Problem, problem_of
 from .attention_block import BlockKernel
-from .attention_problem import Problem, problem_of
 from .attention_rows import Partial, combine_blocks
 from .attention_warps import Tile, Warps, warps_of
 

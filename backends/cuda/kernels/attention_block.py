@@ -15,21 +15,9 @@ from ....ir.dtypes import BOOL, F32, I32, I64, U32
 from ....ir.loops import Address, Alias, Alloc, Barrier, Block, Define, For, If, Intrinsic, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....passes.threads import THREAD
-from .attention_problem import CHANNEL, Matrix, Problem
-from .attention_rows import (
-    LOG2_E,
-    LOWEST,
-    SPLIT,
-    Partial,
-    base_of,
-    combined,
-    inverse,
-    number,
-    power,
-    store_result,
-    stores,
-)
-from .attention_scores import KEY, QUERY, with_product
+from ...kernels.attention_problem import CHANNEL, Matrix, Problem, inverse
+from ...kernels.attention_scores import KEY, LOG2_E, LOWEST, QUERY, base_of, number, power, with_product
+from .attention_rows import SPLIT, Partial, combined, store_result, stores
 from .attention_warps import Shared, Tile, Warps
 from .tiles import counter, unrolled
 

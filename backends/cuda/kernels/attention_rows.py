@@ -7,18 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ....ir import scalars as s
-from ....ir.dims import Dim, ceildiv, dim_min, known_le, product, symbol
-from ....ir.dtypes import F32, I64
+from ....ir.dims import Dim, ceildiv, dim_min, product, symbol
+from ....ir.dtypes import F32
 from ....ir.loops import Alloc, Block, Define, For, If, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....ir.tensors import flat_offset, unflatten
 from ....passes.regions import ANCHOR
 from ....passes.threads import THREAD
-from .attention_problem import CHANNEL, Problem
-from .attention_scores import QUERY, Score
+from ...kernels.attention_problem import CHANNEL, Problem, inverse
+from ...kernels.attention_scores import LOWEST, QUERY, Score, base_of, number, power
 
-LOG2_E = math.log2(math.e)
-LOWEST = -math.inf
 COMBINING_THREADS = 128
 SPLIT = "split"
 """Symbol of the block's place among those that share keys."""
@@ -46,33 +44,6 @@ class Partial:
 
     def row(self, split: Dim, query: Dim) -> Dim:
         return flat_offset((*(axis.index for axis in self.problem.axes), split, query), self.shape)
-
-
-def number(value: float) -> Scalar:
-    return s.const(value, F32)
-
-
-def base_of(score: Score, greatest: Scalar) -> Scalar:
-    """What the scores of a row are compared with; 0 for a row that has none yet, whose weights are all 0 then."""
-    found = s.select(greatest.equal(LOWEST), number(0), greatest)
-    return found * number(score.scale * LOG2_E) if score.moderate else found
-
-
-def power(score: Score, value: Scalar, base: Scalar) -> Scalar:
-    """e to a score less the greatest one. Large numbers must be subtracted before they are scaled: what rounding leaves
-    of their difference would be large too."""
-    factor = number(score.scale * LOG2_E)
-    return s.unary("exp2_estimate", s.fma(value, factor, -base) if score.moderate else (value - base) * factor)
-
-
-def inverse(problem: Problem, total: Scalar) -> Scalar:
-    """What the sums of a row are multiplied with."""
-    found = s.binary("div", number(1), total)
-    if problem.zero_rows:
-        return s.select(total.equal(0), number(0), found)
-    if known_le(1, problem.keys.rows):
-        return found
-    return s.select(s.index(problem.keys.rows).equal(s.const(0, I64)), number(0), found)
 
 
 def store_result(problem: Problem, channel: Dim, values: Sequence[Scalar], padded: int) -> list[Statement]:

@@ -13,9 +13,9 @@ import pytest
 from cuda_lowered import run_program
 from emulator import harness
 from onnxc.backends.cuda import nvrtc, report
-from onnxc.backends.cuda.kernels.attention_scores import KEY, PRODUCT, QUERY, score_of
 from onnxc.backends.cuda.schedules import schedule
 from onnxc.backends.cuda.source import prelude, render_kernel
+from onnxc.backends.kernels.attention_scores import KEY, PRODUCT, QUERY, score_of
 from onnxc.compiler.graph_text import specialised
 from onnxc.ir import scalars as s
 from onnxc.ir.dims import known_le, symbol

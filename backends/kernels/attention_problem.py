@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ....ir import scalars as s
-from ....ir.dims import Dim, dim_factor, linear, symbol
-from ....ir.dtypes import BF16, F16, F32, DType
-from ....ir.ops.attention import NAN, ZERO
-from ....ir.ops.contraction import batch_index
-from ....ir.scalars import Buffer, Scalar
-from ....ir.tensors import Indices, Tensor, flat_offset
-from ....passes.nests import Axis
-from ....passes.regions import ANCHOR, Region
-from .attention_scores import KEY, PRODUCT, QUERY, Score, score_of
+from ...ir import scalars as s
+from ...ir.dims import Dim, dim_factor, known_le, linear, symbol
+from ...ir.dtypes import BF16, F16, F32, I64, DType
+from ...ir.ops.attention import NAN, ZERO
+from ...ir.ops.contraction import batch_index
+from ...ir.scalars import Buffer, Scalar
+from ...ir.tensors import Indices, Tensor, flat_offset
+from ...passes.nests import Axis
+from ...passes.regions import ANCHOR, Region
+from .attention_scores import KEY, PRODUCT, QUERY, Score, number, score_of
 
 WIDEST = 256
 """Channels of a head up to which a row of sums fits into registers."""
@@ -177,3 +177,13 @@ def _neighbours(region: Region, buffer: Buffer, offset: Dim, channels: int) -> i
         if channels % count == 0 and dim_factor(found[1]) % count == 0 and aligned:
             return count
     return 1
+
+
+def inverse(problem: Problem, total: Scalar) -> Scalar:
+    """What the sums of a row are multiplied with."""
+    found = s.binary("div", number(1), total)
+    if problem.zero_rows:
+        return s.select(total.equal(0), number(0), found)
+    if known_le(1, problem.keys.rows):
+        return found
+    return s.select(s.index(problem.keys.rows).equal(s.const(0, I64)), number(0), found)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ....ir import scalars as s
-from ....ir.dims import Dim, Opaque, atoms, dim_max, dim_min, known_le, linear, substitute
-from ....ir.dtypes import BF16, BOOL, F16, F32, I64, DType
-from ....ir.scalars import Scalar
-from ....ir.tensors import all_of
+from ...ir import scalars as s
+from ...ir.dims import Dim, Opaque, atoms, dim_max, dim_min, known_le, linear, substitute
+from ...ir.dtypes import BF16, BOOL, F16, F32, I64, DType
+from ...ir.scalars import Scalar
+from ...ir.tensors import all_of
 
 PRODUCT = "product"
 """The tensor whose elements are the products of queries and keys."""
@@ -22,6 +22,8 @@ MODERATE = 1e4
 """Numbers up to which exponents of 2 may be scaled before they are subtracted."""
 DECISIVE = -1e30
 """What is added to or stands for scores below this leaves nothing of them beside any score of a model."""
+LOG2_E = math.log2(math.e)
+LOWEST = -math.inf
 _HALF = (F16, BF16)
 
 
@@ -77,6 +79,23 @@ class Score:
 def with_product(value: Scalar, product: Scalar) -> Scalar:
     """An expression of a score for a product that is known."""
     return s.Rewriter(lambda part: product if isinstance(part, s.Element) and part.tensor == PRODUCT else None)(value)
+
+
+def number(value: float) -> Scalar:
+    return s.const(value, F32)
+
+
+def base_of(score: Score, greatest: Scalar) -> Scalar:
+    """What the scores of a row are compared with; 0 for a row that has none yet, whose weights are all 0 then."""
+    found = s.select(greatest.equal(LOWEST), number(0), greatest)
+    return found * number(score.scale * LOG2_E) if score.moderate else found
+
+
+def power(score: Score, value: Scalar, base: Scalar) -> Scalar:
+    """e to a score less the greatest one. Large numbers must be subtracted before they are scaled: what rounding leaves
+    of their difference would be large too."""
+    factor = number(score.scale * LOG2_E)
+    return s.unary("exp2_estimate", s.fma(value, factor, -base) if score.moderate else (value - base) * factor)
 
 
 def score_of(value: Scalar) -> Score:
