@@ -79,20 +79,20 @@ def column_runs(panels: Panels) -> Iterator[Columns]:
 
 def packer(product_: Product, panels: Panels, array: np.ndarray) -> Callable[[], np.ndarray]:
     """A function that makes the panels of the constant right operand, every batch after the other."""
+    return lambda: packed(matrices(product_, array), panels, product_.dtype)
+
+
+def matrices(product_: Product, array: np.ndarray) -> np.ndarray:
+    """The constant right operand as matrices [batches, depth, columns]."""
     axes = (*product_.batch, *product_.depth, product_.column)
     extents = [_known(axis.extent) for axis in axes]
     strides = [_known(axis.right) for axis in axes]
-    start = _known(product_.right_start)
     batches = int(np.prod([_known(axis.extent) for axis in product_.batch], dtype=np.int64))
-
-    def pack() -> np.ndarray:
-        flat = np.ascontiguousarray(array).reshape(-1)[start:]
-        view = np.lib.stride_tricks.as_strided(
-            flat, extents, [stride * flat.itemsize for stride in strides], writeable=False
-        )
-        return packed(view.reshape(batches, -1, extents[-1]), panels, product_.dtype)
-
-    return pack
+    flat = np.ascontiguousarray(array).reshape(-1)[_known(product_.right_start) :]
+    view = np.lib.stride_tricks.as_strided(
+        flat, extents, [stride * flat.itemsize for stride in strides], writeable=False
+    )
+    return view.reshape(batches, -1, extents[-1])
 
 
 def packed(matrices: np.ndarray, panels: Panels, dtype: DType) -> np.ndarray:
@@ -144,7 +144,7 @@ def pack_call(
     offset: Dim = sum((where[axis.name] * axis.right for axis in product_.depth), 0)
     unit_depth = len(product_.depth) == 1 and product_.depth[0].right == 1
     if unit_depth and product_.column.right != 1 and product_.right.dtype == product_.dtype:
-        body += _transposed(product_, panels, source, panel_out, padded, left, target)
+        body += transposed(product_, panels, source, panel_out, padded, left, target)
     else:
         column = k.index_symbol("column", padded)
         read = s.cast(s.load(source, offset + column * product_.column.right), product_.dtype)
@@ -158,7 +158,7 @@ def pack_call(
     return Call(kernel, tuple(b.name for b in parameters), tuple(symbol(n, None) for n in kernel.sizes))
 
 
-def _transposed(
+def transposed(
     product_: Product, panels: Panels, source: Buffer, into: Buffer, padded: Dim, left: Dim, target: Target
 ) -> list[Statement]:
     """Columns that lie contiguous along the depth: squares of lanes x lanes are transposed in registers."""
