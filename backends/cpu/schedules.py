@@ -9,11 +9,11 @@ from ...ir.target import Target
 from ...passes.lower import generic
 from ...passes.regions import Lowered, Region, Schedule
 from ..kernels import checks, detection, determinant, fourier, scan, scatter, selection, trees
-from .kernels import conv, depthwise, gemm, recurrent, winograd
+from .kernels import conv, depthwise, gemm, pair_gemm, recurrent, winograd
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
-    **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),
-    "Conv": (gemm.schedule, depthwise.schedule, winograd.schedule, conv.schedule),
+    **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (pair_gemm.schedule, gemm.schedule)),
+    "Conv": (pair_gemm.schedule, gemm.schedule, depthwise.schedule, winograd.schedule, conv.schedule),
     "ConvTranspose": (conv.transposed,),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "com.microsoft.DynamicQuantizeLSTM"), (recurrent.schedule,)),
     **dict.fromkeys(("CumSum", "CumProd"), (scan.schedule,)),

@@ -175,7 +175,7 @@ class _Gemm:
         yield alias
         depth = self.found.depth
         loops = [(axis.name, axis.extent) for axis in depth] or [("once", 1)]
-        yield from multiply_accumulate(tile, self.found.dtype, loops, left, right)
+        yield from multiply_accumulate(tile, self.found.sums, loops, left, right)
         yield from self._finish(tile, columns, column, row)
 
     def _batch(self) -> dict[str, Dim]:
@@ -240,7 +240,7 @@ class _Gemm:
         return finish_tile(
             self.outputs,
             tile,
-            self.found.dtype,
+            self.found.sums,
             lambda i: {**self._batch(), **flattened(self.found.rows, row + i)},
             column,
             lambda v: self._valid(columns, column, v),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ....ir import scalars as s
 from ....ir.dims import Dim, linear, symbol
-from ....ir.dtypes import F32, F64, DType
+from ....ir.dtypes import F32, F64, U32, DType
 from ....ir.scalars import Load, Scalar
 from ....ir.tensors import Indices
 from ....passes.regions import Region
@@ -33,8 +33,9 @@ class Product:
     """result[batch, rows, column] = sum over depth of left * right.
 
     `left` and `right` are loads whose offsets are linear in all axes: `left_start` and `right_start` are what remains
-    at index 0. `element` is the anchor's element over `accumulator_leaf`, `dtype` the type of the sum. Right is the
-    operand with columns; `batch` axes are those that both operands have, and columns before the last.
+    at index 0. `element` is the anchor's element over `accumulator_leaf`, `dtype` the type of the factors: f32, f64, or
+    u32 for pairs of bf16 that follow one another along the depth. Right is the operand with columns; `batch` axes are
+    those that both operands have, and columns before the last.
     """
 
     indices: Indices
@@ -49,6 +50,11 @@ class Product:
     column: Axis
     depth: tuple[Axis, ...]
     element: Scalar
+
+    @property
+    def sums(self) -> DType:
+        """The type of the sum."""
+        return F32 if self.dtype == U32 else self.dtype
 
 
 def find_product(region: Region) -> Product | None:
