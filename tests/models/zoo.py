@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnxc.tools.bench import light
+from onnxc.tools.bench.packages import ARCHIVES
 from PIL import Image
 
-from . import light, magika, ocr, silero
-from .fetch import ARCHIVES, fetch
+from . import magika, ocr, silero
+from .fetch import fetch
 
 Arrays = dict[str, NDArray[Any]]
 Cases = Callable[[], dict[str, Arrays]]
@@ -28,7 +30,7 @@ class ZooModel:
     """A model and what to feed it. `cases()` gives case name -> {input name: array}; every one runs in ONNX Runtime."""
 
     name: str
-    package: str  # of fetch.ARCHIVES, or "onnx" for a light topology, "random" for one with random weights
+    package: str  # of packages.ARCHIVES, or "onnx" for a light topology, "random" for one with random weights
     member: str
     cases: Cases
     quantized: bool = False  # needs operators that only quantized models have

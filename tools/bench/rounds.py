@@ -36,6 +36,7 @@ class Setting:
     inputs: Mapping[str, np.ndarray]
     threads: int = 1
     winograd: str = "off"
+    name: str = ""
 
     @property
     def cpus(self) -> list[int]:

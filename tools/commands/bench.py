@@ -13,6 +13,7 @@ import click
 from .request import Shape, Size, note
 
 if TYPE_CHECKING:
+    from ..bench.catalogue import Subject
     from ..bench.rounds import Result, Setting
 
 
@@ -30,8 +31,32 @@ class Numbers(click.ParamType[tuple[int, ...]]):
         return tuple(map(int, parts))
 
 
+def _complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    from click.shell_completion import CompletionItem
+
+    from ..bench.catalogue import CATALOGUE
+
+    names = [CompletionItem(name) for name in CATALOGUE if name.startswith(incomplete)]
+    return [*names, CompletionItem(incomplete, type="file")]
+
+
+def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Prints the models that have names."""
+    if not value:
+        return
+    from ..bench.catalogue import CATALOGUE
+    from ..terminal import console, table_of
+
+    table = table_of("name", "model", "from")
+    for name, subject in CATALOGUE.items():
+        origin = {"torch": "PyTorch's export, random weights", "light": "ONNX's topologies, random weights"}
+        table.add_row(name, subject.title, origin.get(subject.source, f"package {subject.source}"))
+    console().print(table)
+    ctx.exit()
+
+
 @click.command(short_help="Time models beside other engines.")
-@click.argument("models", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
+@click.argument("models", nargs=-1, required=True, shell_complete=_complete_model)
 @click.option(
     "--against",
     default="onnxruntime",
@@ -55,6 +80,9 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 @click.option("--no-cold", is_flag=True, help="Do not time compiling without caches.")
 @click.option("--profile", is_flag=True, help="Show the time of each kernel instead, in ONNX's names.")
 @click.option("--top", type=click.IntRange(min=1), default=25, show_default=True, help="Lines of a profile.")
+@click.option(
+    "--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="Show the models that have names."
+)
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Write all that was measured to a file.")
 def command(
     models: tuple[str, ...], against: str, precision: str, winograd: str, threads: tuple[int, ...],
@@ -62,13 +90,14 @@ def command(
     given: tuple[str, ...], rounds: int, seconds: float, seed: int, no_cold: bool, profile: bool, top: int,
     file: str | None,
 ) -> None:  # fmt: skip
-    """Times MODELS beside other engines: each in a process of its own, on the same processors, in turns of fractions of
-    a second, the others stopped meanwhile. Outputs are compared first.
+    """Times MODELS (files, or names of `--list`) beside other engines: each in a process of its own, on the same
+    processors, in turns of fractions of a second, the others stopped meanwhile. Outputs are compared first.
 
     \b
     onnxc bench model.onnx                              beside ONNX Runtime, one thread
     onnxc bench model.onnx --against onnxruntime,openvino,openvino:bf16 --threads 1,2
     onnxc bench model.onnx --batch 1,8 --json table.json
+    onnxc bench resnet50 bert_base                      models that are made, or fetched, when first asked for
     onnxc bench model.onnx --profile                    where the time goes, and how near the machine's limits
 
     "ratio" is the engine's time over onnxc's, the median over the rounds: above 1 onnxc is faster. "differs" is how far
@@ -81,7 +110,7 @@ def command(
     engines = [f"{OWN}:{precision}" if precision else OWN, *_engines(against)]
     records: list[dict[str, Any]] = []
     for setting in _settings(models, threads, batch, dict(dims), dict(shapes), given, seed, winograd):
-        note(f"{Path(setting.path).stem}: {_sizes(setting)}")
+        note(f"{setting.name}: {_sizes(setting)}")
         if profile:
             records.append(_profile(setting, precision, top))
             continue
@@ -120,21 +149,36 @@ def _settings(
     from ..bench.subjects import inputs_of, leading_symbols
 
     found = []
-    for path in models:
+    for model in models:
+        name, path, usual = _subject(model)
         leading = leading_symbols(path) if batch else []
         if batch and not leading:
-            note(f"{Path(path).stem}: the first axes of its inputs are not open, --batch changes nothing")
+            note(f"{name}: the first axes of its inputs are not open, --batch changes nothing")
         for size in batch or (None,):
             chosen = {**dims, **dict.fromkeys(leading, size)} if size is not None else dims
-            sizes, inputs = inputs_of(path, chosen, shapes, given, seed)
-            found += [Setting(path, sizes, inputs, count, winograd) for count in threads]
+            sizes, inputs = inputs_of(path, chosen, {**usual.shapes, **shapes}, given or usual.inputs, seed)
+            found += [Setting(path, sizes, inputs, count, winograd, name) for count in threads]
     return found
+
+
+def _subject(model: str) -> tuple[str, str, Subject]:
+    """(name, path, what to time it with) of a file or of a model in the catalogue. Raises OnnxcError for neither."""
+    from ...ir.errors import OnnxcError
+    from ..bench.catalogue import CATALOGUE, Subject, model_path
+
+    if Path(model).is_file():
+        return Path(model).stem, model, Subject(Path(model).stem, "file")
+    if model not in CATALOGUE:
+        raise OnnxcError(f"{model} is neither a file nor the name of a model: `onnxc bench --list` shows the names")
+    return model, str(model_path(model)), CATALOGUE[model]
 
 
 def _profile(setting: Setting, precision: str, top: int) -> dict[str, Any]:
     """Prints the kernels that take most of the time; all of them as a record."""
-    from ...compiler.driver import compiled_model
+    from ...compiler.deferred import Deferred
+    from ...compiler.driver import compile_model, compiled_model
     from ...compiler.options import Options
+    from ...ir.errors import ValueNeeded
     from ...ir.target import Target
     from ..bench.limits import limits_of
     from ..bench.profile import profile
@@ -145,7 +189,13 @@ def _profile(setting: Setting, precision: str, top: int) -> dict[str, Any]:
         target, setting.dims, threads=setting.threads, precision=precision or "f32", winograd=setting.winograd
     )
     limits = limits_of(target)
-    entries, _ = profile(compiled_model(setting.path, options), setting.inputs, setting.threads)
+    try:
+        compiled = compiled_model(setting.path, options)
+    except ValueNeeded:
+        executable = compile_model(setting.path, options)
+        assert isinstance(executable, Deferred)
+        compiled = executable.serving(setting.inputs).compiled
+    entries, _ = profile(compiled, setting.inputs, setting.threads)
     total = sum(entry.median for entry in entries)
     table = table_of(">us", ">share", ">GFLOP/s", ">GB/s", ">of limit", "kernel", "nodes")
     rows = []
@@ -170,7 +220,7 @@ def _profile(setting: Setting, precision: str, top: int) -> dict[str, Any]:
         f"thread, {moved / total / 1e9:.1f} GB/s; {least / total:.2f} of the limit"
     )
     return {
-        "model": Path(setting.path).stem, "threads": setting.threads, "seconds": total, "kernels": rows,
+        "model": setting.name, "threads": setting.threads, "seconds": total, "kernels": rows,
         "limits": {"flops": limits.flops, "bandwidth": limits.bandwidth},
     }  # fmt: skip
 
@@ -211,7 +261,7 @@ def _record(setting: Setting, results: Sequence[Result]) -> dict[str, Any]:
     own = results[0]
     usable = bool(own.rounds) and not own.error
     return {
-        "model": Path(setting.path).stem,
+        "model": setting.name,
         "sizes": dict(setting.dims),
         "inputs": {name: [str(array.dtype), list(array.shape)] for name, array in setting.inputs.items()},
         "threads": setting.threads,
