@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backends.cpu.bounds import VIOLATION, raise_violation
 from ..backends.cpu.jit import CodeImage
+from ..backends.cpu.python_call import ARENA, HELD, Port, PythonCalls, arrays_are_as_known, workspace_record
 from ..ir.dims import symbols
-from ..ir.errors import ShapeError, UnsupportedError
+from ..ir.errors import ShapeError
 from ..ir.program import ALIGNMENT
 from ..passes.checks import raise_faults, words_of
 from ..passes.draws import STATE, started
@@ -25,19 +27,13 @@ _GOOD = 0x101
 """numpy's NPY_ARRAY_C_CONTIGUOUS and NPY_ARRAY_ALIGNED."""
 
 
-_WORD = ctypes.sizeof(ctypes.c_size_t)
-_DATA = object.__basicsize__ // _WORD
-"""The data pointer's place in numpy's PyArrayObject, in words: behind the object's head, by numpy's stable ABI."""
-
-
-def _all_memory() -> ctypes.Array[ctypes.c_size_t]:
-    """The words of this process's memory by their addresses / 8: reading an array's data pointer there takes a tenth of
-    the time of `array.ctypes.data`. UnsupportedError where numpy keeps its arrays in another way (it is tried)."""
-    memory = (ctypes.c_size_t * (1 << 58)).from_address(0)
-    probe = np.empty(3, np.uint8)
-    if _WORD != 8 or memory[id(probe) // _WORD + _DATA] != probe.ctypes.data:
-        raise UnsupportedError("compiled models run in a 64-bit CPython with numpy's usual layout of arrays")
-    return memory
+def _data_addresses() -> Callable[[np.ndarray], int]:
+    """What tells where an array's data lies: by a look into the array, which takes a tenth of the time of
+    `array.ctypes.data`, where numpy's arrays are as its ABI says."""
+    if not arrays_are_as_known():
+        return lambda array: array.ctypes.data
+    words = (ctypes.c_size_t * (1 << 58)).from_address(0)
+    return lambda array: words[(id(array) >> 3) + 2]
 
 
 class _Sizes(NamedTuple):
@@ -69,6 +65,10 @@ class _Workspace:
         self.arenas: list[np.ndarray | None] = [None] * arenas
         self.fixed = len(table)
         self.sizes: _Sizes | None = None
+        faults = (ctypes.addressof(self.faults), len(self.faults)) if checks else (0, 0)
+        places = ctypes.addressof(self.table), ctypes.addressof(self.symbols)
+        self.record, self._objects = workspace_record(*places, *faults, threads, len(table))
+        self.address = self.record.ctypes.data
         # Arguments that are ctypes objects already are passed faster.
         address = ctypes.addressof
         self.arguments = (
@@ -88,6 +88,8 @@ class _Workspace:
         if current is None or current.nbytes < size + ALIGNMENT:
             current = self.arenas[segment] = np.empty(size + ALIGNMENT, np.uint8)
             self.table[self.fixed + segment] = -(-current.ctypes.data // ALIGNMENT) * ALIGNMENT
+            if segment == 0:
+                self.record[ARENA] = size
 
 
 class Executable(Interface):
@@ -111,7 +113,7 @@ class Executable(Interface):
         sizing = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
         self._run_segment = [prototype(self._image.address(f"onnxc_run_{i}")) for i in range(count)]
         self._size_segment = [sizing(self._image.address(f"onnxc_size_{i}")) for i in range(count)]
-        self._memory = _all_memory()
+        self._data_of = _data_addresses()
         self._run_first = self._run_segment[0]
         self._ports = len(compiled.inputs) + len(compiled.outputs)
         given = {symbol.name for value in compiled.inputs for dim in value.shape for symbol in symbols(dim)}
@@ -120,20 +122,46 @@ class Executable(Interface):
         self._table = [0] * self._ports + [array.ctypes.data for array in compiled.constants.values()]
         names = list(compiled.constants)
         self._state = self._ports + names.index(STATE) if STATE in names else None
-        self._free: list[_Workspace] = []
-        # Neither this nor the list above needs a lock: a thread that forks in the middle of a call leaves none held.
+        self._constant_bytes = sum(array.nbytes for array in compiled.constants.values())
+        self._workspaces: dict[int, _Workspace] = {}
+        """All of them by the addresses of their records; `_take` gives one that is free."""
+        # Neither this nor the list of the free ones needs a lock: a thread that forks in the middle of a call leaves
+        # none held.
         self._known: dict[tuple[tuple[int, ...], ...], _Sizes] = {}
+        self._run_fast: Callable[[Executable, Mapping[str, Any]], dict[str, Any]] = Interface.run
+        self._call_fast: Callable[[Executable, tuple[Any, ...]], Any] = Interface._call
+        self._native = None if self._computes_sizes or checked else self._python_calls()
+        if self._native is None:
+            self._take, self._give = _free_list()
+        else:
+            self._take, self._give = self._native.take, self._native.give
+            self._run_fast, self._call_fast = self._native.run, self._native.call
+
+    def _python_calls(self) -> PythonCalls | None:
+        ports = (
+            [Port(value.name, dtype, len(value.shape)) for value, dtype in zip(values, dtypes, strict=True)]
+            for values, dtypes in (
+                (self._compiled.inputs, self._input_dtypes),
+                (self._compiled.outputs, self._output_dtypes),
+            )
+        )
+        return PythonCalls.of(*ports, self._image.address("onnxc_run_0"), (Interface.run, Interface._call))
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name, for inputs by name."""
+        return self._run_fast(self, inputs)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return super().__call__(*arguments, **named) if named else self._call_fast(self, arguments)
 
     def _execute(self, arguments: Sequence[Any], *settings: Any) -> list[np.ndarray]:
-        """Every line here is paid by each call: one and a half microseconds in all for one input and one output."""
-        dtypes, memory = self._input_dtypes, self._memory
+        """What `PythonCalls` does, for all arguments and on all interpreters."""
+        dtypes, data_of = self._input_dtypes, self._data_of
         count = len(dtypes)
         if len(arguments) != count:
             raise self._wrong_count(arguments)
         arrays: list[np.ndarray] = []
-        outputs: list[np.ndarray] = []
         shapes: list[tuple[int, ...]] = []
-        addresses: list[Any] = []
         for array in arguments:
             # numpy has one object for each of its types in native order; an array with another is looked at closely.
             good = type(array) is np.ndarray and array.dtype is dtypes[len(arrays)] and array.flags.num & _GOOD == _GOOD
@@ -141,32 +169,34 @@ class Executable(Interface):
                 array = self._converted(array, len(arrays))
             arrays.append(array)
             shapes.append(array.shape)
-            addresses.append(memory[(id(array) >> 3) + _DATA])
         known = tuple(shapes)
         sizes = self._known.get(known) or self._sizes(known)
-        for shape, dtype in sizes.outputs:
-            output = np.empty(shape, dtype)
-            outputs.append(output)
-            addresses.append(memory[(id(output) >> 3) + _DATA])
+        outputs = [np.empty(shape, dtype) for shape, dtype in sizes.outputs]
+        workspace = self._workspaces.get(self._take()) or self._new_workspace()
         try:
-            workspace = self._free.pop()
-        except IndexError:
-            checks = len(self._compiled.checks)
-            symbol_count, segments = len(self._compiled.symbols), self._compiled.segments
-            workspace = _Workspace(self._table, self._state, checks, symbol_count, segments, self._threads)
-        if workspace.sizes is not sizes:
-            workspace.prepare(sizes)
-        workspace.table[: self._ports] = addresses
-        self._run_first(*workspace.arguments)
-        if not self._simple:
-            if workspace.faults and workspace.faults[0]:
-                raise_faults(self._compiled.checks, list(workspace.faults))  # this workspace is not used again
-            if self._computes_sizes:
-                self._later_segments(workspace, outputs)
-            if self._violation:
-                raise_violation(self._violation)
-        self._free.append(workspace)
+            if self._native is not None or workspace.sizes is not sizes:
+                workspace.prepare(sizes)
+            workspace.table[: self._ports] = [data_of(array) for array in (*arrays, *outputs)]
+            self._run_first(*workspace.arguments)
+            if not self._simple:
+                if workspace.faults and workspace.faults[0]:
+                    raise_faults(self._compiled.checks, list(workspace.faults))
+                if self._computes_sizes:
+                    self._later_segments(workspace, outputs)
+                if self._violation:
+                    raise_violation(self._violation)
+        except BaseException:
+            ctypes.memset(workspace.faults, 0, ctypes.sizeof(workspace.faults))
+            raise
+        finally:
+            self._give(workspace.address)
         return outputs
+
+    def _new_workspace(self) -> _Workspace:
+        checks = len(self._compiled.checks)
+        symbol_count, segments = len(self._compiled.symbols), self._compiled.segments
+        workspace = _Workspace(self._table, self._state, checks, symbol_count, segments, self._threads)
+        return self._workspaces.setdefault(workspace.address, workspace)
 
     def _later_segments(self, workspace: _Workspace, outputs: list[np.ndarray]) -> None:
         """Runs the segments whose memory depends on what the first computed."""
@@ -179,7 +209,7 @@ class Executable(Interface):
                     shape = computed_shape(compiled.outputs[position], bound)
                     check_outputs([compiled.outputs[position]], [shape], self._most)
                     outputs[position] = np.empty(shape, self._output_dtypes[position])
-                    table[len(compiled.inputs) + position] = outputs[position].ctypes.data
+                    table[len(compiled.inputs) + position] = self._data_of(outputs[position])
             if segment == compiled.segments:
                 break
             self._size_segment[segment](ctypes.addressof(symbol_values), ctypes.addressof(workspace.arena_bytes))
@@ -203,7 +233,29 @@ class Executable(Interface):
         self._size_segment[0](ctypes.addressof(symbol_values), ctypes.addressof(result))
         if result[0] != arena:
             raise ShapeError(f"inputs of shapes {shapes} give sizes that are too large")
+        ports = zip(
+            (*shapes, *(shape for shape, _ in outputs)), (*self._input_dtypes, *self._output_dtypes), strict=True
+        )
+        touched = arena + self._constant_bytes + sum(math.prod(shape) * dtype.itemsize for shape, dtype in ports)
         if len(self._known) >= SHAPES_KEPT:
             self._known = {}
-        sizes = self._known[shapes] = _Sizes(values, outputs, result[0])
+            if self._native is not None:
+                self._native.forget()
+        if self._native is not None:
+            dims = [size for shape in (*shapes, *(shape for shape, _ in outputs)) for size in shape]
+            self._native.know(dims, values, arena, touched > HELD)
+        sizes = self._known[shapes] = _Sizes(values, outputs, arena)
         return sizes
+
+
+def _free_list() -> tuple[Callable[[], int], Callable[[int], object]]:
+    """Like `take` and `give` of PythonCalls."""
+    free: list[int] = []
+
+    def take() -> int:
+        try:
+            return free.pop()
+        except IndexError:
+            return 0
+
+    return take, free.append

@@ -74,6 +74,10 @@ class Interface(ABC):
                 )
             check_names(given, self._compiled.inputs)
             arguments = tuple(given[name] for name in self._names)
+        return self._call(arguments)
+
+    def _call(self, arguments: Sequence[Any]) -> Any:
+        """The output, or a tuple of them, for arguments in the order of the inputs."""
         try:
             results = self._execute(arguments)
         except BroadcastError as error:

@@ -237,7 +237,7 @@ def test_calls_from_several_threads(cnn: onnxc.Executable) -> None:
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(work, number) for number in range(4)]:
             done.result()
-    assert len(cnn._free) <= 5
+    assert len(cnn._workspaces) <= 5
 
 
 def test_calls_that_bind_sizes_from_several_threads() -> None:
