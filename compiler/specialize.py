@@ -13,6 +13,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,6 +32,8 @@ CompileValues: TypeAlias = Callable[[onnx.ModelProto, Mapping[str, Shape], int],
 
 KEPT = 16
 """Compiled forms that are kept."""
+ROUTES = 64
+"""Settings of shapes and parameter values whose compiled form is found at once."""
 LARGEST = 64
 """Elements above which an input is data and never a constant of the code."""
 STRETCHED = 2
@@ -59,6 +62,9 @@ class SpecializingExecutable(Deferred):
         self._known: OrderedDict[tuple[bytes, ...], Interface] = OrderedDict()
         self._divided: Deferred | None = None
         self._lock = threading.Lock()
+        self._by_value = [[(v.name, by and v.name in self._small) for v in self._values] for by, _ in _LEVELS]
+        self._routes: dict[tuple[Any, ...], tuple[Interface | Deferred, tuple[str, ...]]] = {}
+        self._routes_level = 0
 
     @property
     def compiled(self) -> Compiled:
@@ -83,9 +89,39 @@ class SpecializingExecutable(Deferred):
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs by name, for inputs by name; compiles where these parameter values are new."""
+        route = None
+        with suppress(AttributeError, KeyError):  # an input that is missing, or is no array
+            route = self._routes.get(self._place(inputs)) if len(inputs) == len(self._values) else None
+        if route is not None:
+            executable, taken = route
+            return executable.run({name: inputs[name] for name in taken})
         executable = self.specialized(inputs)
-        taken = {port.name for port in executable.inputs}
-        return executable.run({k: v for k, v in inputs.items() if k in taken or k not in self._small})
+        known = {port.name for port in executable.inputs}
+        results = executable.run({k: v for k, v in inputs.items() if k in known or k not in self._small})
+        with suppress(AttributeError, KeyError):
+            self._keep(self._place(inputs), executable, tuple(name for name in inputs if name in known))
+        return results
+
+    def serving(self, inputs: Mapping[str, Any]) -> Interface | Deferred:
+        return self.specialized(inputs)
+
+    def _place(self, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What decides which code runs, as fast to make as can be: shapes, and of parameters type and values.
+
+        AttributeError or KeyError where arguments are no arrays or not all are there.
+        """
+        place: list[Any] = []
+        for name, by_value in self._by_value[self._level]:
+            array = inputs[name]
+            place.append((array.dtype.str, array.shape, array.tobytes()) if by_value else array.shape)
+        return tuple(place)
+
+    def _keep(self, place: tuple[Any, ...], executable: Interface | Deferred, taken: tuple[str, ...]) -> None:
+        with self._lock:
+            if len(self._routes) >= ROUTES or self._routes_level != self._level:
+                self._routes, self._routes_level = {}, self._level
+            if executable is self._divided or executable in self._known.values():
+                self._routes[place] = (executable, taken)
 
     def specialized(self, inputs: Mapping[str, Any]) -> Interface | Deferred:
         """The executable for the values that the parameters have in `inputs`. ShapeError where one is missing."""
@@ -108,6 +144,7 @@ class SpecializingExecutable(Deferred):
                 self._known[self._key(arrays)] = found
                 while len(self._known) > KEPT:
                     self._known.popitem(last=False)
+                    self._routes = {}  # perhaps to that one
         return found
 
     def _seen(self, name: str, inputs: Mapping[str, Any]) -> np.ndarray:

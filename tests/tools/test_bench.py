@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from onnxc.tools.bench.rounds import Result, Setting, difference, measure
 from onnxc.tools.bench.subjects import inputs_of, leading_symbols
 from onnxc.tools.cli import cli
+from small_models import model_of_text
 
 DIGITS = str(Path(__file__).parents[2] / "tools" / "digits.onnx")
 
@@ -43,6 +45,42 @@ def test_engines_in_turns() -> None:
     assert len(own.rounds) == len(other.rounds) == 2
     assert own.difference is not None and own.difference < 1e-5
     assert own.cold is not None and own.code_bytes and own.memory
+
+
+def test_inputs_without_axes_stay_so(tmp_path: Path) -> None:
+    path = tmp_path / "scaled.onnx"
+    onnx.save(model_of_text("scaled (float[n] x, float factor) => (float[n] y) { y = Mul (x, factor) }"), path)
+    sizes, inputs = inputs_of(str(path), {"n": 5}, {}, (), 0)
+    assert inputs["factor"].shape == ()
+    own, other = measure(Setting(str(path), sizes, inputs), ["onnxc", "onnxruntime"], 1, 0.001, cold=False)
+    assert (own.error, other.error, own.difference) == ("", "", 0.0)
+
+
+@pytest.fixture
+def reduced(tmp_path: Path) -> str:
+    """A model whose code depends on the value of an input."""
+    path = tmp_path / "reduced.onnx"
+    text = "reduced (float[a, b] x, int64[1] axis) => (float[n] y) { y = ReduceSum <keepdims = 0> (x, axis) }"
+    onnx.save(model_of_text(text), path)
+    return str(path)
+
+
+def test_a_model_compiled_for_given_values(reduced: str) -> None:
+    assert leading_symbols(reduced) == []
+    sizes, inputs = inputs_of(reduced, {}, {"x": (4, 6)}, ["axis=1"], 0)
+    assert inputs["x"].shape == (4, 6) and inputs["axis"].tolist() == [1]
+    own, other = measure(Setting(reduced, sizes, inputs), ["onnxc", "onnxruntime"], 1, 0.001, cold=False)
+    assert (own.error, other.error) == ("", "")
+    assert own.difference is not None and own.difference < 1e-6
+
+
+def test_profile_of_a_model_compiled_for_given_values(reduced: str, tmp_path: Path) -> None:
+    file = tmp_path / "profile.json"
+    arguments = ["bench", reduced, "--shape", "x=4x6", "--input", "axis=0", "--profile", "--json", str(file)]
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    (setting,) = json.loads(file.read_text())["settings"]
+    assert len(setting["kernels"]) == 1
 
 
 def test_an_engine_that_fails_says_why(tmp_path: Path) -> None:

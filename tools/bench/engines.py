@@ -35,13 +35,15 @@ class Loaded:
 
 def load_onnxc(job: Job) -> Loaded:
     from ... import compile as compile_model
+    from ...compiler.deferred import Deferred
 
     executable = compile_model(
         job.path, dims=dict(job.dims), threads=job.threads, precision=job.precision or "f32", target="host",
         winograd=job.winograd,
     )  # fmt: skip
-    objects = executable.compiled.objects
-    return Loaded(executable.run, sum(map(len, objects)))
+    if isinstance(executable, Deferred):  # its code comes with the first run
+        return Loaded(executable.run)
+    return Loaded(executable.run, sum(map(len, executable.compiled.objects)))
 
 
 def load_onnxruntime(job: Job) -> Loaded:

@@ -10,15 +10,15 @@ import onnx
 from ...compiler.driver import imported
 from ...compiler.options import Options
 from ...ir.dims import Sum, symbols
+from ...ir.errors import OnnxcError
 from ...ir.graph import Graph, TensorType
 from ..arrays import read_arrays
-from ..check.inputs import made_inputs, ports_of, shapes_for
+from ..check.inputs import bare_graph, made_inputs, ports_of, shapes_for
 
 
 def leading_symbols(path: str) -> list[str]:
     """The symbols that are the first axes of inputs."""
-    graph = imported(path, Options())
-    types = [value.type for value in graph.inputs]
+    types = [value.type for value in _graph(path, onnx.load(path, load_external_data=False), {}).inputs]
     first = [type.shape[0] for type in types if isinstance(type, TensorType) and type.shape]
     return list(dict.fromkeys(symbols(dim)[0].name for dim in first if isinstance(dim, Sum)))
 
@@ -31,9 +31,17 @@ def inputs_of(
     ports = ports_of(proto.graph, {tensor.name: tensor for tensor in proto.graph.initializer})
     arrays, fills = read_arrays(given, ports)
     found = shapes_for(ports, arrays, dims) | dict(shapes)
-    sizes = _sizes(imported(path, Options()), found)
-    graph = imported(path, Options(shapes=found))
-    return sizes, made_inputs(graph, arrays, fills, np.random.default_rng(seed))
+    sizes = _sizes(_graph(path, proto, {}), found)
+    graph = _graph(path, proto, found)
+    return dict(dims) | sizes, made_inputs(graph, arrays, fills, np.random.default_rng(seed))
+
+
+def _graph(path: str, proto: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
+    """The graph; its inputs alone where there is none before values are seen."""
+    try:
+        return imported(path, Options(shapes=shapes))
+    except OnnxcError:  # engines tell it, if it concerns them
+        return bare_graph(proto.graph, {tensor.name: tensor for tensor in proto.graph.initializer}, shapes)
 
 
 def _sizes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

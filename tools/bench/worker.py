@@ -45,7 +45,7 @@ class Worker:
 
         os.sched_setaffinity(0, order["cpus"])
         with np.load(order["inputs"]) as file:
-            self.inputs = {name: np.ascontiguousarray(file[name]) for name in file.files}
+            self.inputs = {name: np.asarray(file[name], order="C") for name in file.files}
         name, precision = split(order["engine"])
         job = Job(**{**order["job"], "precision": precision})
         _import(name)
