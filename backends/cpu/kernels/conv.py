@@ -14,7 +14,7 @@ import numpy as np
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, symbol
-from ....ir.dtypes import I64
+from ....ir.dtypes import BF16, I64, U32
 from ....ir.loops import Alias, For, If, Let, Statement
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
@@ -81,7 +81,7 @@ class _Conv:
     def lowered(self) -> Lowered:
         found = self.found
         stride = f"s{found.windows.strides[1]}" if found.windows.strides[1] != 1 else ""
-        name = f"{found.dtype}_conv{self.kernel[0]}x{self.kernel[1]}{stride}_{self.tile}"
+        name = f"{BF16 if found.dtype == U32 else found.dtype}_conv{self.kernel[0]}x{self.kernel[1]}{stride}_{self.tile}"
         convolve = call(self.region, name, tuple(self._body()), (self.packed, self.zeros))
         made: dict[str, Callable[[], np.ndarray]] = {self.packed.name: self._pack}
         if self.zeros.name in convolve.arguments:
@@ -227,7 +227,7 @@ class _Conv:
             inside = (tap * (self.kernel[1] * channels) + weight) * (columns.vectors * lanes)
             return s.load(panel, inside + v * lanes, lanes)
 
-        yield from multiply_accumulate(tile, found.dtype, taps, left, right, setup)
+        yield from multiply_accumulate(tile, found.sums, taps, left, right, setup)
         yield from self._finish(tile, columns, column, row, at, border and not self._whole)
 
     @property
@@ -243,7 +243,7 @@ class _Conv:
         return finish_tile(
             self.outputs,
             tile,
-            found.dtype,
+            found.sums,
             lambda i: found.pixel(symbol("image", 0), row, at + i),
             symbol("group", 0, found.group - 1) * found.filters + column,
             lambda v: columns.valid if narrow and v == tile.vectors - 1 else None,

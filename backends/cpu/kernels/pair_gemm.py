@@ -55,7 +55,8 @@ def pairs_of(array: np.ndarray) -> np.ndarray:
     return found.view(np.uint32)[..., 0]
 
 
-def _is_even(dim: Dim) -> bool:
+def is_even(dim: Dim) -> bool:
+    """Whether a size or offset is surely even."""
     return dim % 2 == 0
 
 
@@ -137,7 +138,7 @@ class _PairGemm(_Gemm):
         depth = product(axis.extent for axis in self.whole.depth)
         low = s.cast(s.load(bits, at(2 * pair)), U32)
         high = s.binary("shl", s.cast(s.load(bits, at(2 * pair + 1)), U32), s.const(16, U32))
-        if not _is_even(depth):
+        if not is_even(depth):
             high = s.select(s.index(2 * pair + 1) < s.index(depth), high, s.const(0, U32))
         return low | high
 
@@ -184,14 +185,14 @@ def _lies_in_pairs(whole: Product) -> bool:
     """Whether the pairs of the left operand are neighbours in memory, and all begin at even offsets."""
     last = whole.depth[-1]
     others = [axis.left for axis in (*whole.batch, *whole.rows, *whole.depth[:-1])]
-    return last.left == 1 and all(map(_is_even, (last.extent, whole.left_start, *others)))
+    return last.left == 1 and all(map(is_even, (last.extent, whole.left_start, *others)))
 
 
 def _right_in_pairs(whole: Product) -> bool:
     """Whether the pairs of the right operand are neighbours in memory too, its columns further apart."""
     strides = [whole.column.right, *(axis.right for axis in whole.batch)]
     alone = len(whole.depth) == 1 and whole.depth[0].right == 1
-    return alone and all(map(_is_even, (whole.depth[0].extent, whole.right_start, *strides)))
+    return alone and all(map(is_even, (whole.depth[0].extent, whole.right_start, *strides)))
 
 
 def _in_place(whole: Product, view: Buffer) -> Product:
