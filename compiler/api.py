@@ -61,13 +61,14 @@ def load(
     verify: bool = True,
     max_memory: int | str | None = None,
 ) -> Interface:
-    """Loads what `Executable.save` or `onnxc compile` wrote as `*.onnxc`; nothing is compiled, weights are mapped.
+    """Loads what `Executable.save` or `onnxc compile` wrote as `*.onnxc`; nothing is compiled.
 
-    An artifact is machine code: load only what you would run. `verify=False` leaves the weights' checksum unread.
+    An artifact is machine code: load only what you would run. `verify=False` maps the weights, which are read when a
+    run needs them and their checksum not at all; else they are read into pages that are faster to run from.
     Raises ModelError for a damaged file, UnsupportedError for another version's, TargetError where this machine lacks
     what the code uses.
     """
-    return loaded(read(path, verify), threads, max_memory)
+    return loaded(read(path, verify), threads, max_memory, mapped=not verify)
 
 
 __all__ = ["Executable", "compile", "load"]

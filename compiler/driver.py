@@ -31,6 +31,7 @@ from .interface import Interface
 from .limits import check_program, limit_of
 from .loading import executable_of, loaded
 from .options import Model, Options, resolve_target, target_of
+from .pages import room_for
 from .specialize import SpecializingExecutable, load_proto
 
 
@@ -93,16 +94,18 @@ def schedule_of(target: Target) -> Schedule:
     return for_cpus
 
 
-def constants_of(program: Program) -> tuple[Program, dict[str, np.ndarray]]:
+def constants_of(program: Program, large_pages: bool = False) -> tuple[Program, dict[str, np.ndarray]]:
     """The program without its constants, and their arrays in the form that the code reads, packed where a schedule
     wants it. Where the caller keeps neither graph nor program, the model's arrays go as their packed forms come.
     """
     found: dict[str, np.ndarray] = {}
+    sizes = [bytes_of for name in program.constants if isinstance(bytes_of := program.memories[name].bytes, int)]
+    pages = room_for(sizes) if large_pages and len(sizes) == len(program.constants) else None
     waiting = dict(reversed(list(program.constants.items())))
     program = replace(program, constants={})
     while waiting:
         name, make = waiting.popitem()
-        array = make()
+        array = make() if pages is None else pages.put(make())
         found[name] = array.view(np.uint8) if program.memories[name].dtype == BOOL and array.dtype == bool else array
     return program, found
 
@@ -193,7 +196,7 @@ def compiled_graph(graph: Graph, target: Target, options: Options, texts: Mappin
     programs = [program_of(graph, target)]
     check_program(programs[0], limit_of(options.max_memory))
     del graph
-    program, constants = constants_of(programs.pop())
+    program, constants = constants_of(programs.pop(), target.kind == "cpu")
     report = options.progress
     progress = None if report is None else partial(report, "kernels")
     if target.kind == "cuda":

@@ -12,17 +12,22 @@ from .executable import Executable
 from .interface import Interface
 from .limits import check_constants, limit_of
 from .options import Model, Options, target_of, usable_threads
+from .pages import in_large_pages
 from .stretching import Variants
 
 
-def loaded(compiled: Compiled, threads: int | None, max_memory: int | str | None = None) -> Interface:
-    """The model ready to run. TargetError where this machine lacks what its code uses, LimitError where the constants
-    take more than `max_memory`."""
+def loaded(
+    compiled: Compiled, threads: int | None, max_memory: int | str | None = None, mapped: bool = False
+) -> Interface:
+    """The model ready to run; `mapped` constants stay in the file that they are mapped from. TargetError where this
+    machine lacks what its code uses, LimitError where the constants take more than `max_memory`."""
     check_constants({name: array.nbytes for name, array in compiled.constants.items()}, limit_of(max_memory))
     if compiled.target.kind == "cuda":
         from .cuda_executable import CudaExecutable
 
         return CudaExecutable(compiled, None if max_memory is None else limit_of(max_memory))
+    if not mapped:
+        compiled = replace(compiled, constants=in_large_pages(compiled.constants))
     return Executable(compiled, usable_threads(threads), limit_of(max_memory))
 
 

