@@ -70,7 +70,8 @@ def target_of(options: Options) -> Target:
         raise UnsupportedError(f"winograd is {options.winograd!r}: it can be {' or '.join(WINOGRAD)}")
     products = "tf32" if options.precision == "tf32" else target.products
     threads = planned_threads(target, options.threads)
-    return replace(target, products=products, winograd=options.winograd == "auto", threads=threads)
+    winograd, subnormals = options.winograd == "auto", options.precision != "bf16"
+    return replace(target, products=products, winograd=winograd, subnormals=subnormals, threads=threads)
 
 
 def planned_threads(target: Target, wanted: int | None) -> int:

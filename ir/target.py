@@ -91,7 +91,8 @@ class Target:
     generated for ("sm_90,compute_90"); `multiprocessors` and `shared_bytes` (of one block) are its facts, `products` is
     the type that products of f32 may be computed in: "f32" or "tf32".
 
-    `winograd` allows convolutions by minimal filtering, whose rounding errors are some ten times larger.
+    `winograd` allows convolutions by minimal filtering, whose rounding errors are some ten times larger. Without
+    `subnormals` rounding to bf16 may make zeros of numbers below the least normal one, as VCVTNEPS2BF16 does.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Target:
     shared_bytes: int = 0
     products: str = "f32"
     winograd: bool = False
+    subnormals: bool = True
     multiply_adds: int = 2
 
     def __str__(self) -> str:
