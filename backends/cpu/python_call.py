@@ -1,6 +1,6 @@
-"""Compiled models as builtin functions of CPython: a call costs some 0.2 us beside the model's work, all checks included.
+"""Compiled models as builtin functions of CPython: a call costs some 0.2 us beside its work, all checks included.
 
-`runtime/python_call.ll` holds the functions; they read numpy's arrays by its stable ABI and are the same for all models.
+`runtime/python_call.ll` holds the functions; they read numpy's arrays by its stable ABI, and serve all models.
 What they cannot do they leave to functions in Python, which also serve where the interpreter is another one.
 """
 
@@ -29,9 +29,12 @@ microseconds then, and letting go costs 0.05 us, and a change of threads where a
 _METH_FASTCALL = 0x80
 _ARRAY_TYPE, _ARRAY_EMPTY, _VERSION_FUNCTION = 2, 184, 0
 """Places in numpy's table of functions, as numpy/__multiarray_api.h has them since 1.7."""
-_API = """Py_IncRef Py_DecRef PyErr_Clear PyErr_BadArgument PyDict_New PyDict_Size PyDict_GetItemWithError PyDict_SetItem
-PyTuple_New PyTuple_Size PyTuple_GetItem PyTuple_SetItem PyLong_FromVoidPtr PyLong_AsVoidPtr
-PyObject_CallFunctionObjArgs PyEval_SaveThread PyEval_RestoreThread""".split()
+_API = (
+    *("Py_IncRef", "Py_DecRef", "PyErr_Clear", "PyErr_BadArgument", "PyObject_CallFunctionObjArgs"),
+    *("PyDict_New", "PyDict_Size", "PyDict_GetItemWithError", "PyDict_SetItem"),
+    *("PyTuple_New", "PyTuple_Size", "PyTuple_GetItem", "PyTuple_SetItem"),
+    *("PyLong_FromVoidPtr", "PyLong_AsVoidPtr", "PyEval_SaveThread", "PyEval_RestoreThread"),
+)
 
 
 class Port(NamedTuple):
@@ -129,7 +132,7 @@ class PythonCalls:
     ) -> PythonCalls | None:
         """Of the code at an address (table, symbols, threads); `slow` are the Python functions `run` and `call`.
 
-        None where this interpreter has no such functions, and where a name is not as programs may write it.
+        None where this interpreter has no such functions.
         """
         functions = _functions()
         if functions is None:
