@@ -1,7 +1,7 @@
 # What a person types in a checkout. Each target makes its own virtual environment in .venv where that is not done yet.
 
 .DEFAULT_GOAL := help
-.PHONY: fuzz nnsmith fuzz-hostile help demo test lint format types conformance sanitize readme clean
+.PHONY: bench fuzz nnsmith fuzz-hostile help demo test lint format types conformance sanitize readme clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -62,6 +62,10 @@ nnsmith: $(VENV)/installed-test ## NNSMITH_COUNT models drawn by nnsmith in an e
 fuzz-hostile: $(VENV)/installed-test ## 10,000 mutants of models: each refused, or run correctly
 	@$(RUN) tests/fuzz/hostile.py --count 8000
 	@$(RUN) tests/fuzz/hostile.py --seed 8000 --count 2000 --checked
+
+bench: $(VENV)/installed-test ## times of all models of `onnxc bench --list` beside other engines, into README.md (an hour)
+	@$(RUN) -m pip install -q --disable-pip-version-check -e '.[bench]'
+	@$(RUN) -m onnxc.tools.bench.table README.md
 
 readme: $(VENV)/installed-test ## write the tables of README.md anew
 	@$(RUN) -m onnxc.tools.operator_table README.md

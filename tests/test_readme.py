@@ -13,7 +13,7 @@ import onnxc
 import pytest
 from onnxc.ir.ops import REGISTRY
 from onnxc.tools import cli
-from onnxc.tools.operator_table import BEGIN, END, missing, renewed, rows, version_line
+from onnxc.tools.operator_table import PART, missing, rows, table, version_line
 
 ROOT = Path(onnxc.__file__).parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -176,20 +176,20 @@ def test_code_that_is_shown_is_the_code() -> None:
 
 
 def test_the_table_of_operators_is_current() -> None:
-    table = TEXT.partition(BEGIN)[2].partition(END)[0]
+    shown = TEXT.partition(PART.begin)[2].partition(PART.end)[0]
     assert set(REGISTRY) - {row.name for row in rows()} <= set(missing())
-    if version_line() in table:
-        assert renewed(TEXT) == TEXT, "the declarations have changed: run `make readme`"
+    if version_line() in shown:
+        assert PART.renewed(TEXT, table()) == TEXT, "the declarations have changed: run `make readme`"
     else:  # another onnx has other operators and types: ours are there all the same
-        listed = set(re.findall(r"[\w.]+", table))
+        listed = set(re.findall(r"[\w.]+", shown))
         assert {row.name for row in rows() if row.name in REGISTRY} <= listed
     with pytest.raises(ValueError, match="lacks the lines"):
-        renewed(TEXT.replace(END, ""))
-    assert TEXT.index(BEGIN) < TEXT.index(END)
+        PART.renewed(TEXT.replace(PART.end, ""), "")
+    assert TEXT.index(PART.begin) < TEXT.index(PART.end)
 
 
 def test_what_is_named_exists() -> None:
-    prose = re.sub(r"```.*?```", "", TEXT.partition(BEGIN)[0], flags=re.DOTALL)
+    prose = re.sub(r"```.*?```", "", TEXT.partition(PART.begin)[0], flags=re.DOTALL)
     paths = [text for text in re.findall(r"`([\w./]+)`", prose) if "/" in text]
     assert len(paths) > 15
     assert not [path for path in paths if not (ROOT / path).exists()]

@@ -484,11 +484,11 @@ def real(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def test_the_readme_tells_what_the_kept_report_does() -> None:
     text = README.read_text(encoding="utf-8")
-    assert table.renewed(text, table.kept_report()) == text, "run `make readme`"
+    assert table.PART.renewed(text, table.figures(table.kept_report())) == text, "run `make readme`"
     if table.kept_report() is None:
         assert table.UNMEASURED in text
     with pytest.raises(ValueError, match="lacks the lines"):
-        table.renewed(text.replace(table.END, ""), None)
+        table.PART.renewed(text.replace(table.PART.end, ""), "")
 
 
 def test_a_report_of_no_gpu_gives_no_figures(whole: tuple[dict[str, Any], Path], tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to time: a title for tables, where it comes from ("torch", "light" or a package of `packages`, with the
-    member), the shapes and inputs to time it with where its own are open, and whether it is timed in batches too."""
+    """A model to time: a title for tables, and where it comes from ("torch", "light", or a package of `packages` with
+    the member). `shapes` and `inputs` are those to time it with where its own are open; `batched` and `low_precision`:
+    it is timed in batches and in bf16 too.
+    """
 
     title: str
     source: str
@@ -28,6 +30,7 @@ class Subject:
     shapes: Shapes = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     batched: bool = False
+    low_precision: bool = False
 
 
 _OCR, _SILERO = "rapidocr_onnxruntime/models", "silero_vad/data"
@@ -35,9 +38,9 @@ _CHUNK: Shapes = {"input": (1, 576), "state": (2, 1, 128)}
 _RATE = ("sr=16000",)
 
 CATALOGUE: Mapping[str, Subject] = {
-    "resnet50": Subject("ResNet-50", "torch", batched=True),
+    "resnet50": Subject("ResNet-50", "torch", batched=True, low_precision=True),
     "vgg19": Subject("VGG-19", "light"),
-    "mobilenetv2": Subject("MobileNetV2", "torch", batched=True),
+    "mobilenetv2": Subject("MobileNetV2", "torch", batched=True, low_precision=True),
     "efficientnet_b0": Subject("EfficientNet-B0", "torch", batched=True),
     "squeezenet": Subject("SqueezeNet", "light"),
     "shufflenet": Subject("ShuffleNet", "light"),
@@ -58,11 +61,11 @@ CATALOGUE: Mapping[str, Subject] = {
     "yolov8n": Subject("YOLOv8n, 320x320", "nudenet", "nudenet/320n.onnx", {"images": (1, 3, 320, 320)}),
     "yolox": Subject("YOLOX (ddddocr det)", "ddddocr", "ddddocr/common_det.onnx"),
     "basic_pitch": Subject("basic-pitch", "basic-pitch", "basic_pitch/saved_models/icassp_2022/nmp.onnx"),
-    "bert_base": Subject("BERT-base, 128 tokens", "torch", batched=True),
+    "bert_base": Subject("BERT-base, 128 tokens", "torch", batched=True, low_precision=True),
     "minilm": Subject("MiniLM, 128 tokens", "torch"),
-    "vit_b16": Subject("ViT-B/16", "torch", batched=True),
+    "vit_b16": Subject("ViT-B/16", "torch", batched=True, low_precision=True),
     "gpt2_prefill": Subject("GPT-2 prefill, 64 tokens", "torch"),
-    "gpt2_step": Subject("GPT-2 one step, 128 past", "torch"),
+    "gpt2_step": Subject("GPT-2 one step, 128 past", "torch", low_precision=True),
     "llama_prefill": Subject("small Llama prefill, 64 tokens", "torch"),
     "llama_step": Subject("small Llama one step, 128 past", "torch"),
     "lstm": Subject("LSTM 128-256, 50 steps", "torch"),
