@@ -24,14 +24,16 @@ _FREE = frozenset({"not", "neg", "abs"})
 
 @dataclass
 class Work:
-    """Operations on floats and on integers, and elements touched by buffer."""
+    """Operations on floats, those of them on pairs of bf16, and on integers; bytes touched by buffer."""
 
     flops: float = 0.0
+    narrow_flops: float = 0.0
     integer_ops: float = 0.0
     touched: dict[str, float] = field(default_factory=dict)
 
     def add(self, other: Work, times: float) -> None:
         self.flops += other.flops * times
+        self.narrow_flops += other.narrow_flops * times
         self.integer_ops += other.integer_ops * times
         for name, count in other.touched.items():
             self.touched[name] = self.touched.get(name, 0.0) + count * times
@@ -39,11 +41,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Load:
-    """What one run of a kernel asks of the machine: operations, and bytes of the buffers that are its parameters."""
+    """What one run of a kernel asks of the machine: operations, and bytes of the buffers that are its parameters.
+
+    `narrow_flops` of the `flops` are done by dot products of bf16.
+    """
 
     flops: float
     integer_ops: float
     bytes: float
+    narrow_flops: float = 0.0
 
 
 def load_of(kernel: Kernel, sizes: Sequence[int]) -> Load:
@@ -54,8 +60,8 @@ def load_of(kernel: Kernel, sizes: Sequence[int]) -> Load:
     for parameter in kernel.parameters:
         whole = max(0, _number(parameter.size, bindings))
         touched = sum(n for name, n in work.touched.items() if _root(kernel, name) == parameter.name)
-        moved += min(whole, touched) * parameter.dtype.bytes
-    return Load(work.flops, work.integer_ops, moved)
+        moved += min(whole * parameter.dtype.bytes, touched)
+    return Load(work.flops, work.integer_ops, moved, work.narrow_flops)
 
 
 def _root(kernel: Kernel, name: str) -> str:
@@ -125,6 +131,7 @@ def _scalar(scalar: Scalar, work: Work, seen: set[bytes], times: float = 1) -> N
     operations = scalar.lanes * times * _operations(scalar)
     if scalar.dtype.is_float:
         work.flops += operations
+        work.narrow_flops += operations if isinstance(scalar, s.Call) else 0
     else:
         work.integer_ops += operations
     for child in scalar.children:
@@ -138,12 +145,14 @@ def _operations(scalar: Scalar) -> int:
         return int(scalar.op in _ARITHMETIC)
     if isinstance(scalar, s.Unary):
         return int(scalar.op not in _FREE)
+    if isinstance(scalar, s.Call):
+        return 4 if scalar.name == "dot2_bf16_bf16" else 0
     return int(isinstance(scalar, s.Horizontal))
 
 
 def _touch(work: Work, buffer: s.Buffer, count: float) -> None:
     if buffer.space == "parameter":
-        work.touched[buffer.name] = work.touched.get(buffer.name, 0.0) + count
+        work.touched[buffer.name] = work.touched.get(buffer.name, 0.0) + count * buffer.dtype.bytes
 
 
 def _number(dim: Dim, bindings: Mapping[str, int]) -> int:

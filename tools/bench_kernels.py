@@ -18,16 +18,17 @@ import numpy as np
 
 from ..backends.cpu.build import scheduled
 from ..backends.cpu.jit import CodeImage
+from ..backends.cpu.kernels.register_tile import PAIRS
 from ..backends.cpu.llvm import render_kernel
 from ..backends.cpu.objects import compile_objects
 from ..backends.cpu.schedules import schedule
 from ..ir import loops as k
 from ..ir import scalars as s
 from ..ir.dims import evaluate, product
-from ..ir.dtypes import F32, of_numpy
+from ..ir.dtypes import F32, U32, of_numpy
 from ..ir.graph import Node
 from ..ir.ops import REGISTRY
-from ..ir.scalars import Buffer
+from ..ir.scalars import Buffer, Scalar
 from ..ir.target import Target
 from ..ir.tensors import Tensor, buffer_tensor
 from ..passes.regions import Call, Lowered, Region, anchor_tensor
@@ -141,15 +142,21 @@ def interleaved(functions: Sequence[Callable[[], None]], rounds: int = 9, second
     return best
 
 
-def multiply_adds(target: Target) -> tuple[Callable[[], None], float]:
-    """What the core does at best: independent sums in registers in f32. Returns it and how many operations it does."""
+def multiply_adds(target: Target, narrow: bool = False) -> tuple[Callable[[], None], float]:
+    """What the core does at best: independent sums in registers in f32, perhaps of pairs of bf16. Returns it
+    and how many operations it does."""
     lanes, chains, steps = target.lanes(32), 12, 20_000
     sums = Buffer("sum", F32, chains, "register", lanes)
     y = Buffer("y0", F32, chains * lanes)
     factor = s.const(0.999, F32, lanes)
     body: list[k.Statement] = [k.Alloc(sums)]
     body += [k.Store(sums, i, s.const(i, F32, lanes)) for i in range(chains)]
-    step = [k.Store(sums, i, s.fma(s.load(sums, i, lanes), factor, factor)) for i in range(chains)]
+    pairs = s.const(0x3F003F00, U32, lanes)  # a half, twice
+
+    def added(total: Scalar) -> Scalar:
+        return s.Call(F32, lanes, PAIRS, (total, pairs, pairs)) if narrow else s.fma(total, factor, factor)
+
+    step = [k.Store(sums, i, added(s.load(sums, i, lanes))) for i in range(chains)]
     body.append(k.For("i", steps, tuple(step)))
     body += [k.Store(y, i * lanes, s.load(sums, i, lanes)) for i in range(chains)]
     kernel = k.Kernel("peak", (y,), ("y0",), (), tuple(body))
@@ -161,7 +168,7 @@ def multiply_adds(target: Target) -> tuple[Callable[[], None], float]:
     def run(keep: object = (compiled, memory)) -> None:
         bound()
 
-    return run, 2.0 * chains * lanes * steps
+    return run, (4.0 if narrow else 2.0) * chains * lanes * steps
 
 
 @dataclass(frozen=True)

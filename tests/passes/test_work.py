@@ -9,7 +9,7 @@ from onnxc.compiler.options import Options, target_of
 from onnxc.ir import loops as k
 from onnxc.ir import scalars as s
 from onnxc.ir.dims import dim_min, evaluate, symbol
-from onnxc.ir.dtypes import F32
+from onnxc.ir.dtypes import F32, U32
 from onnxc.ir.program import Run, walk
 from onnxc.ir.scalars import Buffer
 from onnxc.passes.work import load_of
@@ -70,3 +70,10 @@ def test_convolution() -> None:
     found = loads("Conv", [[1, 16, 20, 20], [32, 16, 3, 3]], pads=[1, 1, 1, 1])
     flops = 2 * 32 * 16 * 9 * 400
     assert flops <= sum(flops for flops, _ in found) <= 1.25 * flops
+
+
+def test_dot_products_of_bf16_are_counted_apart() -> None:
+    sums, pairs = s.const(0, F32, 16), s.const(0, U32, 16)
+    y = Buffer("y", F32, 16)
+    load = load_of(kernel(k.Store(y, 0, s.Call(F32, 16, "dot2_bf16_bf16", (sums, pairs, pairs)) + sums)), [1])
+    assert (load.flops, load.narrow_flops) == (16 * 4 + 16, 16 * 4)

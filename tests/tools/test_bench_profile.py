@@ -89,10 +89,11 @@ def test_limits_keep_the_best(tmp_path: Path) -> None:
 
 
 def test_least_time() -> None:
-    limits = Limits(1e9, {1 << 14: 4e9, 1 << 20: 1e9})
+    limits = Limits(1e9, 2e9, {1 << 14: 4e9, 1 << 20: 1e9})
     assert limits.least_seconds(1e9, 10) == 1
     assert limits.least_seconds(1.0, 1 << 24) == pytest.approx((1 << 24) / 1e9)
     assert limits.least_seconds(1e9, 10, threads=2) == 0.5
+    assert limits.least_seconds(3e9, 10, narrow_flops=2e9) == 2
 
 
 def test_command() -> None:

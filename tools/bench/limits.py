@@ -32,26 +32,28 @@ CHAINS = 8
 
 @dataclass(frozen=True)
 class Limits:
-    """Operations and bytes a second, of one thread: multiply-adds of f32 counted twice, and reading an array of each of
-    some sizes again and again."""
+    """Operations and bytes a second, of one thread: multiply-adds of f32 counted twice, dot products of bf16 where they
+    are instructions (else multiply-adds), and reading an array of each of some sizes again and again."""
 
     flops: float
+    narrow_flops: float
     bandwidth: dict[int, float]
 
     def best(self, other: Limits) -> Limits:
         """The greater of each of two measurements."""
         sizes = self.bandwidth.keys() | other.bandwidth.keys()
         bandwidth = {n: max(self.bandwidth.get(n, 0.0), other.bandwidth.get(n, 0.0)) for n in sorted(sizes)}
-        return Limits(max(self.flops, other.flops), bandwidth)
+        return Limits(max(self.flops, other.flops), max(self.narrow_flops, other.narrow_flops), bandwidth)
 
     def reading(self, size: float) -> float:
         """Bytes a second for an array of `size` bytes, between the measured sizes by the logarithm."""
         sizes = sorted(self.bandwidth)
         return float(np.interp(math.log(max(size, 1)), np.log(sizes), [self.bandwidth[n] for n in sizes]))
 
-    def least_seconds(self, flops: float, size: float, threads: int = 1) -> float:
-        """No kernel that does this many operations on this many bytes can be faster."""
-        return max(flops / self.flops, size / self.reading(size)) / threads
+    def least_seconds(self, flops: float, size: float, threads: int = 1, narrow_flops: float = 0) -> float:
+        """No kernel that does this many operations, some of them on bf16, on this many bytes can be faster."""
+        arithmetic = (flops - narrow_flops) / self.flops + narrow_flops / self.narrow_flops
+        return max(arithmetic, size / self.reading(size)) / threads
 
 
 def limits_of(target: Target, file: Path | None = None) -> Limits:
@@ -61,7 +63,8 @@ def limits_of(target: Target, file: Path | None = None) -> Limits:
     found = measured(target)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        kept = Limits(content["flops"], {int(size): speed for size, speed in content["bandwidth"].items()})
+        bandwidth = {int(size): speed for size, speed in content["bandwidth"].items()}
+        kept = Limits(content["flops"], content["narrow_flops"], bandwidth)
         found = found.best(kept)
     except (OSError, ValueError, KeyError):
         pass
@@ -78,7 +81,11 @@ def measured(target: Target) -> Limits:
     readers = [_reader(target, size) for size in SIZES]
     seconds = [_least(function) for function in (best, *readers)]
     bandwidth = {size: size * _repeats(size) / t for size, t in zip(SIZES, seconds[1:], strict=True)}
-    return Limits(operations / seconds[0], bandwidth)
+    flops = narrow_flops = operations / seconds[0]
+    if "dot2_bf16_bf16" in target.dot_products:
+        best, operations = multiply_adds(target, narrow=True)
+        narrow_flops = operations / _least(best)
+    return Limits(flops, narrow_flops, bandwidth)
 
 
 def _least(function: Callable[[], None], seconds: float = 0.15) -> float:

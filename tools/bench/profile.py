@@ -36,6 +36,7 @@ class Entry:
     flops: float = 0.0
     integer_ops: float = 0.0
     bytes: float = 0.0
+    narrow_flops: float = 0.0
 
     @property
     def median(self) -> float:
@@ -159,6 +160,7 @@ class Walker:
                 known = self._loads[step.kernel, sizes] = load_of(self.program.kernels[step.kernel], sizes)
             entry = self.entries[key]
             entry.flops += known.flops
+            entry.narrow_flops += known.narrow_flops
             entry.integer_ops += known.integer_ops
             entry.bytes += known.bytes
 

@@ -201,7 +201,7 @@ def _profile(setting: Setting, precision: str, top: int) -> dict[str, Any]:
     rows = []
     for entry in sorted(entries, key=lambda entry: -entry.median):
         seconds = max(entry.median, 1e-9)
-        limit = limits.least_seconds(entry.flops, entry.bytes, setting.threads) / seconds
+        limit = limits.least_seconds(entry.flops, entry.bytes, setting.threads, entry.narrow_flops) / seconds
         rows.append({
             "kernel": entry.kernel, "nodes": list(entry.origin), "seconds": entry.median,
             "flops": entry.flops, "bytes": entry.bytes, "of_limit": limit,
@@ -214,14 +214,19 @@ def _profile(setting: Setting, precision: str, top: int) -> dict[str, Any]:
             )  # fmt: skip
     console().print(table)
     flops, moved = sum(entry.flops for entry in entries), sum(entry.bytes for entry in entries)
-    least = sum(limits.least_seconds(entry.flops, entry.bytes, setting.threads) for entry in entries)
+    least = sum(
+        limits.least_seconds(entry.flops, entry.bytes, setting.threads, entry.narrow_flops) for entry in entries
+    )
+    best = f"{limits.flops / 1e9:.0f}"
+    if any(entry.narrow_flops for entry in entries):
+        best += f" (bf16: {limits.narrow_flops / 1e9:.0f})"
     click.echo(
-        f"{len(entries)} calls, {1e3 * total:.3f} ms: {flops / total / 1e9:.1f} GFLOP/s of {limits.flops / 1e9:.0f} a "
+        f"{len(entries)} calls, {1e3 * total:.3f} ms: {flops / total / 1e9:.1f} GFLOP/s of {best} a "
         f"thread, {moved / total / 1e9:.1f} GB/s; {least / total:.2f} of the limit"
     )
     return {
         "model": setting.name, "threads": setting.threads, "seconds": total, "kernels": rows,
-        "limits": {"flops": limits.flops, "bandwidth": limits.bandwidth},
+        "limits": {"flops": limits.flops, "narrow_flops": limits.narrow_flops, "bandwidth": limits.bandwidth},
     }  # fmt: skip
 
 
