@@ -27,6 +27,8 @@ _COPY = Operands((0, 1), (1, 0), (BOOL,))
 _ATOMIC = Operands((1,), (1,), (None,))
 
 INTRINSICS: Mapping[str, Operands] = {
+    # on CPUs: brings the address's line into the caches; it may be outside of the buffer
+    "prefetch": Operands((0,), (0,)),
     # target in shared memory, source, whether the source is read: if not, zeros are written. Bytes in the name.
     "copy_async_16": _COPY,
     "copy_async_8": _COPY,

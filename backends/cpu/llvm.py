@@ -30,7 +30,7 @@ from .addresses import (
 )
 from .expressions import ExpressionRenderer
 
-STACK_LIMIT = 64 << 10
+STACK_LIMIT = 128 << 10
 """Bytes of private memory a kernel may have on a stack; more must come as a parameter."""
 
 
@@ -386,6 +386,13 @@ class FunctionRenderer(ExpressionRenderer):
         self._jump(test)
         self._start(done)
 
+    def _intrinsic(self, statement: k.Intrinsic) -> None:
+        if statement.name != "prefetch":
+            raise UnsupportedError(f"{statement.name} has no meaning in a CPU kernel")
+        (place,) = statement.places
+        pointer = self.address(place.buffer, place.offset, False)
+        self.lines.append(f"  call void @llvm.prefetch.p0(ptr {pointer}, i32 0, i32 3, i32 1)")  # a read, all caches
+
     def _barrier(self, barrier: k.Barrier) -> None:
         raise UnsupportedError("a barrier has no meaning in a CPU kernel")
 
@@ -400,4 +407,5 @@ _RENDER: dict[type, Callable[[Any, Any], None]] = {
     k.If: FunctionRenderer._if,
     k.While: FunctionRenderer._while,
     k.Barrier: FunctionRenderer._barrier,
+    k.Intrinsic: FunctionRenderer._intrinsic,
 }

@@ -121,7 +121,13 @@ def accumulators(tile: Tile, dtype: DType) -> Buffer:
 
 
 def multiply_accumulate(
-    tile: Tile, dtype: DType, loops: Loops, left: Reads, right: Reads, setup: Sequence[Statement] = ()
+    tile: Tile,
+    dtype: DType,
+    loops: Loops,
+    left: Reads,
+    right: Reads,
+    setup: Sequence[Statement] = (),
+    beside: Sequence[Statement] = (),
 ) -> Iterator[Statement]:
     """Defines the tile's accumulators and adds to them left(row) * right(vector) over all of `loops` (outermost first).
 
@@ -141,7 +147,7 @@ def multiply_accumulate(
         sets *= 2
     if sets == 1:
         step = tuple(_step(tile, dtype, sums, left, right))
-        yield from _nested(loops[:-1], [*setup, For(name, depth, step)])
+        yield from _nested(loops[:-1], [*setup, For(name, depth, (*beside, *step))])
         return
     extra = Buffer("more", dtype, (sets - 1) * count, "register", tile.lanes)
     yield Alloc(extra)
