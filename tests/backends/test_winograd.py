@@ -1,9 +1,11 @@
-"""3x3 convolutions by minimal filtering: every geometry, epilogue and target within the method's error."""
+"""Convolutions by minimal filtering: every geometry, epilogue and target within the method's error."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 from lowered import run, spills, summing_loops
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from onnxc.backends.cpu.kernels import winograd
+from onnxc.backends.cpu.kernels import filtering, winograd, winograd_plan
+from onnxc.backends.cpu.kernels.winograd_plan import Plan
 from onnxc.ir.dims import symbol
 from onnxc.ir.errors import OnnxcError
 from onnxc.ir.functions import maximum
@@ -33,89 +36,146 @@ def machine(name: str, threads: int = 1) -> Target:
     return replace(Target.parse(name), winograd=True, threads=threads)
 
 
-def always(region: Region, target: Target, monkeypatch: pytest.MonkeyPatch) -> Lowered:
-    """The schedule also where the definition would be about as fast."""
-    monkeypatch.setattr(winograd, "WORTH", float("inf"))
-    lowered = winograd.schedule(region, target)
+def lowered_by(region: Region, target: Target, pick: Callable[[list[Plan]], Plan]) -> Lowered:
+    """The schedule by the plan that is picked, also where the definition would be about as fast."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd_plan, "WORTH", float("inf"))
+        patch.setattr(winograd_plan, "_best", lambda problem, target: pick(list(winograd_plan.plans(problem, target))))
+        lowered = winograd.schedule(region, target)
     assert lowered is not None
     return lowered
 
 
-def convolution(x: np.ndarray, w: np.ndarray, pads: Sequence[int]) -> np.ndarray:
+def fastest(plans: list[Plan]) -> Plan:
+    return min(plans, key=lambda plan: plan.cycles)
+
+
+def convolution(
+    x: np.ndarray, w: np.ndarray, pads: Sequence[int], strides: Sequence[int] = (1, 1), group: int = 1
+) -> np.ndarray:
     """The convolution of a channels-last image in f64."""
     top, left, bottom, right = pads
     padded = np.pad(x.astype(np.float64), ((0, 0), (top, bottom), (left, right), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
-    return np.einsum("nhwckl,fckl->nhwf", windows, w.astype(np.float64))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, w.shape[2:], axis=(1, 2))
+    windows = windows[:, :: strides[0], :: strides[1]]
+    parts = zip(np.split(windows, group, axis=3), np.split(w.astype(np.float64), group), strict=True)
+    return np.concatenate([np.einsum("nhwckl,fckl->nhwf", *part) for part in parts], axis=3)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("taps", [2, 3, 5, 7])
+@pytest.mark.parametrize("outputs", [1, 2, 3, 4, 6])
+def test_algorithms_are_exact(outputs: int, taps: int, stride: int) -> None:
+    """In rational numbers an algorithm gives what the definition gives; its products are as few as they can be."""
+    if not filtering.exists(outputs, taps, stride):
+        return
+    found = filtering.filtering(outputs, taps, stride)
+    data = [Fraction(3 * i * i - 7 * i + 2, i + 1) for i in range(found.inputs)]
+    weights = [Fraction(5 - 2 * k, k * k + 3) for k in range(taps)]
+    products = [
+        sum(map(mul, a, data), Fraction(0)) * sum(map(mul, b, weights), Fraction(0))
+        for a, b in zip(found.data, found.weights, strict=True)
+    ]
+    expected = [sum(data[i * stride + k] * weights[k] for k in range(taps)) for i in range(outputs)]
+    assert [sum(map(mul, row, products), Fraction(0)) for row in found.results] == expected
+    counts = [len(range(phase, taps, stride)) for phase in range(min(stride, taps))]
+    assert found.products == sum(outputs + count - 1 for count in counts)
+
+
+KERNELS = [(3, 3), (3, 3), (1, 3), (3, 1), (5, 5), (2, 2), (1, 7), (5, 3)]
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("known", [True, False])
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_geometry(target: str, known: bool, data: st.DataObject) -> None:
-    """Any image, padding and number of tasks, with bias, residual and ReLU; sizes known, or told by the run."""
+    """Any image, kernel, stride, padding, group, algorithm and number of tasks, with bias, residual and ReLU; sizes
+    known, or told by the run."""
     chosen = machine(target, data.draw(st.integers(1, 3), "tasks"))
     lanes = chosen.lanes(32)
-    channels, filters = (lanes * data.draw(st.integers(1, 3), what) for what in ("channels", "filters"))
+    group = data.draw(st.sampled_from([1, 1, 2]), "group")
+    channels, filters = (data.draw(st.integers(1, 2 * lanes + 3), what) for what in ("channels", "filters"))
+    kernel = data.draw(st.sampled_from(KERNELS), "kernel")
+    strides = [data.draw(st.sampled_from([1, 1, 2]), "stride") for _ in range(2)]
     pads = [data.draw(st.integers(0, 2), "pad") for _ in range(4)]
-    spatial = [data.draw(st.integers(3, 14), "extent") for _ in range(2)]
+    spatial = [data.draw(st.integers(taps, 14), "extent") for taps in kernel]
     random = np.random.default_rng(data.draw(st.integers(0, 99), "seed"))
-    x = random.standard_normal((data.draw(st.integers(1, 3), "images"), *spatial, channels)).astype(np.float32)
-    w = (random.standard_normal((filters, channels, 3, 3)) / 8).astype(np.float32)
-    bias = random.standard_normal(filters).astype(np.float32)
-    sums = convolution(x, w, pads) + bias
+    images = data.draw(st.integers(1, 3), "images")
+    x = random.standard_normal((images, *spatial, group * channels)).astype(np.float32)
+    w = (random.standard_normal((group * filters, channels, *kernel)) / 8).astype(np.float32)
+    bias = random.standard_normal(group * filters).astype(np.float32)
+    sums = convolution(x, w, pads, strides, group) + bias
     residual = random.standard_normal(sums.shape).astype(np.float32)
-    symbolic: Any = x.shape if known else (N, H, W, channels)
+    symbolic: Any = x.shape if known else (N, H, W, group * channels)
     sizes = {} if known else dict(zip("NHW", x.shape[:3], strict=True))
-    attributes = CHANNELS_LAST | {"pads": pads}
+    attributes = CHANNELS_LAST | {"pads": pads, "strides": strides, "group": group}
     output = make_region("Conv", [(symbolic, "f4"), w, bias], attributes).outputs[0][1].shape
     region = make_region(
         "Conv", [(symbolic, "f4"), w, bias], attributes, [(output, "f4")], lambda y, other: maximum(y + other, 0.0)
     )
-    with pytest.MonkeyPatch.context() as patch:
-        lowered = always(region, chosen, patch)
-    small = x.size * sums.size < 50_000
+    lowered = lowered_by(region, chosen, lambda plans: plans[data.draw(st.integers(0, len(plans) - 1), "plan")])
+    small = x.size * sums.size < 10_000
     for interpret in (False, True) if small else (False,):
         (result,) = run(region, lowered, chosen, [x, w, bias, residual], sizes, interpret)
         expected = np.maximum(sums + residual, 0)
-        np.testing.assert_allclose(result, expected, rtol=0, atol=3e-5 * np.abs(sums).max())
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(sums).max())
 
 
-def test_exact_on_numbers_that_need_no_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of weights whose transforms are exact, sums are exact too: no coefficient is a little wrong."""
+@pytest.mark.parametrize("stride", [1, 2])
+def test_exact_on_numbers_that_need_no_rounding(stride: int) -> None:
+    """Of weights whose transforms are exact, sums are exact too."""
     chosen = machine("host")
     lanes = chosen.lanes(32)
     random = np.random.default_rng(0)
     x = random.integers(-2, 3, (1, 9, 10, lanes)).astype(np.float32)
-    w = (576 * random.integers(-1, 2, (lanes, lanes, 3, 3))).astype(np.float32)
-    region = make_region("Conv", [(x.shape, "f4"), w], CHANNELS_LAST | {"pads": [1, 1, 1, 1]})
-    (result,) = run(region, always(region, chosen, monkeypatch), chosen, [x, w])
-    np.testing.assert_array_equal(result, convolution(x, w, [1, 1, 1, 1]))
+    w = (4 * random.integers(-1, 2, (lanes, lanes, 3, 3))).astype(np.float32)
+    region = make_region("Conv", [(x.shape, "f4"), w], CHANNELS_LAST | {"pads": [1] * 4, "strides": [stride] * 2})
+    lowered = lowered_by(
+        region, chosen, lambda plans: next(p for p in plans if p.axes[0].outputs == 2 == p.axes[1].outputs)
+    )
+    (result,) = run(region, lowered, chosen, [x, w])
+    np.testing.assert_array_equal(result, convolution(x, w, [1] * 4, [stride] * 2))
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "x86-64"])
-def test_inner_loop_has_no_spills(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inner_loop_has_no_spills(target: str) -> None:
     chosen = machine(target)
     w = np.ones((64, 64, 3, 3), np.float32)
     region = make_region("Conv", [((1, 56, 56, 64), "f4"), w], CHANNELS_LAST | {"pads": [1, 1, 1, 1]})
-    loops = summing_loops(always(region, chosen, monkeypatch), chosen)
+    loops = summing_loops(lowered_by(region, chosen, fastest), chosen)
     assert loops
     assert not any(spills(loop) for loop in loops)
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "filters", "chosen"),
-    [(56, 64, 64, True), (28, 128, 128, True), (14, 256, 256, True), (3, 16, 16, False), (8, 512, 2048, False)],
+    ("size", "channels", "filters", "stride", "chosen"),
+    [
+        (56, 64, 64, 1, True),
+        (14, 256, 256, 1, True),
+        (7, 512, 512, 1, True),
+        (120, 96, 24, 1, True),
+        (56, 128, 128, 2, True),
+        (3, 16, 16, 1, False),
+        (8, 512, 2048, 2, False),
+        (112, 3, 64, 2, False),
+    ],
 )
-def test_chosen_where_it_pays(size: int, channels: int, filters: int, chosen: bool) -> None:
-    target = replace(Target.parse("x86-64-v4"), winograd=True)
+def test_chosen_where_it_pays(size: int, channels: int, filters: int, stride: int, chosen: bool) -> None:
+    target = replace(Target.parse("znver4"), winograd=True)
     w = np.ones((filters, channels, 3, 3), np.float32)
-    region = make_region("Conv", [((1, size, size, channels), "f4"), w], CHANNELS_LAST | {"pads": [1, 1, 1, 1]})
+    attributes = CHANNELS_LAST | {"pads": [1] * 4, "strides": [stride] * 2}
+    region = make_region("Conv", [((1, size, size, channels), "f4"), w], attributes)
     assert (winograd.schedule(region, target) is not None) == chosen
 
 
-@pytest.mark.parametrize("given", [{"strides": [2, 2]}, {"dilations": [2, 2]}, {"group": 2}])
+def test_multiply_adds_of_targets() -> None:
+    """Zen 4 does 512-bit vectors in halves, servers of Intel and Zen 5 two at a time; without FMA one sum a cycle."""
+    names = ("znver4", "znver5", "sapphirerapids", "haswell", "x86-64", "neoverse-v1", "aarch64")
+    assert [Target.parse(name).multiply_adds for name in names] == [1, 2, 2, 2, 1, 4, 2]
+
+
+@pytest.mark.parametrize("given", [{"dilations": [2, 2]}, {"group": 64}])
 def test_left_to_other_schedules(given: dict[str, Any]) -> None:
     w = np.ones((64, 64 // given.get("group", 1), 3, 3), np.float32)
     region = make_region("Conv", [((1, 56, 56, 64), "f4"), w], CHANNELS_LAST | {"pads": [1, 1, 1, 1]} | given)
