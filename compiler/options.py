@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..passes.pipeline import Pass
 
 WINOGRAD = ("off", "auto")
+STRASSEN = {"off": 0, "auto": 1, "two": 2}
+"""Levels that matrix products may use."""
 Model: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | Graph"
 
 
@@ -27,7 +29,7 @@ class Options:
     `passes.DEFAULT_PIPELINE`).
 
     `shapes` may leave axes open by None; those that stay symbols of their own are taken to be `smallest` or larger.
-    `winograd` "auto" allows CPUs minimal filtering (see `compile`).
+    `winograd` "auto" allows CPUs minimal filtering, `strassen` "auto" or "two" Strassen's method (see `compile`).
     `max_memory` is a limit in bytes (or "2G") for constants, and for intermediate values with outputs (None: the memory
     that this machine has).
     `progress(what, done, total)` and `after(pass, graph, seconds)` are told how compiling goes on.
@@ -43,6 +45,7 @@ class Options:
     smallest: int = 0
     max_memory: int | str | None = None
     winograd: str = "off"
+    strassen: str = "off"
     progress: Callable[[str, int, int], None] | None = field(default=None, compare=False)
     after: Callable[[Pass, Graph, float], None] | None = field(default=None, compare=False)
 
@@ -53,7 +56,7 @@ class Options:
         sizes = sorted((self.dims or {}).items()), sorted((self.shapes or {}).items()), self.smallest
         threads = planned_threads(target, self.threads)
         machine = (target.name, target.triple, target.cpu, target.features, target.multiprocessors, threads)
-        return (*machine, *sizes, self.precision, self.pipeline, self.winograd)
+        return (*machine, *sizes, self.precision, self.pipeline, self.winograd, self.strassen)
 
 
 def resolve_target(target: str | Target | None) -> Target:
@@ -68,10 +71,13 @@ def target_of(options: Options) -> Target:
         raise UnsupportedError(f"{target}: there is no precision {options.precision!r}, only {', '.join(known)}")
     if options.winograd not in WINOGRAD:
         raise UnsupportedError(f"winograd is {options.winograd!r}: it can be {' or '.join(WINOGRAD)}")
+    if options.strassen not in STRASSEN:
+        raise UnsupportedError(f"strassen is {options.strassen!r}: it can be {', '.join(STRASSEN)}")
     products = "tf32" if options.precision == "tf32" else target.products
     threads = planned_threads(target, options.threads)
     winograd, subnormals = options.winograd == "auto", options.precision != "bf16"
-    return replace(target, products=products, winograd=winograd, subnormals=subnormals, threads=threads)
+    methods = {"winograd": winograd, "strassen": STRASSEN[options.strassen]}
+    return replace(target, products=products, subnormals=subnormals, threads=threads, **methods)
 
 
 def planned_threads(target: Target, wanted: int | None) -> int:

@@ -93,6 +93,8 @@ class Target:
 
     `winograd` allows convolutions by minimal filtering, whose rounding errors are some ten times larger. Without
     `subnormals` rounding to bf16 may make zeros of numbers below the least normal one, as VCVTNEPS2BF16 does.
+    `strassen` is how many levels of Strassen's method products of matrices may use; their errors are some two times
+    larger.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Target:
     shared_bytes: int = 0
     products: str = "f32"
     winograd: bool = False
+    strassen: int = 0
     subnormals: bool = True
     multiply_adds: int = 2
 

@@ -23,6 +23,7 @@ class Job:
     threads: int
     precision: str = ""
     winograd: str = "off"
+    strassen: str = "off"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def load_onnxc(job: Job) -> Loaded:
 
     executable = compile_model(
         job.path, dims=dict(job.dims), threads=job.threads, precision=job.precision or "f32", target="host",
-        winograd=job.winograd,
+        winograd=job.winograd, strassen=job.strassen,
     )  # fmt: skip
     if isinstance(executable, Deferred):  # its code comes with the first run
         return Loaded(executable.run)

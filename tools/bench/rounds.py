@@ -37,6 +37,7 @@ class Setting:
     threads: int = 1
     winograd: str = "off"
     name: str = ""
+    strassen: str = "off"
 
     @property
     def cpus(self) -> list[int]:
@@ -161,6 +162,7 @@ def _started(stack: ExitStack, engine: str, setting: Setting, folder: Path, cold
         "job": {
             "path": setting.path, "dims": dict(setting.dims), "threads": setting.threads,
             "winograd": setting.winograd,
+            "strassen": setting.strassen,
             "shapes": {name: array.shape for name, array in setting.inputs.items()},
         },
     }  # fmt: skip

@@ -66,6 +66,9 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 )
 @click.option("--precision", default="", metavar="TYPE", help="Of onnxc: f32, bf16, f16.")
 @click.option("--winograd", type=click.Choice(("off", "auto")), default="off", show_default=True, help="Of onnxc.")
+@click.option(
+    "--strassen", type=click.Choice(("off", "auto", "two")), default="off", show_default=True, help="Of onnxc."
+)
 @click.option("--threads", type=Numbers(), default=(1,), metavar="N,N", help="Threads; one table row for each number.")
 @click.option("--batch", type=Numbers(), default=(), metavar="N,N", help="Sizes of the open first axis of the inputs.")
 @click.option("--dim", "dims", type=Size(), multiple=True, metavar="SYMBOL=N", help="Fix a symbolic size. Repeatable.")
@@ -85,7 +88,7 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 )
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Write all that was measured to a file.")
 def command(
-    models: tuple[str, ...], against: str, precision: str, winograd: str, threads: tuple[int, ...],
+    models: tuple[str, ...], against: str, precision: str, winograd: str, strassen: str, threads: tuple[int, ...],
     batch: tuple[int, ...], dims: tuple[tuple[str, int], ...], shapes: tuple[tuple[str, tuple[int, ...]], ...],
     given: tuple[str, ...], rounds: int, seconds: float, seed: int, no_cold: bool, profile: bool, top: int,
     file: str | None,
@@ -109,7 +112,7 @@ def command(
 
     engines = [f"{OWN}:{precision}" if precision else OWN, *_engines(against)]
     records: list[dict[str, Any]] = []
-    for setting in _settings(models, threads, batch, dict(dims), dict(shapes), given, seed, winograd):
+    for setting in _settings(models, threads, batch, dict(dims), dict(shapes), given, seed, winograd, strassen):
         note(f"{setting.name}: {_sizes(setting)}")
         if profile:
             records.append(_profile(setting, precision, top))
@@ -142,7 +145,7 @@ def _engines(text: str) -> list[str]:
 
 def _settings(
     models: Sequence[str], threads: Sequence[int], batch: Sequence[int], dims: Mapping[str, int],
-    shapes: Mapping[str, tuple[int, ...]], given: Sequence[str], seed: int, winograd: str,
+    shapes: Mapping[str, tuple[int, ...]], given: Sequence[str], seed: int, winograd: str, strassen: str,
 ) -> list[Setting]:  # fmt: skip
     """Every model at every batch size and number of threads, with inputs that suit it."""
     from ..bench.rounds import Setting
@@ -157,7 +160,7 @@ def _settings(
         for size in batch or (None,):
             chosen = {**dims, **dict.fromkeys(leading, size)} if size is not None else dims
             sizes, inputs = inputs_of(path, chosen, {**usual.shapes, **shapes}, given or usual.inputs, seed)
-            found += [Setting(path, sizes, inputs, count, winograd, name) for count in threads]
+            found += [Setting(path, sizes, inputs, count, winograd, name, strassen) for count in threads]
     return found
 
 
@@ -186,7 +189,12 @@ def _profile(setting: Setting, precision: str, top: int) -> dict[str, Any]:
 
     target = Target.host()
     options = Options(
-        target, setting.dims, threads=setting.threads, precision=precision or "f32", winograd=setting.winograd
+        target,
+        setting.dims,
+        threads=setting.threads,
+        precision=precision or "f32",
+        winograd=setting.winograd,
+        strassen=setting.strassen,
     )
     limits = limits_of(target)
     try:

@@ -25,6 +25,7 @@ from .epilogue import finish_tile
 from .packing import Columns, Panels, column_runs, first_lanes, pack_call, packer
 from .product import Product, find_product, flattened
 from .register_tile import Tile, choose_tile, multiply_accumulate, remainders
+from .strassen import Strassen, choose_plan
 
 # Row tiles in one task of a parallel loop, at least: shorter tasks do not repay their start.
 TASK_TILES = 4
@@ -43,6 +44,10 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     array = region.constants.get(found.right.buffer.name)
     if not all(isinstance(axis.extent, int) for axis in (*found.batch, *found.depth, found.column)):
         array = None  # the other operand's sizes, of which only the run tells that they are those of the constant
+    plan = choose_plan(found, target, target.strassen) if array is not None and target.strassen else None
+    if plan is not None:
+        assert array is not None
+        return Strassen(region, found, outputs, array, plan).lowered()
     made = _Gemm(region, target, found, outputs, array)
     if made.rows == 1 and array is None and not made.in_place:
         return None  # One row by a matrix that lies the other way: a loop nest reads it once, in order.

@@ -1,0 +1,397 @@
+"""Matrix products by constant weights with fewer multiplications: Strassen's method, one or two levels of it.
+
+Rows, summed index and columns are cut in two (or four); of sums of the blocks, 7 (or 49) products are formed where the
+definition forms 8 (or 64), and each is added to some blocks of the result (Strassen 1969). As in J. Huang, T. Smith,
+G. Henry, R. van de Geijn, "Strassen's Algorithm Reloaded" (SC'16) only the left operand's sums pass through memory: the
+weights' sums are formed and packed when the model is compiled (7/4 or 49/16 of the weights), and the result's blocks
+are a few panels in the second-level cache, to which each register tile is added by a table of places and signs, so
+that all products share one inner loop. The epilogue is applied to the finished panels.
+
+Sums are of numbers that were added and subtracted before. Measured against f64 on layers of transformers (normal
+operands, depth 384 to 3072) the largest error is 0.5 to 2.3e-6 of the largest output at one level and up to 2.5e-6 at
+two; the definition's is 0.6 to 1.4e-6. Unlike the definition's it is relative to the largest number of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ....ir import loops as k
+from ....ir import scalars as s
+from ....ir.dims import Dim, dim_max, dim_min, product, symbol
+from ....ir.dtypes import F32, I64
+from ....ir.loops import Address, Alias, Alloc, Define, For, If, Intrinsic, Let, Statement, Store
+from ....ir.scalars import Buffer, Scalar
+from ....ir.target import Target
+from ....passes.regions import Lowered, Region
+from ...kernels.calls import call
+from ...kernels.epilogue import Epilogue
+from .packing import matrices
+from .product import Product, flattened
+from .register_tile import Tile, accumulators, choose_tile, multiply_accumulate, pieces
+
+# Of blocks 11, 12, 21, 22: what the seven products take from the left and the right operand, and which blocks of the
+# result they are added to.
+LEFT = ((1, 0, 0, 1), (0, 0, 1, 1), (1, 0, 0, 0), (0, 0, 0, 1), (1, 1, 0, 0), (-1, 0, 1, 0), (0, 1, 0, -1))
+RIGHT = ((1, 0, 0, 1), (1, 0, 0, 0), (0, 1, 0, -1), (-1, 0, 1, 0), (0, 0, 0, 1), (1, 1, 0, 0), (0, 0, 1, 1))
+RESULT = ((1, 0, 0, 1), (0, 0, 1, -1), (0, 1, 0, 1), (1, 0, 1, 0), (-1, 1, 0, 0), (0, 0, 0, 1), (1, 0, 0, 0))
+UPDATES = 12
+"""Blocks of the result that the seven products are added to, together."""
+
+PANEL_BYTES = 112 << 10
+"""What finished panels may take of the stack, and (as an eighth) of the second-level cache."""
+# Measured on Zen 4, one thread, weights not in a cache. Cycles to add a vector to a block of the result, and for its
+# epilogue; bytes a cycle of sums of the left operand, where they fit the second-level cache and where not; bytes a
+# cycle of weights from memory, and what of their time is left although they are fetched ahead (of as many as the
+# definition takes, less); what a product by the definition takes beyond its multiply-adds.
+UPDATE_CYCLES = 3.0
+FINISH_CYCLES = 6.0
+NEAR_BYTES_PER_CYCLE = 12.0
+FAR_BYTES_PER_CYCLE = 6.0
+MEMORY_BYTES_PER_CYCLE = 6.0
+MEMORY_SHARE = 0.25
+CLASSICAL_SHARE = 0.1
+CLASSICAL = 1.03
+WORTH = 1.04
+"""How many times faster a level more must be: it makes the weights larger by three quarters."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Levels of the method, the register tile, rows of a block (of each part of rows) whose results are in a cache at
+    a time, and how long all takes, in cycles of one core."""
+
+    levels: int
+    tile: Tile
+    block: int
+    cycles: float = 0.0
+
+    @property
+    def parts(self) -> int:
+        """Parts of rows, of the summed index, and of the columns of a group of panels."""
+        return 1 << self.levels
+
+    @property
+    def products(self) -> int:
+        return 7**self.levels
+
+
+def choose_plan(found: Product, target: Target, levels: int = 1) -> Plan | None:
+    """The fastest plan of at most `levels` levels; None where the definition is about as fast, or sizes do not fit."""
+    sizes = [axis.extent for axis in (*found.rows, *found.depth, found.column)]
+    if found.batch or not found.depth or found.dtype != F32 or found.left.dtype != F32:
+        return None
+    if not all(isinstance(size, int) and size > 0 for size in sizes) or found.depth[-1].left != 1:
+        return None
+    rows, depth = (_known(product(axis.extent for axis in axes)) for axes in (found.rows, found.depth))
+    columns, lanes = _known(found.column.extent), target.lanes(32)
+    weights = depth * columns * F32.bytes / MEMORY_BYTES_PER_CYCLE
+    arithmetic = CLASSICAL * rows * depth * -(-columns // lanes) / target.multiply_adds
+    least = max(arithmetic, weights) + CLASSICAL_SHARE * weights
+    best = None
+    for level in range(1, levels + 1):
+        plan = _plan(found, target, level, rows, depth, columns)
+        if plan is None or plan.cycles * WORTH > least:
+            break
+        best, least = plan, plan.cycles
+    return best
+
+
+def _plan(found: Product, target: Target, levels: int, rows: int, depth: int, columns: int) -> Plan | None:
+    """What so many levels cost; None where the operands cannot be cut so."""
+    parts, lanes = 1 << levels, target.lanes(32)
+    outer, inner = _known(found.depth[0].extent), _known(found.depth[-1].extent)
+    if outer % parts or (inner // parts if len(found.depth) == 1 else inner) % lanes:
+        return None
+    height, wide = -(-rows // parts), -(-columns // (parts * lanes))
+    if rows < 2 * parts or wide * lanes * parts > 2 * columns:
+        return None
+    tile = choose_tile(height, wide * lanes, depth // parts, F32, target)
+    room = min(PANEL_BYTES, target.l2_bytes // 8) // (parts * parts * tile.width * F32.bytes)
+    if room < tile.rows:
+        return None
+    blocks = -(-height // (room // tile.rows * tile.rows))
+    block = min(height, -(-height // (blocks * tile.rows)) * tile.rows)
+    plan = Plan(levels, tile, block)
+    vectors = height * sum(size * count for size, count in pieces(wide, tile.vectors))
+    arithmetic = plan.products * vectors * (depth // parts) / target.multiply_adds
+    moved = vectors * (UPDATES**levels * UPDATE_CYCLES + parts * parts * FINISH_CYCLES)
+    sums = (rows * depth + plan.products * height * (depth // parts)) * F32.bytes
+    sums_rate = NEAR_BYTES_PER_CYCLE if sums <= target.l2_bytes * 3 // 4 else FAR_BYTES_PER_CYCLE
+    weights = plan.products * (depth // parts) * wide * lanes * F32.bytes / MEMORY_BYTES_PER_CYCLE
+    return Plan(levels, tile, block, max(arithmetic + moved, weights) + MEMORY_SHARE * weights + sums / sums_rate)
+
+
+def coefficients(table: Sequence[Sequence[int]], levels: int) -> np.ndarray:
+    """[products, row of blocks, column of blocks] of `levels` levels: the table's products with itself."""
+    once = np.array(table, np.int64).reshape(7, 2, 2)
+    result = np.ones((1, 1, 1), np.int64)
+    for _ in range(levels):
+        result = np.kron(result, once)
+    return result
+
+
+class Strassen:
+    """The kernels of one product."""
+
+    def __init__(self, region: Region, found: Product, outputs: Epilogue, array: np.ndarray, plan: Plan) -> None:
+        self.region, self.found, self.outputs, self.array = region, found, outputs, array
+        self.plan, self.tile, self.lanes = plan, plan.tile, plan.tile.lanes
+        self.rows = _known(product(axis.extent for axis in found.rows))
+        self.depth = _known(product(axis.extent for axis in found.depth)) // plan.parts
+        self.columns = _known(found.column.extent)
+        self.height = -(-self.rows // plan.parts)
+        self.missing = self.height * plan.parts - self.rows
+        # One vector more: rows whose distance is a power of two would fall into the same sets of the cache.
+        self.step = self.depth + self.lanes
+        self.groups = [*self._groups()]
+        self.sums = Buffer("sums", F32, plan.products * self.height * self.step)
+        vectors = sum(count * each for _, count, each in self.groups)
+        self.packed = Buffer("packed", F32, plan.products * self.depth * vectors * self.lanes)
+        self.most = 2**plan.levels  # blocks that one product is added to
+        self.places = Buffer("places", I64, plan.products * (1 + self.most))
+        self.signs = Buffer("signs", F32, plan.products * self.most)
+        self.blocks = Buffer("blocks", F32, plan.parts**2 * plan.block * self.tile.width, "stack")
+
+    def _groups(self) -> Iterator[tuple[int, int, int]]:
+        """(first, count, vectors of a part) of groups of panels that are as many columns as there are parts."""
+        parts = self.plan.parts
+        vectors = -(-self.columns // self.lanes)
+        full, rest = divmod(vectors, parts * self.tile.vectors)
+        if full and not rest and self.columns % self.lanes:
+            full, rest = full - 1, parts * self.tile.vectors  # the last one ends within a vector
+        if full:
+            yield 0, full, self.tile.vectors
+        if rest:
+            yield full, 1, -(-rest // parts)
+
+    def lowered(self) -> Lowered:
+        method = "strassen" if self.plan.levels == 1 else f"strassen{self.plan.levels}"
+        add = call(self.region, f"f32_{method}_sums", tuple(self._sums()), (self.sums,))
+        buffers = (self.sums, self.packed, self.places, self.signs)
+        multiply = call(self.region, f"f32_{method}_{self.tile}", (self._tasks(),), buffers)
+        made: dict[str, Callable[[], np.ndarray]] = {
+            self.packed.name: self._pack,
+            self.places.name: lambda: self._table()[0],
+            self.signs.name: lambda: self._table()[1],
+        }
+        return Lowered((add, multiply), (self.sums,), made)
+
+    # Constants
+
+    def _pack(self) -> np.ndarray:
+        """Sums of the weights' blocks: [group of panels][product][depth][columns of a part]."""
+        (weights,) = matrices(self.found, self.array)
+        parts, products = self.plan.parts, self.plan.products
+        result = np.empty(_known(self.packed.size), np.float32)
+        at = column = 0
+        for _, count, vectors in self.groups:
+            width = vectors * self.lanes
+            for _ in range(count):
+                here = weights[:, column : column + parts * width]
+                if here.shape[1] != parts * width:
+                    here = np.pad(here, ((0, 0), (0, parts * width - here.shape[1])))
+                size = products * self.depth * width
+                made = result[at : at + size].reshape(products, self.depth, width)
+                _weight_sums(here.reshape(parts, self.depth, parts, width).swapaxes(1, 2), made)
+                at, column = at + size, column + parts * width
+        return result
+
+    def _table(self) -> tuple[np.ndarray, np.ndarray]:
+        """Per product how many blocks of the result it is added to and which, and their signs."""
+        places = np.zeros((self.plan.products, 1 + self.most), np.int64)
+        signs = np.zeros((self.plan.products, self.most), np.float32)
+        for number, blocks in enumerate(coefficients(RESULT, self.plan.levels)):
+            (where,) = np.nonzero(blocks.reshape(-1))
+            places[number, 0] = len(where)
+            places[number, 1 : 1 + len(where)] = where
+            signs[number, : len(where)] = blocks.reshape(-1)[where]
+        return places.reshape(-1), signs.reshape(-1)
+
+    # Sums of the left operand's blocks
+
+    def _sums(self) -> Iterator[Statement]:
+        whole = self.height - self.missing
+        row = k.index_symbol("row", whole)
+        if whole:
+            yield For("row", whole, tuple(self._row_sums(row, self.plan.parts)), "parallel")
+        if self.missing:
+            last = whole + k.index_symbol("last", self.missing)
+            yield For("last", self.missing, tuple(self._row_sums(last, self.plan.parts - 1)))
+
+    def _row_sums(self, row: Dim, there: int) -> Iterator[Statement]:
+        """The sums of one row of each part of rows, of which the first `there` have it."""
+        parts, found, lanes = self.plan.parts, self.found, self.lanes
+        extents = [_known(axis.extent) for axis in found.depth]
+        extents[0] //= parts
+        extents[-1] //= lanes
+        at = [k.index_symbol(axis.name, extent) for axis, extent in zip(found.depth, extents, strict=True)]
+        at[-1] = at[-1] * lanes
+        half = _known(found.depth[0].extent) // parts * found.depth[0].left
+        inside = sum((index * axis.left for index, axis in zip(at, found.depth, strict=True)), 0)
+        body: list[Statement] = []
+        blocks: list[list[Scalar]] = []
+        for i in range(parts):
+            where = flattened(found.rows, row + i * self.height)
+            start = found.left_start + inside + sum((where[axis.name] * axis.left for axis in found.rows), 0)
+            line: list[Scalar] = []
+            for j in range(parts):
+                there_is = s.load(found.left.buffer, start + j * half, lanes)
+                line.append(_named(body, f"block{i}_{j}", there_is if i < there else s.const(0, F32, lanes)))
+            blocks.append(line)
+        position: Dim = row * self.step
+        offset: Dim = 0
+        for axis, index in zip(found.depth, at, strict=True):
+            offset = offset * axis.extent + index
+        for number, value in enumerate(_left_sums(body, blocks)):
+            body.append(Store(self.sums, number * (self.height * self.step) + position + offset, value))
+        for axis, extent in reversed([*zip(found.depth, extents, strict=True)]):
+            body = [For(axis.name, extent, tuple(body))]
+        yield from body
+
+    # The products. Tasks: (group of panels, block of rows), blocks of one group following one another
+
+    def _tasks(self) -> Statement:
+        block = self.plan.block
+        blocks = -(-self.height // block)
+        tasks = sum(count for _, count, _ in self.groups) * blocks
+        task = k.index_symbol("task", tasks)
+        first: Dim = symbol("block", 0, blocks - 1) * block
+        rows: Dim = block
+        here: list[Statement] = [Let("block", task % blocks), Let("group", task // blocks), Alloc(self.blocks)]
+        if self.height % block:
+            here.append(Let("rows", dim_min(block, self.height - first)))
+            rows = symbol("rows", 0, block)
+        inner: tuple[Statement, ...] = ()
+        for group in reversed(self.groups):
+            statements = tuple(self._group(*group, first, rows))
+            condition = s.index(symbol("group")) < s.index(group[0] + group[1])
+            inner = (If(condition, statements, inner),) if inner else statements
+        return For("task", tasks, (*here, *inner), "parallel")
+
+    def _group(self, first: int, count: int, vectors: int, first_row: Dim, rows: Dim) -> Iterator[Statement]:
+        """All products of one group of panels and one block of rows, then their epilogue."""
+        plan, lanes, width = self.plan, self.lanes, vectors * self.lanes
+        group: Dim = symbol("group", 0, first + count - 1) if count != 1 else first
+        size = plan.parts**2 * plan.block * width
+        clear = Store(self.blocks, k.index_symbol("clear", size // lanes) * lanes, s.const(0, F32, lanes))
+        yield For("clear", size // lanes, (clear,))
+        number = k.index_symbol("product", plan.products)
+        # Groups before this one are as wide as the tile.
+        right = group * (plan.products * self.depth * self.tile.width) + number * (self.depth * width)
+        step = self.tile.rows
+        full = rows // step
+        tile = k.index_symbol("tile", full)
+        body: list[Statement] = [
+            For("tile", full, tuple(self._tile(Tile(step, vectors, lanes), right, first_row, tile * step, tile)))
+        ]
+        if self.height % step:
+            small = Tile(self.height % step, vectors, lanes)
+            statements = tuple(self._tile(small, right, first_row, full * step, full))
+            body.append(If(s.const(0, I64) < s.index(rows - full * step), statements))
+        yield For("product", plan.products, tuple(body))
+        yield self._finish(group * (plan.parts * self.tile.width), width, first_row, rows)
+
+    def _tile(self, tile: Tile, start: Dim, first_row: Dim, row: Dim, number: Dim) -> Iterator[Statement]:
+        """One product's register tile, added to the blocks of the result it belongs to; the `number`th of its panel."""
+        plan, lanes, depth = self.plan, self.lanes, self.depth
+        which = k.index_symbol("product", plan.products)
+        left, right, c = Buffer("left", F32), Buffer("right", F32), k.index_symbol("c", depth)
+        yield Alias(left, self.sums, (which * self.height + first_row + row) * self.step)
+        yield Alias(right, self.packed, start)
+        # While the tiles of a panel use it, they fetch the next one, each its share: weights come from memory.
+        tiles = -(-plan.block // self.tile.rows)
+        lines = -(-tile.width // (tiles * lanes))
+        share = -(-tile.width // (tiles * lines))
+        ahead = depth * tile.width + (number * depth + c) * (share * lines)
+        fetch = [Intrinsic("prefetch", (Address(right, ahead + line * share),)) for line in range(lines)]
+        yield from multiply_accumulate(
+            tile,
+            F32,
+            [("c", depth)],
+            lambda i: s.load(left, i * self.step + c),
+            lambda v: s.load(right, c * tile.width + v * lanes, lanes),
+            beside=fetch,
+        )
+        sums, target = accumulators(tile, F32), k.index_symbol("target", self.most)
+        sign, into = Buffer("sign", F32, 1, "register", lanes), Buffer("into", F32)
+        place = symbol("place", 0, plan.parts**2 - 1)
+        add: list[Statement] = [
+            Let("place", s.load(self.places, which * (1 + self.most) + 1 + target)),
+            Define(sign, s.widen(s.load(self.signs, which * self.most + target), lanes)),
+            Alias(into, self.blocks, (place * plan.block + row) * tile.width),
+        ]
+        for i in range(tile.rows * tile.vectors):
+            total = s.fma(s.load(sign, 0, lanes), s.load(sums, i, lanes), s.load(into, i * lanes, lanes))
+            add.append(Store(into, i * lanes, total))
+        yield Let("targets", s.load(self.places, which * (1 + self.most)))
+        yield For("target", symbol("targets", 1, self.most), tuple(add))
+
+    def _finish(self, column: Dim, width: int, first_row: Dim, rows: Dim) -> Statement:
+        """The epilogue of all blocks of the result."""
+        plan = self.plan
+        i, j = k.index_symbol("down", plan.parts), k.index_symbol("across", plan.parts)
+        count: Dim = rows
+        if self.missing:
+            count = dim_max(0, dim_min(rows, self.rows - i * self.height - first_row))
+        row = k.index_symbol("line", count)
+        here = flattened(self.found.rows, i * self.height + first_row + row)
+        start = ((i * plan.parts + j) * plan.block + row) * width
+        base = column + j * width
+        partial = isinstance(column, int) and column + plan.parts * width > self.columns
+        extent: Dim = dim_max(0, dim_min(width, self.columns - base)) if partial else width
+        line = self.outputs.loop(here, base, extent, self.blocks, start, "column")
+        return For("down", plan.parts, (For("across", plan.parts, (For("line", count, (line,)),)),))
+
+
+def _left_sums(body: list[Statement], blocks: Sequence[Sequence[Scalar]], stem: str = "sum") -> list[Scalar]:
+    """The products' left factors of a square of blocks, level by level."""
+    if len(blocks) == 1:
+        return [blocks[0][0]]
+    half = len(blocks) // 2
+    result: list[Scalar] = []
+    for number, signs in enumerate(LEFT):
+        inner: list[list[Scalar]] = []
+        for i in range(half):
+            inner.append([])
+            for j in range(half):
+                quarters = [blocks[p * half + i][q * half + j] for p in (0, 1) for q in (0, 1)]
+                terms = [(sign, quarter) for sign, quarter in zip(signs, quarters, strict=True) if sign]
+                terms.sort(key=lambda term: -term[0])
+                total = terms[0][1]
+                if len(terms) == 2:
+                    total = total + terms[1][1] if terms[1][0] > 0 else total - terms[1][1]
+                inner[-1].append(_named(body, f"{stem}{number}_{i}_{j}", total))
+        result += _left_sums(body, inner, f"{stem}{number}_")
+    return result
+
+
+def _weight_sums(blocks: np.ndarray, into: np.ndarray) -> None:
+    """The products' right factors of a square of blocks [parts, parts, depth, columns], level by level."""
+    if len(blocks) == 1:
+        into[0] = blocks[0, 0]
+        return
+    half, each = len(blocks) // 2, len(into) // 7
+    for number, signs in enumerate(RIGHT):
+        quarters = [blocks[p * half : (p + 1) * half, q * half : (q + 1) * half] for p in (0, 1) for q in (0, 1)]
+        terms = [(sign, quarter) for sign, quarter in zip(signs, quarters, strict=True) if sign]
+        terms.sort(key=lambda term: -term[0])
+        total = terms[0][1]
+        if len(terms) == 2:
+            total = total + terms[1][1] if terms[1][0] > 0 else total - terms[1][1]
+        _weight_sums(total, into[number * each : (number + 1) * each])
+
+
+def _named(body: list[Statement], name: str, value: Scalar) -> Scalar:
+    """A register variable with the value."""
+    register = Buffer(name, F32, 1, "register", value.lanes)
+    body.append(Define(register, value))
+    return s.load(register, 0, value.lanes)
+
+
+def _known(dim: Dim) -> int:
+    assert isinstance(dim, int), f"{dim} is not a constant"
+    return dim
