@@ -16,7 +16,7 @@ from ..backends.cuda.runtime.program import DeviceProgram
 from ..backends.cuda.runtime.workspace import Setting
 from ..ir.errors import TargetError
 from ..ir.graph import Value
-from ..passes.draws import with_state
+from ..ir.run_state import with_state
 from .compiled import Compiled
 from .interface import Interface, computed_shape
 from .limits import check_outputs, check_run

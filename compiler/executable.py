@@ -15,8 +15,7 @@ from ..backends.cpu.python_call import ARENA, HELD, Port, PythonCalls, arrays_ar
 from ..ir.dims import symbols
 from ..ir.errors import ShapeError
 from ..ir.program import ALIGNMENT
-from ..passes.checks import raise_faults, words_of
-from ..passes.draws import STATE, started
+from ..ir.run_state import STATE, raise_faults, started, words_of
 from .compiled import Compiled, check_runs_here
 from .interface import Interface, computed_shape
 from .limits import check_outputs, check_run

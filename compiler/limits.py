@@ -12,14 +12,17 @@ import re
 from collections.abc import Mapping, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import ModelProto, NodeProto
 
 from ..ir.dims import Dim, evaluate, symbols
 from ..ir.errors import LimitError, OnnxcError, ShapeError
 from ..ir.graph import TensorType, Type, Value
 from ..ir.program import ALIGNMENT, MARK, ArenaSlot, Program, Run, walk
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 LARGEST_EXTENT = 1 << 48
 """Elements that no tensor has: beyond, neither memory nor the arithmetic of indices follows."""

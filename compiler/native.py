@@ -25,9 +25,8 @@ from ..ir.dims import symbols
 from ..ir.errors import TargetError, UnsupportedError
 from ..ir.graph import Value
 from ..ir.program import ALIGNMENT
+from ..ir.run_state import RECORD, STATE, WORDS, words_of
 from ..ir.target import Target
-from ..passes.checks import RECORD, words_of
-from ..passes.draws import STATE, WORDS
 from .binding import Port, plain
 from .compiled import Compiled
 

@@ -22,6 +22,7 @@ from ..ir.errors import IndexRangeError
 from ..ir.graph import Node, TensorType
 from ..ir.guards import Guard
 from ..ir.program import MARK, Memory, Place, Step
+from ..ir.run_state import RECORD, message, words_of
 from ..ir.scalars import Buffer, Const
 from ..ir.tensors import Tensor, buffer_tensor, reshaped
 from .regions import Region
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from .lower import Lowering
 
 CHECK_INDEX, CHECK_SIZE = "onnxc.CheckIndex", "onnxc.CheckSize"
-RECORD = 3
-"""Words of a record."""
 _NAMES = ("count", "least", "end", "limit", "value")
 COUNT, LEAST, END, LIMIT, VALUE = (symbol(f"{MARK}{name}", None) for name in _NAMES)
 """What the kernels are told: elements, the range [least, end) of each, the limit to report, and a size to check."""
@@ -186,24 +185,6 @@ class Checks:
         places = arguments | {name: Place(self.memory, offset) for name, _, offset in records}
         named = {str(dim): value for dim, value in values.items()}
         return [lowering.run(call, places, region, named) for call in lowered.kernel_calls]
-
-
-def message(text: str, value: int, limit: int) -> str:
-    """The text of a check with what its record tells."""
-    return text.replace("{value}", str(value)).replace("{limit}", str(limit))
-
-
-def words_of(checks: int) -> int:
-    """Words of the memory that so many checks write to."""
-    return 1 + RECORD * checks if checks else 0
-
-
-def raise_faults(texts: Sequence[str], words: Sequence[int]) -> None:
-    """Raises IndexRangeError with the message of the first check that has written its record."""
-    for position, text in enumerate(texts):
-        written, value, limit = words[1 + RECORD * position : 1 + RECORD * (position + 1)]
-        if written:
-            raise IndexRangeError(message(text, int(value), int(limit)))
 
 
 SMALL = 1 << 14

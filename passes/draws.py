@@ -8,8 +8,7 @@ that is written; who runs the program starts them (`started`).
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,30 +16,15 @@ import numpy as np
 from ..ir.dtypes import U64
 from ..ir.graph import Graph, Node
 from ..ir.ops.random import is_drawn
-from ..ir.program import MARK, Memory, Place, Step
+from ..ir.program import Memory, Place, Step
+from ..ir.run_state import STATE as STATE
+from ..ir.run_state import WORDS
 from ..ir.scalars import Buffer
 from ..ir.tensors import Tensor, buffer_tensor
 from .regions import Region
 
 if TYPE_CHECKING:
     from .lower import Lowering
-
-STATE = f"{MARK}random"
-"""The memory of the words."""
-WORDS = 8
-"""Of these, for the program and the loops around an operator; those deeper share the last."""
-
-
-def started() -> np.ndarray:
-    """The words for a program that begins now: the first is random, so two programs draw different numbers."""
-    words = np.zeros(WORDS, np.uint64)
-    words[0] = int.from_bytes(os.urandom(8), "little")
-    return words
-
-
-def with_state(constants: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """The constants of a program, with words of its own where it has random operators."""
-    return {**constants, STATE: started()} if STATE in constants else constants
 
 
 def has_draws(nodes: Sequence[Node]) -> bool:

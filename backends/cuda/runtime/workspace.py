@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ....passes.checks import raise_faults, words_of
+from ....ir.run_state import raise_faults, words_of
 from .driver import Block, Device, Stream
 from .graphs import CaptureBroken, Graph
 from .memory import Pool, checked_bytes, rounded
