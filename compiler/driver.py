@@ -31,7 +31,7 @@ from .interface import Interface
 from .limits import check_program, limit_of
 from .loading import executable_of, loaded
 from .options import Model, Options, resolve_target, target_of
-from .pages import room_for
+from .pages import aligned, room_for
 from .specialize import SpecializingExecutable, load_proto
 
 
@@ -105,7 +105,7 @@ def constants_of(program: Program, large_pages: bool = False) -> tuple[Program, 
     program = replace(program, constants={})
     while waiting:
         name, make = waiting.popitem()
-        array = make() if pages is None else pages.put(make())
+        array = make() if not large_pages else aligned(make()) if pages is None else pages.put(make())
         found[name] = array.view(np.uint8) if program.memories[name].dtype == BOOL and array.dtype == bool else array
     return program, found
 

@@ -13,6 +13,9 @@ import numpy as np
 
 PAGE_BYTES = 2 << 20
 """Of a large page, on x86-64 and (with small ones of 4 KiB) on AArch64."""
+LEAST = PAGE_BYTES // 4
+"""Bytes of constants from which on a large page is worth it: small pages of so many miss each other's places in a
+second-level cache by chance alone."""
 ALIGNMENT = 64
 
 Array = np.ndarray[Any, Any]
@@ -47,7 +50,18 @@ def rounded(size: int) -> int:
 def room_for(sizes: list[int]) -> LargePages | None:
     """Memory for arrays of these bytes; None where large pages are not worth it or unknown."""
     total = sum(map(rounded, sizes))
-    return LargePages(total) if total >= PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE") else None
+    return LargePages(total) if total >= LEAST and hasattr(mmap, "MADV_HUGEPAGE") else None
+
+
+def aligned(array: Array) -> Array:
+    """The array, copied where it does not begin with a line of the caches: vectors of twice as many would be read."""
+    if array.ctypes.data % ALIGNMENT == 0:
+        return array
+    room = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def in_large_pages(constants: Mapping[str, Array]) -> Mapping[str, Array]:

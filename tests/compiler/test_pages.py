@@ -47,6 +47,19 @@ def test_small_constants_stay_where_they_are() -> None:
     assert in_large_pages(arrays) is arrays and room_for([]) is None
 
 
+def test_small_constants_begin_with_a_line_of_the_caches() -> None:
+    """Not in large pages, and not where numpy puts them: at 16 bytes behind such a line."""
+    room = np.zeros(4096, np.uint8)
+    for start in range(0, 80, 16):
+        array = room[start : start + 400].view(np.float32).reshape(10, 10).T
+        placed = pages.aligned(array)
+        assert placed.ctypes.data % pages.ALIGNMENT == 0 and placed.flags.writeable
+        np.testing.assert_array_equal(placed, array)
+    path = Path(__file__).parents[2] / "tools" / "digits.onnx"
+    model = onnxc.compile(path.read_bytes())
+    assert all(array.ctypes.data % pages.ALIGNMENT == 0 for array in model.compiled.constants.values())
+
+
 @linux
 def test_memory_is_free_when_the_last_array_goes() -> None:
     room = room_for([PAGE_BYTES])
