@@ -4,9 +4,12 @@
 ; calls body on disjoint ranges that cover [0, count) and returns when all have finished. At most `threads` threads take
 ; part, the caller among them. Where ranges begin depends on `threads`, so the body must treat each index on its own:
 ; then the result does not. Appended is the architecture's file: @pool.pause, futex, float_mode, set_float_mode.
-; The caller claims chunks until none is left, closes the job, and waits only for workers that had joined it. So one
-; that could not be created, wakes late, or died in a fork costs speed, never progress; and a busy pool (another
-; caller's job, or a body that calls again) needs no queue: the second job runs on its own caller's thread.
+; Each participant has a range of its own, the same part of [0, count) in every job, so that a kernel finds in its
+; core's cache what the kernel before it left there (another core's cache gives a quarter of the bytes in a second). It
+; claims chunks of that range, then of the others' ranges, until none is left. The caller then closes the job, and waits
+; only for workers that had joined it. So one that could not be created, wakes late, or died in a fork costs speed,
+; never progress; and a busy pool (another caller's job, or a body that calls again) needs no queue: the second job runs
+; on its own caller's thread.
 ; Happens-before, for weakly ordered machines; the numbers stand at the instructions below:
 ;   (1) owner:   release by the caller who leaves -> acquire by the next. Orders the plain pool state between callers.
 ;   (2) seats:   release store that opens a job -> acquire by the worker who takes a seat: it sees the job, the reset
@@ -16,6 +19,7 @@
 ;   (4) sleep:   "announce oneself, look at the word" against "change the word, look for sleepers": each side stores,
 ;                then loads another address. Full fences on both sides keep one of the loads from being too early.
 
+%pool.range = type { i64, i64, [6 x i64] } ; the next index to claim, the end; a cache line
 %pool.event = type { i32, i32 } ; a futex word, and how many threads sleep on it or are about to
 ; On separate cache lines by who writes them and when.
 @pool.owner = internal global i32 0, align 64   ; process id of the caller whose job runs; 0 when free
@@ -23,10 +27,10 @@
 @pool.workers = internal global i32 0           ; how many were
 @pool.body = internal global ptr null, align 64 ; the job; written by its caller before the seats open
 @pool.context = internal global ptr null
-@pool.count = internal global i64 0
 @pool.chunk = internal global i64 0             ; indices claimed at a time
 @pool.mode = internal global i64 0              ; the caller's floating-point mode
-@pool.next = internal global i64 0, align 64    ; the next index to claim
+@pool.parts = internal global i64 0             ; how many ranges
+@pool.ranges = internal global [64 x %pool.range] zeroinitializer, align 64
 @pool.seats = internal global i32 0, align 64   ; how many workers may still join; 0 when no job is open
 @pool.opened = internal global %pool.event zeroinitializer, align 64  ; counts jobs; idle workers sleep on it
 @pool.pending = internal global %pool.event zeroinitializer, align 64 ; workers that left, less (once closed) the joined
@@ -81,31 +85,49 @@ staff:
   %all = trunc i64 %participants to i32
   %helpers = sub i32 %all, 1
   %workers = call i32 @pool.start_workers(i32 %helpers)
-  ; Four to eight chunks a participant: one that is late (preempted, a slower core) delays by a quarter of its share.
+  ; Four to eight chunks a range: a participant that is late (preempted, a slower core) delays by a quarter of its share.
+  %parts = call i64 @llvm.smin.i64(i64 %participants, i64 64)
   %shares = mul i64 %participants, 4
   %quotient = udiv i64 %count, %shares
   %chunk = call i64 @llvm.smax.i64(i64 %quotient, i64 1)
   %mode = call i64 @pool.float_mode()
   store ptr %body, ptr @pool.body, align 8
   store ptr %context, ptr @pool.context, align 8
-  store i64 %count, ptr @pool.count, align 8
   store i64 %chunk, ptr @pool.chunk, align 8
   store i64 %mode, ptr @pool.mode, align 8
-  store atomic i64 0, ptr @pool.next monotonic, align 8
+  store i64 %parts, ptr @pool.parts, align 8
+  %share = udiv i64 %count, %parts
+  %odd = urem i64 %count, %parts
+  br label %divide
+divide: ; the first ranges have one index more where the division is not even
+  %part = phi i64 [ 0, %staff ], [ %next_part, %divide ]
+  %begin = phi i64 [ 0, %staff ], [ %end, %divide ]
+  %larger = icmp slt i64 %part, %odd
+  %one = zext i1 %larger to i64
+  %length = add i64 %share, %one
+  %end = add i64 %begin, %length
+  %next_slot = getelementptr %pool.range, ptr @pool.ranges, i64 %part, i32 0
+  %end_slot = getelementptr %pool.range, ptr @pool.ranges, i64 %part, i32 1
+  store atomic i64 %begin, ptr %next_slot monotonic, align 8
+  store i64 %end, ptr %end_slot, align 8
+  %next_part = add i64 %part, 1
+  %divided = icmp eq i64 %next_part, %parts
+  br i1 %divided, label %open, label %divide
+open:
   store atomic i32 0, ptr @pool.pending monotonic, align 4
   store atomic i32 %helpers, ptr @pool.seats release, align 4 ; (2)
   ; Release: a worker that reads the new count sees the open seats, so it cannot sleep through the job on that count.
   %opening = atomicrmw add ptr @pool.opened, i32 1 release, align 4
   %surplus = sub i32 %workers, %helpers
   call void @pool.wake(ptr @pool.opened, i32 %surplus)
-  call void @pool.work()
+  call void @pool.work(i64 0)
   ; No worker joins from here on. Relaxed: closing a little early or late decides only who joins.
   %vacant = atomicrmw xchg ptr @pool.seats, i32 0 monotonic, align 4
   %joined = sub i32 %helpers, %vacant
   %closing = atomicrmw sub ptr @pool.pending, i32 %joined monotonic, align 4
   br label %wait
 wait:
-  %spins = phi i32 [ 0, %staff ], [ %more_spins, %spin ], [ 0, %doze ]
+  %spins = phi i32 [ 0, %open ], [ %more_spins, %spin ], [ 0, %doze ]
   %pending = load atomic i32, ptr @pool.pending acquire, align 4 ; (3)
   %complete = icmp eq i32 %pending, 0
   br i1 %complete, label %done, label %spin
@@ -121,30 +143,43 @@ done:
   ret void
 }
 
-; Claims and runs chunks of the open job until none is left.
-define internal void @pool.work() {
+; Claims and runs chunks of the open job until none is left: of this participant's range first, then of the others'.
+define internal void @pool.work(i64 %participant) {
 entry:
   %body = load ptr, ptr @pool.body, align 8
   %context = load ptr, ptr @pool.context, align 8
-  %count = load i64, ptr @pool.count, align 8
   %chunk = load i64, ptr @pool.chunk, align 8
+  %parts = load i64, ptr @pool.parts, align 8
+  br label %range
+range:
+  %visited = phi i64 [ 0, %entry ], [ %visits, %leave ]
+  %place = add i64 %participant, %visited
+  %part = urem i64 %place, %parts
+  %next_slot = getelementptr %pool.range, ptr @pool.ranges, i64 %part, i32 0
+  %end_slot = getelementptr %pool.range, ptr @pool.ranges, i64 %part, i32 1
+  %last = load i64, ptr %end_slot, align 8
   br label %claim
 claim:
-  %begin = atomicrmw add ptr @pool.next, i64 %chunk monotonic, align 8 ; atomic is enough to claim each index once
-  %available = icmp slt i64 %begin, %count
-  br i1 %available, label %run, label %done
+  %begin = atomicrmw add ptr %next_slot, i64 %chunk monotonic, align 8 ; atomic is enough to claim each index once
+  %available = icmp slt i64 %begin, %last
+  br i1 %available, label %run, label %leave
 run:
   %next = add i64 %begin, %chunk
-  %end = call i64 @llvm.smin.i64(i64 %next, i64 %count)
+  %end = call i64 @llvm.smin.i64(i64 %next, i64 %last)
   call void %body(ptr %context, i64 %begin, i64 %end)
   br label %claim
+leave:
+  %visits = add i64 %visited, 1
+  %more = icmp slt i64 %visits, %parts
+  br i1 %more, label %range, label %done
 done:
   ret void
 }
 
 ; The life of a worker: awake for the next kernel of the same model, asleep in an idle process.
-define internal ptr @pool.worker(ptr %unused) {
+define internal ptr @pool.worker(ptr %argument) {
 entry:
+  %number = ptrtoint ptr %argument to i64 ; from 1 on; the caller is participant 0
   %named = call i32 (i32, ...) @prctl(i32 15, ptr @pool.name) ; PR_SET_NAME
   br label %idle
 idle: ; the count first, then the seats: a job opened after this look changes the count, and the sleep returns at once
@@ -170,7 +205,7 @@ join: ; success joins the job that is open at that moment, also where the seats 
 work: ; with the caller's rounding and flushing of denormals: who runs a chunk does not change its bits
   %mode = load i64, ptr @pool.mode, align 8
   call void @pool.set_float_mode(i64 %mode)
-  call void @pool.work()
+  call void @pool.work(i64 %number)
   %pending = atomicrmw add ptr @pool.pending, i32 1 release, align 4 ; (3)
   %last = icmp eq i32 %pending, -1 ; the caller has closed the job, and all others have left
   br i1 %last, label %wake, label %idle
@@ -195,14 +230,16 @@ start:
   %detached = call i32 @pthread_attr_setdetachstate(ptr %attributes, i32 1) ; PTHREAD_CREATE_DETACHED
   %sized = call i32 @pthread_attr_setstacksize(ptr %attributes, i64 1048576)
   %masked = call i32 @pthread_sigmask(i32 2, ptr @pool.blocked_signals, ptr %signals) ; SIG_SETMASK
-  %failure = call i32 @pthread_create(ptr %thread, ptr %attributes, ptr @pool.worker, ptr null)
+  %number = add i32 %workers, 1
+  %wide_number = zext i32 %number to i64
+  %argument = inttoptr i64 %wide_number to ptr
+  %failure = call i32 @pthread_create(ptr %thread, ptr %attributes, ptr @pool.worker, ptr %argument)
   %restored = call i32 @pthread_sigmask(i32 2, ptr %signals, ptr null)
   %destroyed = call i32 @pthread_attr_destroy(ptr %attributes)
   %failed = icmp ne i32 %failure, 0
   br i1 %failed, label %done, label %count
 count:
-  %more = add i32 %workers, 1
-  store i32 %more, ptr @pool.workers, align 4
+  store i32 %number, ptr @pool.workers, align 4
   br label %check
 done:
   ret i32 %workers
