@@ -18,7 +18,7 @@ from pathlib import Path
 import llvmlite
 import platformdirs
 
-from ..backends.cpu import bounds
+from ..backends.cpu import violations
 from ..ir.errors import OnnxcError
 from . import artifact
 from .compiled import Compiled
@@ -93,18 +93,23 @@ def _key(model: object, options: Sequence[object]) -> str | None:
         return None
     if status.st_size > LARGEST:
         return None
-    what = (path, status.st_size, status.st_mtime_ns, status.st_ino, _compiler(), bounds.wanted(), *options)
+    what = (path, status.st_size, status.st_mtime_ns, status.st_ino, _compiler(), violations.wanted(), *options)
     return hashlib.blake2b(repr(what).encode(), digest_size=16).hexdigest()
 
 
 @functools.cache
 def _compiler() -> str:
     """Identifies this compiler by its files: a changed pass must not find what the old one made."""
-    root = Path(__file__).parents[1]
-    files = [path for folder in ("ir", "passes", "backends", "compiler") for path in (root / folder).rglob("*.*")]
-    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files) if path.is_file()]
-    sources = [stamp for stamp in stamps if stamp[0].endswith((".py", ".ll"))]
-    return hashlib.blake2b(repr((llvmlite.__version__, sources)).encode(), digest_size=16).hexdigest()
+    root, stamps = Path(__file__).parents[1], []
+    for folder in ("ir", "passes", "backends", "compiler"):
+        for place, inner, names in os.walk(root / folder):
+            inner[:] = sorted(name for name in inner if name != "__pycache__")
+            for name in sorted(names):
+                if name.endswith((".py", ".ll")):
+                    path = os.path.join(place, name)
+                    status = os.stat(path)
+                    stamps.append((path, status.st_size, status.st_mtime_ns))
+    return hashlib.blake2b(repr((llvmlite.__version__, stamps)).encode(), digest_size=16).hexdigest()
 
 
 def _reads_other_files(model: str) -> bool:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backends.cpu.bounds import VIOLATION, raise_violation
 from ..backends.cpu.jit import CodeImage
 from ..backends.cpu.python_call import ARENA, HELD, Port, PythonCalls, arrays_are_as_known, workspace_record
+from ..backends.cpu.violations import VIOLATION, raise_violation
 from ..ir.dims import symbols
 from ..ir.errors import ShapeError
 from ..ir.program import ALIGNMENT

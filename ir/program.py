@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from .dims import Dim, Sum, substitute, symbol, symbols
 from .dtypes import DType
 from .graph import Value
-from .loops import Kernel
+
+if TYPE_CHECKING:
+    from .loops import Kernel
 
 ALIGNMENT = 64
 ALIGNMENTS = {"cpu": ALIGNMENT, "cuda": 256}

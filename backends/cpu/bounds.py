@@ -7,20 +7,18 @@ with a mask lane by lane. Aliases are checked against the buffer that they point
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 
 from ...ir.dims import Dim, symbol
-from ...ir.errors import AccessError
 from ...ir.loops import free_sizes
 from ...ir.program import Choose, Program, Repeat, Run, Step, Steps
 from ...ir.scalars import Buffer
 from .addresses import AddressRenderer, Memory, Value
+from .violations import VIOLATION as VIOLATION
+from .violations import raise_violation as raise_violation
+from .violations import wanted as wanted
 
-VIOLATION = "onnxc_violation"
-"""Words that the first part of a program holds: the address of a message, the offset in bytes, the buffer's bytes."""
 DEFINITION = f"@{VIOLATION} = global [3 x i64] zeroinitializer, align 64\n"
 
 _INSIDE = f"""@{VIOLATION} = external global [3 x i64]
@@ -47,20 +45,6 @@ done:
   ret i1 %allowed
 }}
 """
-
-
-def wanted() -> bool:
-    """Whether kernels are to check themselves."""
-    return os.environ.get("ONNXC_CHECK_BOUNDS", "") not in ("", "0")
-
-
-def raise_violation(address: int) -> None:
-    """AccessError where a kernel has told one at the address of `VIOLATION`, which is cleared."""
-    words = (ctypes.c_int64 * 3).from_address(address)
-    message, offset, size = words
-    if message:
-        words[0] = 0
-        raise AccessError(f"{ctypes.string_at(message).decode()}, at byte {offset} of {size}")
 
 
 class BoundsRenderer(AddressRenderer):
