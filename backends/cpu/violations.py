@@ -1,4 +1,4 @@
-"""What kernels that check themselves tell (see `bounds`), for who runs them. It imports little: every model loads it."""
+"""What kernels that check themselves tell (see `bounds`), for who runs them. It imports little: each model loads it."""
 
 from __future__ import annotations
 
