@@ -23,8 +23,8 @@ from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, through_memory
 from ...kernels.operands import joined
 from .convolution import Convolution, axes, find_convolution, find_phases, inside_pixels, tap_rows
+from .division import TASKS_PER_THREAD, divides_rows, row_blocks
 from .epilogue import finish_tile
-from .gemm import TASKS_PER_THREAD
 from .packing import Columns, Panels, column_runs, packed
 from .register_tile import Tile, choose_tile, multiply_accumulate
 
@@ -78,10 +78,26 @@ class _Conv:
         self.zeros = Buffer(f"zeros{suffix}", found.input.dtype, found.channels)
         self.masked = target.has("avx512vl")
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether threads share the rows of the image, not its channels."""
+        found, (height, width) = self.found, self.found.windows.output
+        if not (isinstance(height, int) and isinstance(width, int) and isinstance(found.images, int)):
+            return False
+        size, stride = found.dtype.bytes, found.windows.strides
+        image = found.images * height * width * size * found.group
+        weights = found.group * self.depth * found.filters * size
+        threads = self.target.threads
+        enough = height * found.images >= 2 * threads
+        return enough and divides_rows(
+            image * found.channels * stride[0] * stride[1], weights, image * found.filters, threads
+        )
+
     def lowered(self) -> Lowered:
         found = self.found
         stride = f"s{found.windows.strides[1]}" if found.windows.strides[1] != 1 else ""
-        name = f"{BF16 if found.dtype == U32 else found.dtype}_conv{self.kernel[0]}x{self.kernel[1]}{stride}_{self.tile}"
+        operands = BF16 if found.dtype == U32 else found.dtype
+        name = f"{operands}_conv{self.kernel[0]}x{self.kernel[1]}{stride}_{self.tile}"
         convolve = call(self.region, name, tuple(self._body()), (self.packed, self.zeros))
         made: dict[str, Callable[[], np.ndarray]] = {self.packed.name: self._pack}
         if self.zeros.name in convolve.arguments:
@@ -94,7 +110,7 @@ class _Conv:
         matrices = grouped.transpose(0, 3, 4, 2, 1).reshape(found.group, self.depth, found.filters)
         return packed(matrices, self.panels, found.dtype)
 
-    # Tasks: (group, panel, image, block of output rows)
+    # Tasks: (group, panel, image, block of output rows); or (image, block, group, panel) where threads share the rows
 
     def _body(self) -> Iterator[Statement]:
         found, windows = self.found, self.found.windows
@@ -104,14 +120,24 @@ class _Conv:
         blocks = ceildiv(height, block)
         tasks = found.group * panels * found.images * blocks
         task = k.index_symbol("task", tasks)
-        rest = task // blocks
-        column = rest // found.images
+        if self.by_rows:
+            column, block_of, image_of = (
+                task % (found.group * panels),
+                task // (found.group * panels) % blocks,
+                task // (found.group * panels * blocks),
+            )
+        else:
+            column, block_of, image_of = (
+                task // (blocks * found.images),
+                task % blocks,
+                task // blocks % found.images,
+            )
         yield For(
             "task",
             tasks,
             (
-                Let("block", task % blocks),
-                Let("image", rest % found.images),
+                Let("block", block_of),
+                Let("image", image_of),
                 Let("panel", column % panels),
                 Let("group", column // panels),
                 Let("rows", dim_min(block, height - symbol("block", 0, blocks - 1) * block)),
@@ -125,6 +151,8 @@ class _Conv:
         if not isinstance(height, int):
             return TASK_ROWS
         others = self.found.group * _known(self.panels.count) * (images if isinstance(images, int) else 1)
+        if self.by_rows:
+            return -(-height // row_blocks(height, others, self.target.threads))
         blocks = max(1, -(-self.target.threads * TASKS_PER_THREAD // max(others, 1)))
         return max(1, -(-height // blocks))
 

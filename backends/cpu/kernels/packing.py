@@ -110,6 +110,16 @@ def packed(matrices: np.ndarray, panels: Panels, dtype: DType) -> np.ndarray:
     return result
 
 
+def pairs_of(array: np.ndarray) -> np.ndarray:
+    """[..., depth, columns] of bf16 as [..., ceil(depth / 2), columns] of u32, row 2i in the low bits."""
+    *batch, depth, columns = array.shape
+    found = np.zeros((*batch, -(-depth // 2), columns, 2), np.uint16)
+    bits = array.view(np.uint16)
+    found[..., 0] = bits[..., ::2, :]
+    found[..., : depth // 2, :, 1] = bits[..., 1::2, :]
+    return found.view(np.uint32)[..., 0]
+
+
 def _known(dim: Dim) -> int:
     assert isinstance(dim, int), f"{dim} is not a constant"
     return dim

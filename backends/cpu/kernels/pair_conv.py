@@ -25,8 +25,8 @@ from ...kernels.epilogue import Epilogue, through_memory
 from ...kernels.operands import joined
 from .conv import _Conv
 from .convolution import Convolution, find_convolution, find_phases
-from .packing import Columns, packed
-from .pair_gemm import is_even, pairs_of
+from .packing import Columns, packed, pairs_of
+from .pair_gemm import is_even
 
 
 def schedule(region: Region, target: Target) -> Lowered | None:

@@ -24,7 +24,7 @@ from ....passes.regions import Call, Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, epilogue, through_memory
 from .gemm import _Gemm
-from .packing import packed, transposed
+from .packing import packed, pairs_of, transposed
 from .product import Axis, Product, find_product, flattened
 from .register_tile import Tile
 
@@ -43,16 +43,6 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     if array is None and product(axis.extent for axis in found.rows) == 1:
         return None
     return _PairGemm(region, target, found, outputs, array).lowered()
-
-
-def pairs_of(array: np.ndarray) -> np.ndarray:
-    """[..., depth, columns] of bf16 as [..., ceil(depth / 2), columns] of u32, row 2i in the low bits."""
-    *batch, depth, columns = array.shape
-    found = np.zeros((*batch, -(-depth // 2), columns, 2), np.uint16)
-    bits = array.view(np.uint16)
-    found[..., 0] = bits[..., ::2, :]
-    found[..., : depth // 2, :, 1] = bits[..., 1::2, :]
-    return found.view(np.uint32)[..., 0]
 
 
 def is_even(dim: Dim) -> bool:

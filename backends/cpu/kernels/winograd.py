@@ -17,7 +17,7 @@ import numpy as np
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_min, symbol
-from ....ir.dtypes import BOOL, F32, I64
+from ....ir.dtypes import BF16, BOOL, F32, I64, U32
 from ....ir.loops import Alias, Alloc, Define, For, If, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
@@ -28,7 +28,7 @@ from ...kernels.operands import joined
 from .convolution import Convolution, find_convolution
 from .epilogue import finish_tile
 from .filtering import as_array, times
-from .packing import Columns, Panels, column_runs, first_lanes, packed
+from .packing import Columns, Panels, column_runs, first_lanes, packed, pairs_of
 from .register_tile import Tile, accumulators, multiply_accumulate, remainders
 from .winograd_plan import Plan, applies, choose_plan
 
@@ -57,27 +57,30 @@ class _Winograd:
         self.across = ceildiv(self.width, plan.axes[1].outputs)
         self.stretches = ceildiv(self.height, plan.axes[0].outputs) * self.across
         self.total = self.stretches * found.images
-        self.panels = Panels(self.tile, self.filters, self.channels)
+        self.depth = -(-self.channels // 2) if plan.narrow else self.channels
+        self.panels = Panels(self.tile, self.filters, self.depth)
         self.deep = -(-self.channels // self.lanes) * self.lanes
         self.broad = _known(self.panels.padded)
         # One vector more between frequencies: distances of powers of 2 would fall into the same sets of the cache.
         self.input_step = self.block * self.deep + self.lanes
         self.output_step = self.block * self.broad + self.lanes
         self.tasks = target.threads
-        self.packed = Buffer("packed", F32, found.group * self.frequencies * _known(self.panels.size))
-        self.zeros = Buffer("zeros", F32, self.deep)
-        self.transformed = Buffer("transformed", F32, self.tasks * self.frequencies * self.input_step)
+        # What lies between transform and product, and what is multiplied: perhaps bf16, as pairs of channels.
+        self.kept, self.factors = (BF16, U32) if plan.narrow else (F32, F32)
+        self.packed = Buffer("packed", self.factors, found.group * self.frequencies * _known(self.panels.size))
+        self.zeros = Buffer("zeros", found.input.dtype, self.deep)
+        self.transformed = Buffer("transformed", self.kept, self.tasks * self.frequencies * self.input_step)
         self.products = Buffer("products", F32, self.tasks * self.frequencies * self.output_step)
         self.masked = target.has("avx512vl")
 
     def lowered(self) -> Lowered:
         taps, strides = self.found.windows.kernel, self.found.windows.strides
-        name = f"f32_winograd{taps[0]}x{taps[1]}{'s2' if 2 in strides else ''}_{self.plan}"
+        name = f"{self.kept}_winograd{taps[0]}x{taps[1]}{'s2' if 2 in strides else ''}_{self.plan}"
         buffers = (self.packed, self.zeros, self.transformed, self.products)
         convolve = call(self.region, name, (self._tasks(),), buffers)
         made: dict[str, Callable[[], np.ndarray]] = {self.packed.name: self._pack}
         if self.zeros.name in convolve.arguments:
-            made[self.zeros.name] = lambda: np.zeros(self.deep, np.float32)
+            made[self.zeros.name] = lambda: np.zeros(self.deep, self.zeros.dtype.numpy)
         return Lowered((convolve,), (self.transformed, self.products), made)
 
     def _pack(self) -> np.ndarray:
@@ -86,8 +89,8 @@ class _Winograd:
         weights = self.found.weights.reshape(group, self.filters, self.channels, *kernel).astype(np.float64)
         down, along = (as_array(axis.weights) for axis in self.axes)
         transformed = np.einsum("ik,gfckl,jl->gijcf", down, weights, along, optimize=True)
-        matrices = transformed.reshape(group * self.frequencies, self.channels, self.filters).astype(np.float32)
-        return packed(matrices, self.panels, F32)
+        matrices = transformed.reshape(group * self.frequencies, self.channels, self.filters).astype(self.kept.numpy)
+        return packed(pairs_of(matrices) if self.plan.narrow else matrices, self.panels, self.factors)
 
     # Tasks: a share of the blocks each, with memory of its own for what is transformed
 
@@ -109,7 +112,7 @@ class _Winograd:
         share = (task + 1) * blocks // self.tasks - symbol("first", 0)
         here = (
             Let("first", first),
-            Alias(Buffer("inside", F32), self.transformed, task * self.frequencies * self.input_step),
+            Alias(Buffer("inside", self.kept), self.transformed, task * self.frequencies * self.input_step),
             Alias(Buffer("made", F32), self.products, task * self.frequencies * self.output_step),
             For("step", share, body),
         )
@@ -154,11 +157,12 @@ class _Winograd:
             inside = inside & (s.const(0, I64) <= s.index(first)) & (s.index(first + reach) <= s.index(extent))
         image_step, row_step, column_step = self.found.strides
         base = self.found.start + symbol("image", 0) * image_step + self.group * self.channels
-        corner = Buffer("corner", F32)
+        corner = Buffer("corner", self.found.input.dtype)
         within: list[Statement] = [Alias(corner, self.found.input, base + top * row_step + start * column_step)]
         within += self._transform_input(lambda i, j: (corner, i * row_step + j * column_step))
         border: list[Statement] = []
-        pixels = [[Buffer(f"pixel{i}_{j}", F32) for j in range(along.inputs)] for i in range(down.inputs)]
+        image = self.found.input.dtype
+        pixels = [[Buffer(f"pixel{i}_{j}", image) for j in range(along.inputs)] for i in range(down.inputs)]
         for i in range(down.inputs):
             for j in range(along.inputs):
                 y, x = top + i, start + j
@@ -192,12 +196,13 @@ class _Winograd:
             loaded = []
             for j in range(along.inputs):
                 buffer, offset = pixel(i, j)
-                loaded.append(names(s.load(buffer, offset + at, lanes, predicate)))
+                loaded.append(names(s.cast(s.load(buffer, offset + at, lanes, predicate), F32)))
             rows.append([names(value) for value in times(along.data, loaded, names)])
         place = k.index_symbol("stretch", self.count) * self.deep + at
         for j in range(along.products):
             for i, value in enumerate(times(down.data, [row[j] for row in rows], names)):
-                body.append(Store(Buffer("inside", F32), (i * along.products + j) * self.input_step + place, value))
+                there = (i * along.products + j) * self.input_step + place
+                body.append(Store(Buffer("inside", self.kept), there, s.cast(value, self.kept)))
         return body
 
     # The products
@@ -232,16 +237,16 @@ class _Winograd:
 
     def _tile(self, tile: Tile, columns: Columns, column: Dim, row: Dim) -> Iterator[Statement]:
         frequency, lanes = k.index_symbol("frequency", self.frequencies), self.lanes
-        left, right = Buffer("left", F32), Buffer("right", F32)
-        c = k.index_symbol("c", self.channels)
-        panel = (self.group * self.frequencies + frequency) * self.panels.size + column * self.channels
-        yield Alias(left, Buffer("inside", F32), frequency * self.input_step + row * self.deep)
+        left, right = Buffer("left", self.factors), Buffer("right", self.factors)
+        c, row_step = k.index_symbol("c", self.depth), self.deep // (1 + self.plan.narrow)
+        panel = (self.group * self.frequencies + frequency) * self.panels.size + column * self.depth
+        yield Alias(left, Buffer("inside", self.kept), frequency * self.input_step + row * self.deep)
         yield Alias(right, self.packed, panel)
         yield from multiply_accumulate(
             tile,
             F32,
-            [("c", self.channels)],
-            lambda i: s.load(left, i * self.deep + c),
+            [("c", self.depth)],
+            lambda i: s.load(left, i * row_step + c),
             lambda v: s.load(right, c * (columns.vectors * lanes) + v * lanes, lanes),
         )
         sums = accumulators(tile, F32)

@@ -8,18 +8,25 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
-from ....ir.dtypes import F32
+from ....ir.dtypes import BF16, F16, F32
 from ....ir.target import Target
 from .convolution import Convolution
 from .filtering import Filtering, exists, filtering, operations
-from .register_tile import L2_BYTES_PER_CYCLE, L3_BYTES_PER_CYCLE, Tile, choose_tile, pieces
+from .register_tile import L2_BYTES_PER_CYCLE, PAIRS, Tile, choose_tile, pieces
 
 OUTPUTS = (1, 2, 3, 4)
 """Of a stretch along an axis: those to choose from."""
+NARROW_OUTPUTS = 2
+"""The most where products are of bf16: errors of F(2x2, 3x3) are 1.8 times the definition's, of F(3x3, 3x3) 5 times."""
 BLOCKS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 196)
 MOST_FREQUENCIES = 81
 WORTH = 0.85
 """The share of the direct convolution's time from which on the other way is not worth its error."""
+STREAMED_PER_CYCLE, L3_PER_CYCLE, MOVED_PER_CYCLE = 12.0, 18.0, 5.0
+"""Bytes a cycle of weights, read in order from memory and from the last cache; and of transformed numbers, written to
+it and read."""
+TILE_CYCLES = 20.0
+"""To begin and end a register tile."""
 USUAL_EXTENT = 56
 """Of outputs along an axis, to plan for where it is only known at run time."""
 
@@ -30,19 +37,23 @@ def applies(found: Convolution) -> bool:
     return (
         any(taps != 1 for taps in windows.kernel)
         and set(windows.dilations) == {1}
-        and found.dtype == found.input.dtype == F32
+        and found.channels != 1  # a depthwise one, or with nothing to sum over
+        and found.dtype == F32
+        and found.input.dtype in (F32, BF16, F16)
         and all(isinstance(pad, int) for pad in windows.before)
     )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The algorithms along both axes, stretches of a block, the register tile of the products, and cycles of it all."""
+    """The algorithms along both axes, stretches of a block, the register tile of the products, and cycles of it all;
+    whether the products are of pairs of bf16."""
 
     axes: tuple[Filtering, Filtering]
     block: int
     tile: Tile
     cycles: float
+    narrow: bool = False
 
     def __str__(self) -> str:
         return f"{self.axes[0]}x{self.axes[1]}_{self.tile}_{self.block}"
@@ -50,7 +61,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a plan depends on: outputs and taps along both axes, their strides."""
+    """What a plan depends on: outputs and taps along both axes, their strides; whether the image is of bf16, and
+    pairs of it are multiplied by one instruction."""
 
     outputs: tuple[int, int]
     taps: tuple[int, int]
@@ -59,6 +71,7 @@ class Problem:
     group: int
     channels: int
     filters: int
+    narrow: bool = False
 
 
 def choose_plan(found: Convolution, target: Target) -> Plan | None:
@@ -73,6 +86,7 @@ def choose_plan(found: Convolution, target: Target) -> Plan | None:
         found.group,
         found.channels,
         found.filters,
+        found.input.dtype == BF16 and PAIRS in target.dot_products,
     )
     if 0 in outputs or problem.images == 0:
         return None
@@ -95,8 +109,10 @@ def plans(problem: Problem, target: Target) -> Iterator[Plan]:
         if down.outputs * along.outputs == 1 or down.products * along.products > MOST_FREQUENCIES:
             continue
         stretches = -(-problem.outputs[0] // down.outputs) * -(-problem.outputs[1] // along.outputs) * problem.images
+        narrow = problem.narrow and max(down.outputs, along.outputs) <= NARROW_OUTPUTS
         for block in sorted({min(stretches, block) for block in BLOCKS}):
-            yield _plan(problem, target, (down, along), block, stretches)
+            for pairs in (False, True) if narrow else (False,):
+                yield _plan(problem, target, (down, along), block, stretches, pairs)
 
 
 @lru_cache(maxsize=1024)
@@ -104,31 +120,55 @@ def _tile(rows: int, filters: int, channels: int, target: Target) -> Tile:
     return choose_tile(rows, filters, channels, F32, target)
 
 
-def _plan(problem: Problem, target: Target, axes: tuple[Filtering, Filtering], block: int, stretches: int) -> Plan:
-    """What blocks of this size cost: arithmetic, and each step's traffic to the cache in which it finds its data."""
-    channels, filters = problem.channels, problem.filters
-    tile = _tile(block, filters, channels, target)
-    frequencies = axes[0].products * axes[1].products
-    blocks = problem.group * -(-stretches // block)
-    deep, broad = -(-channels // tile.lanes), -(-filters // tile.lanes)
-    vector = tile.lanes * F32.bytes
-    weights = frequencies * channels * broad * vector
-    inside = frequencies * block * (deep + broad) * vector
-    tiles = list(product(pieces(block, tile.rows), pieces(broad, tile.vectors)))
-    sums = sum(
-        n * m * (channels * _step(rows, vectors, target) + rows * vectors * _store(target) + 20)
-        for (rows, n), (vectors, m) in tiles
-    )
-    near = weights + inside <= target.l2_bytes * 3 // 4
-    streamed = weights / (L2_BYTES_PER_CYCLE if near else L3_BYTES_PER_CYCLE)
-    # Written and read once each.
-    moved = 2 * inside / (L2_BYTES_PER_CYCLE if inside <= target.l2_bytes * 3 // 4 else L3_BYTES_PER_CYCLE)
-    transforms = block * (deep * _into(axes, target) + broad * _from(axes, target))
+def _plan(
+    problem: Problem,
+    target: Target,
+    axes: tuple[Filtering, Filtering],
+    block: int,
+    stretches: int,
+    pairs: bool = False,
+) -> Plan:
+    tile = _tile(block, problem.filters, problem.channels, target)
+    full, rest = divmod(stretches, block)
+    first = _block(problem, target, axes, tile, block, pairs, True)
+    other, last = (_block(problem, target, axes, tile, count, pairs, False) for count in (block, rest))
     # With several threads, blocks that cannot be shared evenly leave some idle.
+    blocks = problem.group * (full + (rest != 0))
     turns = -(-blocks // target.threads) * target.threads / blocks
+    return Plan(axes, block, tile, problem.group * turns * (first + (full - 1) * other + last), pairs)
+
+
+def _block(
+    problem: Problem,
+    target: Target,
+    axes: tuple[Filtering, Filtering],
+    tile: Tile,
+    stretches: int,
+    pairs: bool,
+    first: bool,
+) -> float:
+    """Cycles of one block: arithmetic, and each step's traffic to the cache in which it finds its data."""
+    if stretches == 0:
+        return 0
+    channels, frequencies = problem.channels, axes[0].products * axes[1].products
+    deep, broad = -(-channels // tile.lanes), -(-problem.filters // tile.lanes)
+    depth = -(-channels // (1 + pairs))
+    vector = tile.lanes * F32.bytes
+    weights = frequencies * depth * broad * vector
+    inside = frequencies * stretches * (deep / (1 + pairs) + broad) * vector
+    sums = sum(
+        n * m * (depth * _step(rows, vectors, target) + rows * vectors * _store(target) + TILE_CYCLES)
+        for (rows, n), (vectors, m) in product(pieces(stretches, tile.rows), pieces(broad, tile.vectors))
+    )
+    if first or weights > target.l3_bytes // 2:
+        rate = STREAMED_PER_CYCLE
+    else:
+        rate = L2_BYTES_PER_CYCLE if weights + inside <= target.l2_bytes * 3 // 4 else L3_PER_CYCLE
     # Weights arrive while others are multiplied, but not all of the time.
-    products = math.hypot(frequencies * sums, streamed)
-    return Plan(axes, block, tile, blocks * turns * (products + moved + transforms))
+    products = math.hypot(frequencies * sums, weights / rate)
+    # Written and read once each.
+    moved = 2 * inside / (L2_BYTES_PER_CYCLE if inside <= target.l2_bytes * 3 // 4 else MOVED_PER_CYCLE)
+    return products + moved + stretches * (deep * _into(axes, target) + broad * _from(axes, target))
 
 
 def _step(rows: int, vectors: int, target: Target) -> float:
@@ -159,5 +199,5 @@ def _from(axes: tuple[Filtering, Filtering], target: Target) -> float:
 def direct(problem: Problem, target: Target) -> float:
     """Cycles of the direct convolution, at the speed that it reaches on most images."""
     pixels = problem.images * problem.outputs[0] * problem.outputs[1] * problem.group
-    depth = problem.channels * problem.taps[0] * problem.taps[1]
+    depth = -(-problem.channels // (1 + problem.narrow)) * problem.taps[0] * problem.taps[1]
     return 1.06 * pixels * depth * -(-problem.filters // target.lanes(32)) / target.multiply_adds
