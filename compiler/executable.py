@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..ir.run_state import STATE, raise_faults, started, words_of
 from .compiled import Compiled, check_runs_here
 from .interface import Interface, computed_shape
 from .limits import check_outputs, check_run
+from .pages import in_large_pages
 
 SHAPES_KEPT = 64
 """How many settings of the symbolic dims are remembered; each costs some hundred bytes."""
@@ -98,7 +100,8 @@ class Executable(Interface):
     as a tuple. Raises ShapeError where an argument does not fit, TargetError where its code cannot run on this machine.
     """
 
-    def __init__(self, compiled: Compiled, threads: int, most: int) -> None:
+    def __init__(self, compiled: Compiled, threads: int, most: int, mapped: bool = False) -> None:
+        """`most` are the bytes that a run may take; `mapped` constants stay in the file that they are mapped from."""
         check_runs_here(compiled.target)
         super().__init__(compiled)
         self._threads = threads
@@ -118,7 +121,8 @@ class Executable(Interface):
         given = {symbol.name for value in compiled.inputs for dim in value.shape for symbol in symbols(dim)}
         self._computes_sizes = count > 1 or given != set(compiled.symbols)
         self._simple = not self._computes_sizes and not compiled.checks and not checked
-        self._table = [0] * self._ports + [array.ctypes.data for array in compiled.constants.values()]
+        self._mapped = mapped
+        self._placed: dict[str, Mapping[str, np.ndarray]] = {}
         names = list(compiled.constants)
         self._state = self._ports + names.index(STATE) if STATE in names else None
         self._constant_bytes = sum(array.nbytes for array in compiled.constants.values())
@@ -194,8 +198,18 @@ class Executable(Interface):
     def _new_workspace(self) -> _Workspace:
         checks = len(self._compiled.checks)
         symbol_count, segments = len(self._compiled.symbols), self._compiled.segments
-        workspace = _Workspace(self._table, self._state, checks, symbol_count, segments, self._threads)
+        table = [0] * self._ports + [array.ctypes.data for array in self._constants().values()]
+        workspace = _Workspace(table, self._state, checks, symbol_count, segments, self._threads)
         return self._workspaces.setdefault(workspace.address, workspace)
+
+    def _constants(self) -> Mapping[str, np.ndarray]:
+        """The constants where runs read them. Before the first run those of a file are moved to large pages: loading a
+        model takes no time for its weights. Threads that do so at once keep the copy of one of them."""
+        if "" not in self._placed:
+            constants = self._compiled.constants
+            placed = self._placed.setdefault("", constants if self._mapped else in_large_pages(constants))
+            self._compiled = replace(self._compiled, constants=placed)
+        return self._placed[""]
 
     def _later_segments(self, workspace: _Workspace, outputs: list[np.ndarray]) -> None:
         """Runs the segments whose memory depends on what the first computed."""

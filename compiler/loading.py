@@ -12,7 +12,6 @@ from .executable import Executable
 from .interface import Interface
 from .limits import check_constants, limit_of
 from .options import Model, Options, target_of, usable_threads
-from .pages import in_large_pages
 from .stretching import Variants
 
 
@@ -26,9 +25,7 @@ def loaded(
         from .cuda_executable import CudaExecutable
 
         return CudaExecutable(compiled, None if max_memory is None else limit_of(max_memory))
-    if not mapped:
-        compiled = replace(compiled, constants=in_large_pages(compiled.constants))
-    return Executable(compiled, usable_threads(threads), limit_of(max_memory))
+    return Executable(compiled, usable_threads(threads), limit_of(max_memory), mapped)
 
 
 def executable_of(compiled: Compiled, model: Model, options: Options) -> Interface:
