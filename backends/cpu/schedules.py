@@ -9,20 +9,20 @@ from ...ir.target import Target
 from ...passes.lower import generic
 from ...passes.regions import Lowered, Region, Schedule
 from ..kernels import checks, detection, determinant, fourier, scan, scatter, selection, trees
-from .kernels import attention, conv, depthwise, gemm, pair_conv, pair_gemm, recurrent, winograd
+from .kernels import attention, conv, depthwise, gemm, pair_conv, pair_gemm, recurrent, upsampling, winograd
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (pair_gemm.schedule, gemm.schedule)),
     "onnxc.Attention": (attention.schedule,),
     "Conv": (
         pair_gemm.schedule,
+        winograd.schedule,
         gemm.schedule,
         depthwise.schedule,
         pair_conv.schedule,
-        winograd.schedule,
         conv.schedule,
     ),
-    "ConvTranspose": (pair_conv.transposed, conv.transposed),
+    "ConvTranspose": (pair_conv.transposed, upsampling.schedule, conv.transposed),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "com.microsoft.DynamicQuantizeLSTM"), (recurrent.schedule,)),
     **dict.fromkeys(("CumSum", "CumProd"), (scan.schedule,)),
     "ScatterElements": (scatter.scatter_elements,),

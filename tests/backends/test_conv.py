@@ -176,6 +176,24 @@ def test_transposed(target: str, known: bool, data: st.DataObject) -> None:
     )
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_transposed_to_one_channel_in_patches(target: str, data: st.DataObject) -> None:
+    """Windows that do not overlap: all phases of an input pixel in one vector."""
+    rank = data.draw(st.integers(1, 2), "rank")
+    strides = data.draw(st.sampled_from([[2, 2], [1, 2], [2, 1], [3, 1], [2, 3]]), "strides")[-rank:]
+    kernel = [data.draw(st.integers(1, stride), "kernel") for stride in strides]
+    spatial = [data.draw(st.integers(2, 21), "extent") for _ in range(rank)]
+    channels = data.draw(st.integers(1, 26), "channels")
+    extra = [stride - size for size, stride in zip(kernel, strides, strict=True)]
+    options = {"strides": strides, "output_padding": extra}
+    name = check((2, *spatial, channels), 1, kernel, op="ConvTranspose", target=target, **options)
+    places = int(np.prod(strides))
+    chosen = Target.parse(target)
+    assert ("upsample" in name) == (1 < places <= chosen.lanes(32))
+
+
 @pytest.mark.parametrize("group", [1, 3])
 def test_one_filter_per_group(group: int) -> None:
     check((1, 7, 9, 6), group, (3, 3), group=group, pads=[1, 1, 1, 1])
