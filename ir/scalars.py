@@ -217,8 +217,8 @@ class Load(Scalar):
 
 @dataclass(frozen=True, eq=False)
 class Unary(Scalar):
-    """One operand: neg abs sqrt floor ceil round trunc not isnan popcount reciprocal_estimate, and MATH functions; on
-    GPUs also exp2_estimate, 2^x to some 2 ulp with subnormal results as 0."""
+    """One operand: neg abs sqrt floor ceil round trunc not isnan popcount reciprocal_estimate, and MATH functions; of
+    f32 also exp2_estimate, 2^x below 2^128 to some 2 ulp with subnormal results as 0."""
 
     op: str
     operand: Scalar

@@ -22,12 +22,12 @@ DEFAULT_PIPELINE = (
     "canonicalize,fold,loops,canonicalize,fold,cleanup,"  # shapes become known, and what they decide constant
     "rules,fold,scale,pads,unflatten,cleanup,"  # algebra; convolutions take in what stands around them
     "layout,canonicalize,fold,cleanup,"
-    "fuse,reorder"
+    "merge-products,attention,fuse,reorder"
 )
-"""What `compile` runs for a CPU: a text that `parse_pipeline` reads. Running it once more changes nothing."""
+"""What `compile` runs: a text that `parse_pipeline` reads. Running it once more changes nothing."""
 
-PIPELINES = {"cpu": DEFAULT_PIPELINE, "cuda": DEFAULT_PIPELINE.replace(",fuse", ",merge-products,attention,fuse")}
-"""The same by the kind of target: what there are schedules for is recognised."""
+PIPELINES = {"cpu": DEFAULT_PIPELINE, "cuda": DEFAULT_PIPELINE}
+"""The same by the kind of target."""
 
 __all__ = [
     "DEFAULT_PIPELINE",

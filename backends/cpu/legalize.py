@@ -41,6 +41,8 @@ def expand(scalar: Scalar, target: Target) -> Scalar | None:
             return _round(scalar.op, scalar.operand)
         if scalar.op == "reciprocal_estimate":
             return s.binary("div", like(1, scalar), scalar.operand)
+        if scalar.op == "exp2_estimate":
+            return _power_of_two(scalar.operand)
     elif isinstance(scalar, s.Binary):
         if scalar.left.dtype.is_integer and scalar.op in ("div", "rem", "shl", "shr"):
             return _guarded_integer(scalar.op, scalar.left, scalar.right)
@@ -56,6 +58,26 @@ def expand(scalar: Scalar, target: Target) -> Scalar | None:
     elif isinstance(scalar, s.Call) and find(scalar, target) is None:
         return split(scalar, target)
     return None
+
+
+# 2^r = 1 + r p(r) for |r| <= 1/2, to 9e-8 of the result.
+_POWER = (0.693147004, 0.240222424, 0.0555073358, 0.009671513, 0.00132647273)
+_WHOLE = 1.5 * 2.0**23
+"""Added to an f32, it leaves the nearest integer in the lowest bits."""
+
+
+def _power_of_two(x: Scalar) -> Scalar:
+    """2^x of f32 below 128, with 0 for what is subnormal."""
+    low = like(-127.0, x)
+    x = s.select(s.binary("lt", x, low), low, x)
+    magic = like(_WHOLE + 127, x)
+    shifted = s.binary("add", x, magic)
+    r = s.binary("sub", x, s.binary("sub", shifted, magic))
+    value = like(_POWER[-1], x)
+    for coefficient in (*_POWER[-2::-1], 1.0):
+        value = s.fma(value, r, like(coefficient, x))
+    bits = s.binary("shl", s.bitcast(shifted, U32), s.const(_MANTISSA[F32], U32, x.lanes))
+    return s.binary("mul", value, s.bitcast(bits, F32))
 
 
 def _horizontal(op: str, vector: Scalar) -> Scalar:

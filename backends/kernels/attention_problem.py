@@ -17,7 +17,8 @@ from .attention_scores import KEY, PRODUCT, QUERY, Score, number, score_of
 
 WIDEST = 256
 """Channels of a head up to which a row of sums fits into registers."""
-CHANNEL = "channel"
+ROW, CHANNEL = "row", "channel"
+"""Symbols of an operand's element."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,9 @@ def problem_of(region: Region) -> tuple[Problem, DType] | None:
         return None
     queries, keys = query.shape[-2], key.shape[-1]
     matrices = (
-        _matrix(region, query, batch, ("row", CHANNEL), queries, width, dtype),
-        _matrix(region, key, batch, (CHANNEL, "row"), keys, width, dtype),
-        _matrix(region, value, batch, ("row", CHANNEL), keys, depth, dtype),
+        _matrix(region, query, batch, (ROW, CHANNEL), queries, width, dtype),
+        _matrix(region, key, batch, (CHANNEL, ROW), keys, width, dtype),
+        _matrix(region, value, batch, (ROW, CHANNEL), keys, depth, dtype),
     )
     where = (*batch, _index(QUERY, queries), _index(KEY, keys))
     shape = (*like.shape[:-2], queries, keys)
@@ -142,12 +143,12 @@ def _matrix(
     region: Region, tensor: Tensor, batch: Indices, names: tuple[str, str], rows: Dim, channels: int, dtype: DType
 ) -> Matrix:
     """An operand with its last two axes called `names`, for an index of the batch."""
-    extents = {"row": rows, CHANNEL: channels}
+    extents = {ROW: rows, CHANNEL: channels}
     last = tuple(_index(name, extents[name]) for name in names)
     value = tensor.at((*batch_index(batch, tensor), *last))
     if not isinstance(value, s.Load) or value.predicate is not None:
         return Matrix(value, rows, channels)
-    along_row, along_channel = (_stride(value.offset, name, extents[name]) for name in ("row", CHANNEL))
+    along_row, along_channel = (_stride(value.offset, name, extents[name]) for name in (ROW, CHANNEL))
     if along_channel != 1 or along_row is None or value.dtype != dtype:
         return Matrix(value, rows, channels, by_rows=along_row == 1)
     start = s.Rewriter(dims={CHANNEL: 0}).dim(value.offset)

@@ -13,7 +13,7 @@ from onnxc.passes.pipeline import parse_pipeline, run_pipeline
 from pass_checks import agree, check, parsed, random_inputs, transformed
 
 SIZES = {"b": 2, "l": 5, "s": 7, "p": 2}
-BEFORE = DEFAULT_PIPELINE.partition(",fuse")[0]
+BEFORE = DEFAULT_PIPELINE.partition(",merge-products")[0]
 NUMBERS = """
   %half = constant 0.5 : f32[]
   %root = constant [3.0] : f32[1]

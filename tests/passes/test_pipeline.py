@@ -18,7 +18,7 @@ from onnxc.ir.export import to_onnx
 from onnxc.passes import DEFAULT_PIPELINE
 from pass_checks import transformed
 
-GRAPH_PASSES = DEFAULT_PIPELINE.partition(",fuse")[0]
+GRAPH_PASSES = DEFAULT_PIPELINE.partition(",merge-products")[0]
 SLICES = 16
 RANDOM = ("bernoulli", "randn", "random", "multinomial")
 MODEL_NAMES = (

@@ -65,8 +65,9 @@ def command(request: Request, no_fusion: bool, as_json: bool) -> None:
 
 def without_fusion(pipeline: str) -> str:
     """The pipeline with its fusion held to one operator a kernel."""
+    from ...passes.attention import Attention
     from ...passes.fuse import Fuse
     from ...passes.pipeline import parse_pipeline
 
-    passes = parse_pipeline(pipeline)
+    passes = [item for item in parse_pipeline(pipeline) if not isinstance(item, Attention)]
     return ",".join(str(replace(p, max_members=1) if isinstance(p, Fuse) else p) for p in passes)

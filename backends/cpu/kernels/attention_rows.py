@@ -1,0 +1,177 @@
+"""Attention of one query after the other: a step of a decoder, which reads every key and every value once.
+
+Products are sums along the channels of a key, or of many keys side by side where those are neighbours in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ....ir import loops as k
+from ....ir import scalars as s
+from ....ir.dims import Dim, ceildiv, dim_max, dim_min, product, symbol
+from ....ir.dtypes import F32
+from ....ir.loops import Alias, Alloc, Define, For, Let, Statement, Store
+from ....ir.scalars import Buffer, Scalar
+from ....ir.target import Target
+from ....ir.tensors import unflatten
+from ....passes.regions import ANCHOR
+from ...kernels.attention_problem import CHANNEL, ROW, Problem, inverse
+from ...kernels.attention_scores import KEY, LOWEST, QUERY, base_of, number, power, with_product
+from .attention_operands import element_at, strides_of
+from .packing import first_lanes
+from .register_tile import Tile, accumulators, multiply_accumulate
+
+KEYS = 512
+"""Keys of a block."""
+TOGETHER = 4
+"""Keys whose sums are formed side by side."""
+
+
+class Rows:
+    """Makes the statements of the kernel: every head's queries, each by blocks of keys."""
+
+    def __init__(self, problem: Problem, target: Target) -> None:
+        self.problem, self.lanes, self.masked = problem, target.lanes(32), target.has("avx512vl")
+        self.most_vectors = target.vector_registers // 2
+        self.depth = -(-problem.values.channels // self.lanes)
+        channels = problem.queries.channels
+        self.query = Buffer("query_row", F32, -(-channels // self.lanes) * self.lanes, "stack")
+        self.scores = Buffer("row_scores", F32, KEYS + TOGETHER, "stack")
+        self.sums = Buffer("row_sums", F32, self.depth * self.lanes, "stack")
+        self.top, self.base, self.total, self.rescale = (
+            Buffer(f"row_{name}", F32, 1, "register") for name in ("top", "base", "total", "rescale")
+        )
+
+    def body(self) -> Iterator[Statement]:
+        problem, rows = self.problem, self.problem.queries.rows
+        batches = product(axis.extent for axis in problem.axes)
+        task = k.index_symbol("row_task", batches * rows)
+        here: list[Statement] = [Let("query_at", task % rows), Let("row_head", task // rows)]
+        places = unflatten(symbol("row_head", 0, batches - 1), [axis.extent for axis in problem.axes])
+        here += [Let(axis.name, place) for axis, place in zip(problem.axes, places, strict=True)]
+        here += [Alloc(self.query), Alloc(self.scores), Alloc(self.sums)]
+        at: Dim = symbol("query_at", 0, rows - 1)
+        channel = symbol("channel_at", 0)
+        value = s.cast(s.Rewriter(dims={ROW: at, CHANNEL: channel})(problem.queries.value), F32)
+        clear = number(0)
+        count = problem.queries.channels
+        here += [
+            For("channel_at", count, (Store(self.query, channel, value),), "vector"),
+            For("channel_at", self.query.size - count, (Store(self.query, channel + count, clear),), "vector"),
+            For("channel_at", self.sums.size, (Store(self.sums, channel, clear),), "vector"),
+            Define(self.top, number(LOWEST)),
+            Define(self.total, clear),
+            Let("row_from", problem.score.first_key(at, at)),
+            Let("row_end", problem.score.end_key(at, at, problem.keys.rows)),
+        ]
+        start, end = symbol("row_from", 0), symbol("row_end", None, problem.keys.rows)
+        blocks = ceildiv(dim_max(0, end - start), KEYS)
+        first = start + symbol("row_block", 0, blocks - 1) * KEYS
+        here.append(For("row_block", blocks, (Let("row_start", first), *self._keys(at, end))))
+        here += self._result(at)
+        yield For("row_task", batches * rows, tuple(here), "parallel")
+
+    def _keys(self, at: Dim, end: Dim) -> Iterator[Statement]:
+        """What the keys of a block add to the sums of a query."""
+        score, start = self.problem.score, symbol("row_start", 0, self.problem.keys.rows)
+        yield Let("row_keys", dim_min(KEYS, end - start))
+        count = symbol("row_keys", 0, KEYS)
+        key = symbol("key_at", 0, count - 1)
+        yield from self._products(start, count)
+        here = s.load(self.scores, key)
+        value = s.Rewriter(dims={QUERY: at, KEY: start + key})(with_product(score.value, here))
+        old, held = (Buffer(f"row_{name}", F32, 1, "register") for name in ("old", "held"))
+        yield Define(old, s.load(self.top, 0))
+        greatest = s.load(self.top, 0)
+        seen: list[Statement] = []
+        if value != here:
+            seen += [Define(held, value), Store(self.scores, key, s.load(held, 0))]
+            value = s.load(held, 0)
+        yield For("key_at", count, (*seen, Store(self.top, 0, s.binary("max", greatest, value))), "vector")
+        yield Define(self.base, base_of(score, greatest))
+        yield Define(self.rescale, power(score, s.load(old, 0), s.load(self.base, 0)))
+        yield Store(self.total, 0, s.load(self.total, 0) * s.load(self.rescale, 0))
+        weigh = (
+            Define(held, power(score, here, s.load(self.base, 0))),
+            Store(self.scores, key, s.load(held, 0)),
+            Store(self.total, 0, s.load(self.total, 0) + s.load(held, 0)),
+        )
+        yield For("key_at", count, weigh, "vector")
+        yield from self._weighed(start, count)
+
+    def _products(self, start: Dim, count: Dim) -> Iterator[Statement]:
+        """Products of the query with the keys from `start` on."""
+        matrix, lanes = self.problem.keys, self.lanes
+        strides = strides_of(matrix.value)
+        assert strides is not None
+        channels, rest = matrix.channels, matrix.channels % lanes
+        if strides[1] != 1 or (rest and not self.masked):
+            dot, channel = Buffer("row_dot", F32, 1, "register"), symbol("channel_at", 0, channels - 1)
+            key = symbol("key_at", 0, count - 1)
+            buffer, offset = element_at(matrix, start + key, channel)
+            term = s.fma(s.load(self.query, channel), s.load(buffer, offset), s.load(dot, 0))
+            along = strides[0] == 1
+            inner = For("channel_at", channels, (Store(dot, 0, term),), "serial" if along else "vector")
+            body = (Define(dot, number(0)), inner, Store(self.scores, key, s.load(dot, 0)))
+            yield For("key_at", count, body, "vector" if along else "serial")
+            return
+        group = symbol("group", 0, ceildiv(count, TOGETHER) - 1) * TOGETHER
+        pointers = [Buffer(f"row_key{i}", F32) for i in range(TOGETHER)]
+        last = self.problem.keys.rows - 1
+        body_: list[Statement] = [
+            Alias(pointer, *element_at(matrix, dim_min(start + group + i, last), 0))
+            for i, pointer in enumerate(pointers)
+        ]
+        totals = [Buffer(f"row_dot{i}", F32, 1, "register", lanes) for i in range(TOGETHER)]
+        for first in range(0, channels, lanes):
+            query = s.load(self.query, first, lanes)
+            predicate = first_lanes(channels - first, lanes) if channels - first < lanes else None
+            for pointer, total in zip(pointers, totals, strict=True):
+                here = s.load(pointer, first, lanes, predicate)
+                if first:
+                    body_.append(Store(total, 0, s.fma(query, here, s.load(total, 0, lanes))))
+                else:
+                    body_.append(Define(total, query * here))
+        for i, total in enumerate(totals):
+            dotted = s.Horizontal(F32, 1, "add", s.load(total, 0, lanes))
+            body_.append(Store(self.scores, group + i, dotted))
+        yield For("group", ceildiv(count, TOGETHER), tuple(body_))
+
+    def _weighed(self, start: Dim, count: Dim) -> Iterator[Statement]:
+        """Adds to the sums the values, weighed."""
+        matrix, lanes = self.problem.values, self.lanes
+        strides = strides_of(matrix.value)
+        assert strides is not None
+        key = symbol("key_at", 0, count - 1)
+        for done in range(0, self.depth, self.most_vectors):
+            tile = Tile(1, min(self.most_vectors, self.depth - done), lanes)
+            right = Buffer(f"row_values{done}", F32)
+            alias = Alias(right, *element_at(matrix, start, done * lanes))
+
+            def weights(i: int) -> Scalar:
+                return s.load(self.scores, key)
+
+            def values(v: int, right: Buffer = right, done: int = done) -> Scalar:
+                there = matrix.channels - (done + v) * lanes
+                predicate = first_lanes(there, lanes) if there < lanes else None
+                return s.load(right, key * strides[0] + v * lanes, lanes, predicate)
+
+            inner: list[Statement] = [alias]
+            inner += multiply_accumulate(tile, F32, [("key_at", count)], weights, values)
+            for v in range(tile.vectors):
+                place = (done + v) * lanes
+                scaled = s.load(self.sums, place, lanes) * s.widen(s.load(self.rescale, 0), lanes)
+                inner.append(Store(self.sums, place, scaled + s.load(accumulators(tile, F32), v, lanes)))
+            yield For("once", 1, tuple(inner))
+
+    def _result(self, at: Dim) -> Iterator[Statement]:
+        problem, result = self.problem, self.problem.result
+        factor, channel = Buffer("factor", F32, 1, "register"), symbol(CHANNEL, 0, problem.values.channels - 1)
+        value = s.cast(s.load(self.sums, channel) * s.load(factor, 0), result.dtype)
+        rewriter = s.Rewriter(
+            lambda part: value if isinstance(part, s.Element) and part.tensor == ANCHOR else None, {QUERY: at}
+        )
+        yield Define(factor, inverse(problem, s.load(self.total, 0)))
+        store = Store(result.buffer, rewriter.dim(result.offset), rewriter(result.value))
+        yield For(CHANNEL, problem.values.channels, (store,), "vector")
