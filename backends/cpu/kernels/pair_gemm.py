@@ -27,6 +27,7 @@ from .gemm import _Gemm
 from .packing import packed, pairs_of, transposed
 from .product import Axis, Product, find_product, flattened
 from .register_tile import Tile
+from .strassen import Strassen, choose_plan
 
 
 def schedule(region: Region, target: Target) -> Lowered | None:
@@ -42,6 +43,9 @@ def schedule(region: Region, target: Target) -> Lowered | None:
         array = None
     if array is None and product(axis.extent for axis in found.rows) == 1:
         return None
+    plan = choose_plan(found, target, target.strassen) if array is not None and target.strassen else None
+    if array is not None and plan is not None:
+        return Strassen(region, found, outputs, array, plan).lowered()
     return _PairGemm(region, target, found, outputs, array).lowered()
 
 

@@ -10,28 +10,31 @@ that all products share one inner loop. The epilogue is applied to the finished 
 Sums are of numbers that were added and subtracted before. Measured against f64 on layers of transformers (normal
 operands, depth 384 to 3072) the largest error is 0.5 to 2.3e-6 of the largest output at one level and up to 2.5e-6 at
 two; the definition's is 0.6 to 1.4e-6. Unlike the definition's it is relative to the largest number of a block.
+
+Of bf16, sums of blocks are rounded to bf16, and pairs along the depth multiplied by one instruction: the error of one
+level is twice that of the definition in bf16; of two levels it would be four times that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, dim_max, dim_min, product, symbol
-from ....ir.dtypes import F32, I64
+from ....ir.dtypes import BF16, F32, I64, U32
 from ....ir.loops import Address, Alias, Alloc, Define, For, If, Intrinsic, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
 from ....passes.regions import Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue
-from .packing import matrices
+from .packing import matrices, pairs_of
 from .product import Product, flattened
-from .register_tile import Tile, accumulators, choose_tile, multiply_accumulate, pieces
+from .register_tile import PAIRS, Tile, accumulators, choose_tile, multiply_accumulate, pieces
 
 # Of blocks 11, 12, 21, 22: what the seven products take from the left and the right operand, and which blocks of the
 # result they are added to.
@@ -62,12 +65,13 @@ WORTH = 1.04
 @dataclass(frozen=True)
 class Plan:
     """Levels of the method, the register tile, rows of a block (of each part of rows) whose results are in a cache at
-    a time, and how long all takes, in cycles of one core."""
+    a time, and how long all takes, in cycles of one core; whether operands are pairs of bf16."""
 
     levels: int
     tile: Tile
     block: int
     cycles: float = 0.0
+    narrow: bool = False
 
     @property
     def parts(self) -> int:
@@ -82,17 +86,18 @@ class Plan:
 def choose_plan(found: Product, target: Target, levels: int = 1) -> Plan | None:
     """The fastest plan of at most `levels` levels; None where the definition is about as fast, or sizes do not fit."""
     sizes = [axis.extent for axis in (*found.rows, *found.depth, found.column)]
-    if found.batch or not found.depth or found.dtype != F32 or found.left.dtype != F32:
+    narrow = found.left.dtype == BF16 and PAIRS in target.dot_products
+    if found.batch or not found.depth or found.dtype != F32 or not (narrow or found.left.dtype == F32):
         return None
     if not all(isinstance(size, int) and size > 0 for size in sizes) or found.depth[-1].left != 1:
         return None
     rows, depth = (_known(product(axis.extent for axis in axes)) for axes in (found.rows, found.depth))
     columns, lanes = _known(found.column.extent), target.lanes(32)
-    weights = depth * columns * F32.bytes / MEMORY_BYTES_PER_CYCLE
-    arithmetic = CLASSICAL * rows * depth * -(-columns // lanes) / target.multiply_adds
+    weights = depth * columns * found.left.dtype.bytes / MEMORY_BYTES_PER_CYCLE
+    arithmetic = CLASSICAL * rows * (depth // (1 + narrow)) * -(-columns // lanes) / target.multiply_adds
     least = max(arithmetic, weights) + CLASSICAL_SHARE * weights
     best = None
-    for level in range(1, levels + 1):
+    for level in range(1, (1 if narrow else levels) + 1):
         plan = _plan(found, target, level, rows, depth, columns)
         if plan is None or plan.cycles * WORTH > least:
             break
@@ -109,20 +114,23 @@ def _plan(found: Product, target: Target, levels: int, rows: int, depth: int, co
     height, wide = -(-rows // parts), -(-columns // (parts * lanes))
     if rows < 2 * parts or wide * lanes * parts > 2 * columns:
         return None
-    tile = choose_tile(height, wide * lanes, depth // parts, F32, target)
+    narrow = found.left.dtype == BF16
+    steps = depth // parts // (1 + narrow)
+    tile = choose_tile(height, wide * lanes, steps, F32, target)
     room = min(PANEL_BYTES, target.l2_bytes // 8) // (parts * parts * tile.width * F32.bytes)
     if room < tile.rows:
         return None
     blocks = -(-height // (room // tile.rows * tile.rows))
     block = min(height, -(-height // (blocks * tile.rows)) * tile.rows)
-    plan = Plan(levels, tile, block)
+    plan = Plan(levels, tile, block, narrow=narrow)
     vectors = height * sum(size * count for size, count in pieces(wide, tile.vectors))
-    arithmetic = plan.products * vectors * (depth // parts) / target.multiply_adds
+    arithmetic = plan.products * vectors * steps / target.multiply_adds
     moved = vectors * (UPDATES**levels * UPDATE_CYCLES + parts * parts * FINISH_CYCLES)
-    sums = (rows * depth + plan.products * height * (depth // parts)) * F32.bytes
+    sums = (rows * depth + plan.products * height * (depth // parts)) * found.left.dtype.bytes
     sums_rate = NEAR_BYTES_PER_CYCLE if sums <= target.l2_bytes * 3 // 4 else FAR_BYTES_PER_CYCLE
-    weights = plan.products * (depth // parts) * wide * lanes * F32.bytes / MEMORY_BYTES_PER_CYCLE
-    return Plan(levels, tile, block, max(arithmetic + moved, weights) + MEMORY_SHARE * weights + sums / sums_rate)
+    weights = plan.products * steps * wide * lanes * F32.bytes / MEMORY_BYTES_PER_CYCLE
+    cycles = max(arithmetic + moved, weights) + MEMORY_SHARE * weights + sums / sums_rate
+    return replace(plan, cycles=cycles)
 
 
 def coefficients(table: Sequence[Sequence[int]], levels: int) -> np.ndarray:
@@ -145,12 +153,14 @@ class Strassen:
         self.columns = _known(found.column.extent)
         self.height = -(-self.rows // plan.parts)
         self.missing = self.height * plan.parts - self.rows
+        self.kept, self.factors = (BF16, U32) if plan.narrow else (F32, F32)
+        self.steps = self.depth // (1 + plan.narrow)
         # One vector more: rows whose distance is a power of two would fall into the same sets of the cache.
-        self.step = self.depth + self.lanes
+        self.step = self.depth + self.lanes * (1 + plan.narrow)
         self.groups = [*self._groups()]
-        self.sums = Buffer("sums", F32, plan.products * self.height * self.step)
+        self.sums = Buffer("sums", self.kept, plan.products * self.height * self.step)
         vectors = sum(count * each for _, count, each in self.groups)
-        self.packed = Buffer("packed", F32, plan.products * self.depth * vectors * self.lanes)
+        self.packed = Buffer("packed", self.factors, plan.products * self.steps * vectors * self.lanes)
         self.most = 2**plan.levels  # blocks that one product is added to
         self.places = Buffer("places", I64, plan.products * (1 + self.most))
         self.signs = Buffer("signs", F32, plan.products * self.most)
@@ -170,9 +180,9 @@ class Strassen:
 
     def lowered(self) -> Lowered:
         method = "strassen" if self.plan.levels == 1 else f"strassen{self.plan.levels}"
-        add = call(self.region, f"f32_{method}_sums", tuple(self._sums()), (self.sums,))
+        add = call(self.region, f"{self.kept}_{method}_sums", tuple(self._sums()), (self.sums,))
         buffers = (self.sums, self.packed, self.places, self.signs)
-        multiply = call(self.region, f"f32_{method}_{self.tile}", (self._tasks(),), buffers)
+        multiply = call(self.region, f"{self.kept}_{method}_{self.tile}", (self._tasks(),), buffers)
         made: dict[str, Callable[[], np.ndarray]] = {
             self.packed.name: self._pack,
             self.places.name: lambda: self._table()[0],
@@ -186,17 +196,20 @@ class Strassen:
         """Sums of the weights' blocks: [group of panels][product][depth][columns of a part]."""
         (weights,) = matrices(self.found, self.array)
         parts, products = self.plan.parts, self.plan.products
-        result = np.empty(_known(self.packed.size), np.float32)
+        result = np.empty(_known(self.packed.size), self.factors.numpy)
         at = column = 0
         for _, count, vectors in self.groups:
             width = vectors * self.lanes
             for _ in range(count):
-                here = weights[:, column : column + parts * width]
+                here = weights[:, column : column + parts * width].astype(np.float32)
                 if here.shape[1] != parts * width:
                     here = np.pad(here, ((0, 0), (0, parts * width - here.shape[1])))
-                size = products * self.depth * width
-                made = result[at : at + size].reshape(products, self.depth, width)
+                size = products * self.steps * width
+                into = result[at : at + size].reshape(products, self.steps, width)
+                made = np.empty((products, self.depth, width), np.float32) if self.plan.narrow else into
                 _weight_sums(here.reshape(parts, self.depth, parts, width).swapaxes(1, 2), made)
+                if self.plan.narrow:
+                    into[...] = pairs_of(made.astype(BF16.numpy))
                 at, column = at + size, column + parts * width
         return result
 
@@ -239,7 +252,7 @@ class Strassen:
             start = found.left_start + inside + sum((where[axis.name] * axis.left for axis in found.rows), 0)
             line: list[Scalar] = []
             for j in range(parts):
-                there_is = s.load(found.left.buffer, start + j * half, lanes)
+                there_is = s.cast(s.load(found.left.buffer, start + j * half, lanes), F32)
                 line.append(_named(body, f"block{i}_{j}", there_is if i < there else s.const(0, F32, lanes)))
             blocks.append(line)
         position: Dim = row * self.step
@@ -247,7 +260,8 @@ class Strassen:
         for axis, index in zip(found.depth, at, strict=True):
             offset = offset * axis.extent + index
         for number, value in enumerate(_left_sums(body, blocks)):
-            body.append(Store(self.sums, number * (self.height * self.step) + position + offset, value))
+            into = number * (self.height * self.step) + position + offset
+            body.append(Store(self.sums, into, s.cast(value, self.kept)))
         for axis, extent in reversed([*zip(found.depth, extents, strict=True)]):
             body = [For(axis.name, extent, tuple(body))]
         yield from body
@@ -281,7 +295,7 @@ class Strassen:
         yield For("clear", size // lanes, (clear,))
         number = k.index_symbol("product", plan.products)
         # Groups before this one are as wide as the tile.
-        right = group * (plan.products * self.depth * self.tile.width) + number * (self.depth * width)
+        right = group * (plan.products * self.steps * self.tile.width) + number * (self.steps * width)
         step = self.tile.rows
         full = rows // step
         tile = k.index_symbol("tile", full)
@@ -297,9 +311,10 @@ class Strassen:
 
     def _tile(self, tile: Tile, start: Dim, first_row: Dim, row: Dim, number: Dim) -> Iterator[Statement]:
         """One product's register tile, added to the blocks of the result it belongs to; the `number`th of its panel."""
-        plan, lanes, depth = self.plan, self.lanes, self.depth
+        plan, lanes, depth = self.plan, self.lanes, self.steps
         which = k.index_symbol("product", plan.products)
-        left, right, c = Buffer("left", F32), Buffer("right", F32), k.index_symbol("c", depth)
+        left, right, c = Buffer("left", self.factors), Buffer("right", self.factors), k.index_symbol("c", depth)
+        row_step = self.step // (1 + plan.narrow)
         yield Alias(left, self.sums, (which * self.height + first_row + row) * self.step)
         yield Alias(right, self.packed, start)
         # While the tiles of a panel use it, they fetch the next one, each its share: weights come from memory.
@@ -312,7 +327,7 @@ class Strassen:
             tile,
             F32,
             [("c", depth)],
-            lambda i: s.load(left, i * self.step + c),
+            lambda i: s.load(left, i * row_step + c),
             lambda v: s.load(right, c * tile.width + v * lanes, lanes),
             beside=fetch,
         )
