@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TypeAlias
 
 from . import scalars as s
+from .atoms import lazy
 from .dims import Dim, Opaque, Sum, atoms, symbol
 from .scalars import Buffer, Scalar
 
@@ -152,6 +153,11 @@ class Kernel:
 
     def __str__(self) -> str:
         return print_kernel(self)
+
+    @lazy
+    def digest(self) -> str:
+        """What `kernel_digest` tells of it."""
+        return kernel_digest(self)
 
 
 def children(statement: Statement) -> tuple[Block, ...]:

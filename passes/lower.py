@@ -18,7 +18,7 @@ from ..ir.errors import UnsupportedError
 from ..ir.graph import Graph, Node, TensorType, Value
 from ..ir.guards import Guard
 from ..ir.infer import Inference
-from ..ir.loops import Block, For, Kernel, Let, Store, free_sizes, kernel_digest
+from ..ir.loops import Block, For, Kernel, Let, Store, free_sizes
 from ..ir.loops import walk as walk_statements
 from ..ir.ops import REGISTRY
 from ..ir.program import ALIGNMENTS, MARK, Assign, Bind, Choose, Memory, Place, Program, Repeat, Run, Step, Steps
@@ -118,6 +118,7 @@ class Lowering:
     kernels: dict[str, Kernel] = field(default_factory=dict)
     constants: dict[str, Callable[[], np.ndarray]] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    shared: dict[object, Kernel] = field(default_factory=dict)
     count: int = 0
     _arguments: dict[str, Place] = field(default_factory=dict)
     _guards: list[tuple[Node, Guard]] = field(default_factory=list)
@@ -443,6 +444,7 @@ class Lowering:
             inline=lambda: define(False),
             alignments=self._alignments(node),
             compose=compose,
+            kernels=self.shared,
         )
 
     def _alignments(self, node: Node) -> dict[str, int]:
@@ -545,7 +547,7 @@ class Lowering:
 
     def _shared(self, kernel: Kernel) -> str:
         """The name under which the kernel is known; equal kernels have one."""
-        digest = kernel_digest(kernel)
+        digest = kernel.digest
         found = self.digests.get(digest)
         if found is None:
             found = self.digests[digest] = f"{kernel.name}_{digest}"

@@ -6,21 +6,25 @@ A region is one fused group of nodes. Its outputs are defined over its input buf
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from ..ir.dims import Dim
 from ..ir.graph import Node
-from ..ir.loops import Kernel
+from ..ir.loops import Kernel, index_symbol
 from ..ir.rounding import converted
 from ..ir.scalars import Buffer, Const, Element, Scalar
 from ..ir.target import Target
 from ..ir.tensors import Indices, Tensor
 
 ANCHOR = "anchor"
+_SMALL = 1 << 10
+"""Bytes of a constant up to which its elements count in a region's signature."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Region:
     define what the anchor reads, over the inputs: a transpose, slice or pad before it is composed in. `constants` holds
     the arrays of inputs that the model fixes; `static` the anchor's shape operands by name.
     `alignments` are of the buffers' addresses, where more is known than the element type tells. `compose(name, ...)`
-    gives the outputs of a region of the anchor, by definition, for tensors as its inputs.
+    gives the outputs of a region of the anchor, by definition, for tensors as its inputs. `kernels` are those that
+    regions of the same graph share, by what they follow from.
     """
 
     name: str
@@ -46,6 +51,41 @@ class Region:
     static: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     alignments: Mapping[str, int] = field(default_factory=dict)
     compose: Callable[..., Sequence[Tensor]] = field(default=lambda name, *tensors: ())
+    kernels: dict[object, Kernel] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def signature(self) -> bytes | None:
+        """Equal for regions that compute the same on buffers of the same names, the elements of large constants and
+        where the region comes from aside. None where that cannot be told."""
+        anchor = self.anchor
+        tensors = (*self.inputs, *(tensor for _, tensor in self.outputs), *self.operands, self.anchor_output)
+        unknown = any(tensor is not None and (tensor.kind == "opaque" or 0 in tensor.shape) for tensor in tensors)
+        if unknown or (anchor is not None and anchor.regions):
+            return None
+        state = hashlib.blake2b(digest_size=16)
+
+        def add(*items: object) -> None:
+            state.update("".join(f"{item!s};" for item in items).encode())
+
+        add(self.name, [(b.name, b.dtype, b.size) for b, _ in self.outputs], sorted(self.alignments.items()))
+        for tensor in tensors:
+            add("next")
+            if tensor is not None:
+                add(tensor.kind, tensor.dtype, tensor.shape, tensor.lower, tensor.upper)
+                add(tensor.buffer and (tensor.buffer.name, tensor.buffer.size))
+                indices = tuple(index_symbol(f"axis{axis}", extent) for axis, extent in enumerate(tensor.shape))
+                state.update(tensor.at(indices).digest)
+        if anchor is not None:
+            add(anchor.op, len(anchor.inputs), len(anchor.outputs))
+        settings = {**(anchor.attributes if anchor is not None else {}), **self.static}
+        for name, value in (*sorted(settings.items()), *sorted(self.constants.items())):
+            add(name)
+            if isinstance(value, np.ndarray):
+                add(value.dtype, value.shape)
+                state.update(value.tobytes() if value.nbytes <= _SMALL else b"")
+            else:
+                add(repr(value))
+        return state.digest()
 
     def alignment(self, buffer: str) -> int:
         """The bytes, a power of two, of which the address of element 0 of a buffer is surely a multiple."""

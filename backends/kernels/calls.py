@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,17 +41,31 @@ def present(region: Region, position: int) -> Tensor:
     return found
 
 
-def call(region: Region, name: str, body: Sequence[Statement], scratch: Sequence[Buffer] = ()) -> Call:
-    """A call of the kernel with this body, on the region's buffers and the `scratch` that it uses."""
-    block = tuple(body)
+def call(
+    region: Region, name: str, body: Iterable[Statement], scratch: Sequence[Buffer] = (), shared: bool = False
+) -> Call:
+    """A call of the kernel with this body, on the region's buffers and the `scratch` that it uses.
+
+    `shared` says that the body follows from the target, the region's signature, the name and the scratch buffers:
+    regions alike have one kernel then, and of an iterator the body is made only once.
+    """
+    key = (region.signature, name, tuple(scratch)) if shared and region.signature is not None else None
+    kernel = region.kernels.get(key) if key is not None else None
+    if kernel is None:
+        kernel = _kernel(region, name, tuple(body), scratch)
+    if key is not None:
+        region.kernels[key] = kernel
+    return Call(kernel, tuple(p.name for p in kernel.parameters), tuple(symbol(n, None) for n in kernel.sizes))
+
+
+def _kernel(region: Region, name: str, block: tuple[Statement, ...], scratch: Sequence[Buffer]) -> Kernel:
     parameters = used_buffers(block, tuple({b.name: b for b in (*region.buffers, *scratch)}.values()))
     written = {statement.buffer.name for statement in k.walk(block) if isinstance(statement, Store)}
     pointers = {st.buffer.name: st.source.name for st in k.walk(block) if isinstance(st, k.Alias)}
     while behind := {pointers[name] for name in written & pointers.keys()} - written:
         written |= behind
     outputs = tuple(p.name for p in parameters if p.name in written)
-    kernel = Kernel(name, parameters, outputs, free_sizes(block, parameters), block, region.origin)
-    return Call(kernel, tuple(p.name for p in parameters), tuple(symbol(n, None) for n in kernel.sizes))
+    return Kernel(name, parameters, outputs, free_sizes(block, parameters), block, region.origin)
 
 
 def over(
