@@ -95,7 +95,7 @@ def test_geometry(target: str, known: bool, data: st.DataObject) -> None:
     chosen = machine(target, data.draw(st.integers(1, 3), "tasks"))
     lanes = chosen.lanes(32)
     group = data.draw(st.sampled_from([1, 1, 2]), "group")
-    channels, filters = (data.draw(st.integers(1, 2 * lanes + 3), what) for what in ("channels", "filters"))
+    channels, filters = (data.draw(st.integers(2, 2 * lanes + 3), what) for what in ("channels", "filters"))
     kernel = data.draw(st.sampled_from(KERNELS), "kernel")
     strides = [data.draw(st.sampled_from([1, 1, 2]), "stride") for _ in range(2)]
     pads = [data.draw(st.integers(0, 2), "pad") for _ in range(4)]
