@@ -73,7 +73,7 @@ class ModelCache:
         return None if key is None else self.folder / f"{key}.onnxc"
 
     def _prune(self) -> None:
-        files = [(entry.stat(), entry.path) for entry in os.scandir(self.folder)]
+        files = [(entry.stat(), entry.path) for entry in os.scandir(self.folder) if entry.name.endswith(".onnxc")]
         found = sorted((status.st_mtime_ns, status.st_size, path) for status, path in files)
         total = sum(size for _, size, _ in found)
         for _, size, path in found:

@@ -86,3 +86,19 @@ def test_entries_used_longest_ago_go(tmp_path: Path, compiles: list[object], mon
     monkeypatch.setenv("ONNXC_MODEL_CACHE_BYTES", "0")
     result(first)
     assert len(compiles) == 3
+
+
+def test_a_folder_beside_the_entries_keeps_none(
+    tmp_path: Path, compiles: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no entry is neither removed nor in the way of removing those that are."""
+    result(write(tmp_path / "a.onnx", 3))
+    (entry,) = (tmp_path / "cache" / "models").iterdir()
+    other = tmp_path / "cache" / "models" / "fetched"
+    other.mkdir()
+    os.utime(other, (0, 0))
+    os.utime(entry, (1, 1))
+    monkeypatch.setenv("ONNXC_MODEL_CACHE_BYTES", str(entry.stat().st_size + 10))
+    result(write(tmp_path / "b.onnx", 4))
+    assert not entry.exists()
+    assert other.exists()
