@@ -23,8 +23,6 @@ from ..ir.target import Target
 from ..ir.tensors import Indices, Tensor
 
 ANCHOR = "anchor"
-_SMALL = 1 << 10
-"""Bytes of a constant up to which its elements count in a region's signature."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,8 @@ class Region:
 
     @cached_property
     def signature(self) -> bytes | None:
-        """Equal for regions that compute the same on buffers of the same names, the elements of large constants and
-        where the region comes from aside. None where that cannot be told."""
+        """Equal for regions that compute the same on buffers of the same names, whatever the elements of constants are
+        and wherever the region comes from. None where that cannot be told."""
         anchor = self.anchor
         tensors = (*self.inputs, *(tensor for _, tensor in self.outputs), *self.operands, self.anchor_output)
         unknown = any(tensor is not None and (tensor.kind == "opaque" or 0 in tensor.shape) for tensor in tensors)
@@ -77,14 +75,10 @@ class Region:
                 state.update(tensor.at(indices).digest)
         if anchor is not None:
             add(anchor.op, len(anchor.inputs), len(anchor.outputs))
-        settings = {**(anchor.attributes if anchor is not None else {}), **self.static}
-        for name, value in (*sorted(settings.items()), *sorted(self.constants.items())):
-            add(name)
-            if isinstance(value, np.ndarray):
-                add(value.dtype, value.shape)
-                state.update(value.tobytes() if value.nbytes <= _SMALL else b"")
-            else:
-                add(repr(value))
+        for name, value in (*(anchor.attributes if anchor is not None else {}).items(), *self.static.items()):
+            add(name, value.tobytes() if isinstance(value, np.ndarray) else repr(value))
+        for name, array in sorted(self.constants.items()):
+            add(name, array.dtype, array.shape)
         return state.digest()
 
     def alignment(self, buffer: str) -> int:

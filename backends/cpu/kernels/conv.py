@@ -98,7 +98,7 @@ class _Conv:
         stride = f"s{found.windows.strides[1]}" if found.windows.strides[1] != 1 else ""
         operands = BF16 if found.dtype == U32 else found.dtype
         name = f"{operands}_conv{self.kernel[0]}x{self.kernel[1]}{stride}_{self.tile}"
-        convolve = call(self.region, name, tuple(self._body()), (self.packed, self.zeros))
+        convolve = call(self.region, name, self._body(), (self.packed, self.zeros), shared=True)
         made: dict[str, Callable[[], np.ndarray]] = {self.packed.name: self._pack}
         if self.zeros.name in convolve.arguments:
             made[self.zeros.name] = lambda: np.zeros(found.channels, found.input.dtype.numpy)

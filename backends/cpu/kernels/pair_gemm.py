@@ -68,7 +68,7 @@ class _PairGemm(_Gemm):
 
     def lowered(self) -> Lowered:
         scratch = [self.packed] if self.reads_pairs else [self.packed, self.found.left.buffer]
-        calls = [call(self.region, f"bf16_gemm_{self.tile}", tuple(self._body()), scratch)]
+        calls = [call(self.region, f"bf16_gemm_{self.tile}", self._body(), scratch, shared=True)]
         workspaces = scratch[1:]
         if not self.reads_pairs:
             calls.insert(0, self._pack_left())

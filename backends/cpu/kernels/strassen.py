@@ -182,7 +182,7 @@ class Strassen:
         method = "strassen" if self.plan.levels == 1 else f"strassen{self.plan.levels}"
         add = call(self.region, f"{self.kept}_{method}_sums", tuple(self._sums()), (self.sums,))
         buffers = (self.sums, self.packed, self.places, self.signs)
-        multiply = call(self.region, f"{self.kept}_{method}_{self.tile}", (self._tasks(),), buffers)
+        multiply = call(self.region, f"{self.kept}_{method}_{self.tile}", self._body(), buffers, shared=True)
         made: dict[str, Callable[[], np.ndarray]] = {
             self.packed.name: self._pack,
             self.places.name: lambda: self._table()[0],
@@ -267,6 +267,9 @@ class Strassen:
         yield from body
 
     # The products. Tasks: (group of panels, block of rows), blocks of one group following one another
+
+    def _body(self) -> Iterator[Statement]:
+        yield self._tasks()
 
     def _tasks(self) -> Statement:
         block = self.plan.block

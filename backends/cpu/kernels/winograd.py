@@ -77,7 +77,7 @@ class _Winograd:
         taps, strides = self.found.windows.kernel, self.found.windows.strides
         name = f"{self.kept}_winograd{taps[0]}x{taps[1]}{'s2' if 2 in strides else ''}_{self.plan}"
         buffers = (self.packed, self.zeros, self.transformed, self.products)
-        convolve = call(self.region, name, (self._tasks(),), buffers)
+        convolve = call(self.region, name, self._body(), buffers, shared=True)
         made: dict[str, Callable[[], np.ndarray]] = {self.packed.name: self._pack}
         if self.zeros.name in convolve.arguments:
             made[self.zeros.name] = lambda: np.zeros(self.deep, self.zeros.dtype.numpy)
@@ -93,6 +93,9 @@ class _Winograd:
         return packed(pairs_of(matrices) if self.plan.narrow else matrices, self.panels, self.factors)
 
     # Tasks: a share of the blocks each, with memory of its own for what is transformed
+
+    def _body(self) -> Iterator[Statement]:
+        yield self._tasks()
 
     def _tasks(self) -> Statement:
         per_group = ceildiv(self.total, self.block)
