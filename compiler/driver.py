@@ -74,7 +74,9 @@ def passes_of(options: Options) -> tuple[Pass, ...]:
     passes = list(parse_pipeline(options.pipeline or PIPELINES[target.kind]))
     if options.precision in ("f16", "bf16") and not any(isinstance(item, Precision) for item in passes):
         fusions = [position for position, item in enumerate(passes) if isinstance(item, Fuse)]
-        passes.insert(fusions[-1] + 1 if fusions else len(passes), Precision(options.precision))
+        # What CPUs read and write of a residual takes little of the time of the products beside it.
+        sums = "wide" if target.kind == "cpu" else "narrow"
+        passes.insert(fusions[-1] + 1 if fusions else len(passes), Precision(options.precision, sums=sums))
     return tuple(passes)
 
 

@@ -8,7 +8,9 @@ compares or counts them: it wants them as they are. Three kinds of tensors are f
   - values that a large constant brings in, beyond the narrow type's range or so large that what is added to them is
     lost: -1e4, -1e9 or the least f32 in a mask;
   - squares and other results that soon leave the range (declared as `precise` results), and what is made of them alone.
-They stay f32 unless products are all that is formed of them. A logarithm shows small magnitudes as well as large ones:
+They stay f32 unless products are all that is formed of them. Where sums may be wide, so does what adds up two values
+that depend on data and is no factor of products, such as the residual of a transformer: each layer would round it once
+more. A logarithm shows small magnitudes as well as large ones:
 the spectrum that it is taken of, which the first products of a model make by sums that cancel, is computed in f32.
 """
 
@@ -56,6 +58,7 @@ class Facts:
 
     dtype: DType
     large: int
+    wide_sums: bool = False
     same: dict[Place, Place] = field(default_factory=dict)
     members: dict[Place, list[Place]] = field(default_factory=dict)
     decided: dict[Place, bool] = field(default_factory=dict)
@@ -106,6 +109,7 @@ class Scope:
         self.products: dict[str, int] = {}
         self.derived: dict[str, list[Place]] = {}
         self.counted: set[str] = set()
+        self.summed: set[str] = set()
         self.kept: set[str] = set()
         self.origins: dict[str, Origin | None] = {}
         self.stored: set[str] = set()
@@ -215,6 +219,8 @@ class Scope:
             self.sources[output.name] = [(self.owner(v.name), v.name) for v in node.operands if is_f32(v)]
             if products:
                 self.products[output.name] = id(node)
+            if self._is_sum(node):
+                self.summed.add(output.name)
         for position, value in enumerate(node.inputs):
             if value is None or not is_f32(value):
                 continue
@@ -237,6 +243,13 @@ class Scope:
                 self._keep((owner, value.name))
         for region in node.regions.values():
             Scope(region, self.facts, self, computed=True)
+
+    def _is_sum(self, node: Node) -> bool:
+        """Whether the node adds up two values that depend on data, or moves such a sum."""
+        if moves(node):
+            return any(value.name in self.owner(value.name).summed for value in factors(node))
+        varying = [v for v in node.operands if is_f32(v) and not self._is_constant(v) and not self.origin(v).side]
+        return node.op in _SUMS and len(varying) > 1
 
     def _keep(self, place: Place) -> None:
         """Leaves a value in f32 and all that the first stages of products make it of."""
@@ -371,6 +384,10 @@ class Scope:
             waiting += found
         return False
 
+    def _holds_sum(self, name: str) -> bool:
+        """Whether a stored value is a sum, of this graph or of the group that makes it."""
+        return name in self.summed or any(name in scope.summed for scope, name in self.sources.get(name, ()))
+
     def _decided(self, root: Place) -> bool:
         members = self.facts.members.get(root, [root])
         if any(name in scope.fixed or name in scope.kept for scope, name in members):
@@ -378,6 +395,8 @@ class Scope:
         kinds = set[str]().union(*(scope._kinds(name) for scope, name in members))
         if kinds <= {PRODUCT}:
             return bool(kinds)
+        if self.facts.wide_sums and PRODUCT not in kinds and any(scope._holds_sum(name) for scope, name in members):
+            return False
         delicate = any(scope.origin(Value(name, _F32)).delicate for scope, name in members)
         if delicate or PRECISE in kinds or any(scope._is_counted(name) for scope, name in members):
             return False
@@ -387,6 +406,7 @@ class Scope:
 
 
 _F32 = TensorType(F32, ())
+_SUMS = ("Add", "Sub", "Sum")
 
 
 def large(low: float, high: float) -> tuple[float, float] | None:

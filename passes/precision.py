@@ -24,17 +24,23 @@ from .pipeline import Pass, register
 @register
 @dataclass(frozen=True)
 class Precision(Pass):
-    """Stores f32 tensors as `to`, f16 or bf16; constants that are no factors of products from `large` elements on."""
+    """Stores f32 tensors as `to`, f16 or bf16; constants that are no factors of products from `large` elements on.
+
+    `sums` "wide" leaves sums that are no factors of products in f32.
+    """
 
     name = "precision"
     to: str = "f16"
     large: int = 4096
+    sums: str = "narrow"
 
     def run(self, graph: Graph) -> Graph:
         dtype = BY_NAME.get(self.to)
         if dtype not in (F16, BF16):
             raise OnnxcError(f"precision{{to={self.to}}}: tensors can be stored as f16 or bf16")
-        return _Rewrite(Scope(graph, Facts(dtype, self.large)), Names(graph)).run()
+        if self.sums not in ("narrow", "wide"):
+            raise OnnxcError(f"precision{{sums={self.sums}}}: sums can be narrow or wide")
+        return _Rewrite(Scope(graph, Facts(dtype, self.large, self.sums == "wide")), Names(graph)).run()
 
 
 class _Rewrite:

@@ -397,14 +397,40 @@ def test_every_target_has_its_precisions() -> None:
 
 def test_the_pass_stands_behind_fusion() -> None:
     def names(**options: str) -> list[str]:
-        return [str(item) for item in passes_of(Options(target="x86-64-v3", **options))]  # type: ignore[arg-type]
+        return [str(item) for item in passes_of(Options(**{"target": "x86-64-v3", **options}))]  # type: ignore[arg-type]
 
-    assert names(precision="bf16")[-3:] == ["fuse", "precision{to='bf16'}", "reorder"]
-    assert names(precision="f16", pipeline="fold,fuse") == ["fold", "fuse", "precision"]
-    assert names(precision="f16", pipeline="fold") == ["fold", "precision"]
+    assert names(precision="bf16")[-3:] == ["fuse", "precision{to='bf16', sums='wide'}", "reorder"]
+    assert names(precision="f16", pipeline="fold,fuse") == ["fold", "fuse", "precision{sums='wide'}"]
+    assert names(precision="f16", pipeline="fold") == ["fold", "precision{sums='wide'}"]
+    assert names(target="cuda:sm_80", precision="f16", pipeline="fold") == ["fold", "precision"]
     assert names(precision="f16", pipeline="fuse,precision{large=1}") == ["fuse", "precision{large=1}"]
     assert "precision" not in "".join(names())
     assert [str(item) for item in parse_pipeline('precision{to="bf16"}')] == ["precision{to='bf16'}"]
+
+
+def test_residuals_may_stay_wide() -> None:
+    """A sum that only other sums and normalization read is not rounded by each layer; one that is multiplied is."""
+    graph = parsed(
+        """graph @g(%x: f32[4, 64]) -> (%z: f32[4, 64]) {
+          %v = constant @"v" : f32[64, 64]
+          %w = constant @"w" : f32[64, 64]
+          %0 = MatMul(%x, %v) : f32[4, 64]
+          %1 = Add(%x, %0) : f32[4, 64]
+          %2 = Relu(%1) : f32[4, 64]
+          %3 = MatMul(%2, %w) : f32[4, 64]
+          %4 = Add(%1, %3) : f32[4, 64]
+          %5 = MatMul(%4, %w) : f32[4, 64]
+          %z = Add(%4, %5) : f32[4, 64]
+        }""",
+        {"v": normal(64, 64), "w": normal(64, 64)},
+    )
+    for sums, residual in (("narrow", "bf16"), ("wide", "f32")):
+        after = transformed(f'fuse,precision{{to="bf16", sums="{sums}"}}', graph)
+        types = stored(after)
+        assert (types["1"], types["2"], types["4"]) == (residual, "bf16", "bf16"), types
+        agree(graph, after, tolerance=TOLERANCE)
+    with pytest.raises(OnnxcError, match="narrow or wide"):
+        transformed('precision{sums="f64"}', graph)
 
 
 def test_other_types_are_refused() -> None:
