@@ -28,7 +28,7 @@ def compile(
     threads: int | None = None,
     precision: str = "f32",
     max_memory: int | str | None = None,
-    winograd: str = "off",
+    winograd: str = "auto",
     strassen: str = "off",
 ) -> Interface | Deferred:
     """Compiles a model: a path, the bytes of one, or a ModelProto.
@@ -39,10 +39,11 @@ def compile(
     "bf16" keeps weights and what lies between kernels in 16 bits, "tf32" forms products on a GPU of rounded operands;
     sums are f32 in all of them. `max_memory` (bytes, or "2G") limits what the model's constants may take, and what a
     run may for intermediate values and outputs; without it the limit is this machine's memory. `winograd` "auto" lets
-    CPUs compute 3x3 convolutions by minimal filtering where that is faster: errors are up to 2e-5 of the largest output
-    of a layer, some ten times those of the definition. `strassen` "auto" lets CPUs form products by constant matrices
-    of seven half as large instead of eight where that is faster, "two" do so twice: the packed weights become 1.75 or
-    3.1 times larger, errors are up to 3e-6 of a layer's largest output, some two times those of the definition.
+    CPUs compute convolutions by minimal filtering where that is faster: errors are up to 6e-6 of the largest output of
+    a layer, one to three times those of the definition, which "off" asks for. `strassen` "auto" lets CPUs form
+    products by constant matrices of seven half as large instead of eight where that is faster, "two" do so twice: the
+    packed weights become 1.75 or 3.1 times larger, errors are up to 3e-6 of a layer's largest output, some two times
+    those of the definition.
     Raises ModelError, UnsupportedError, ShapeError, TargetError, or LimitError for a model that asks for more memory.
     """
     options = Options(

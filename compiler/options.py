@@ -44,7 +44,7 @@ class Options:
     folder: str | None = None
     smallest: int = 0
     max_memory: int | str | None = None
-    winograd: str = "off"
+    winograd: str = "auto"
     strassen: str = "off"
     progress: Callable[[str, int, int], None] | None = field(default=None, compare=False)
     after: Callable[[Pass, Graph, float], None] | None = field(default=None, compare=False)

@@ -199,16 +199,16 @@ def model(path: Path) -> onnx.ModelProto:
     return found
 
 
-def test_only_when_it_is_asked_for(tmp_path: Path) -> None:
+def test_unless_it_is_turned_off(tmp_path: Path) -> None:
     proto = model(tmp_path / "m.onnx")
     x = np.random.default_rng(2).standard_normal((1, 64, 27, 30), np.float32)
     (expected,) = ReferenceEvaluator(proto).run(None, {"x0": x})
-    plain = onnxc.compile(tmp_path / "m.onnx")
-    fast = onnxc.compile(tmp_path / "m.onnx", winograd="auto", dims={"h": 27})
+    plain = onnxc.compile(tmp_path / "m.onnx", winograd="off")
+    fast = onnxc.compile(tmp_path / "m.onnx", dims={"h": 27})
     assert "winograd" not in plain.dump("kernels")
     assert fast.dump("kernels").count("kernel f32_winograd") >= 1
     scale = np.abs(expected).max()
     np.testing.assert_allclose(plain(x), expected, rtol=0, atol=1e-6 * scale)
-    np.testing.assert_allclose(fast(x), expected, rtol=0, atol=2e-5 * scale)
+    np.testing.assert_allclose(fast(x), expected, rtol=0, atol=1e-5 * scale)
     with pytest.raises(OnnxcError, match="off or auto"):
         onnxc.compile(tmp_path / "m.onnx", winograd="sometimes")

@@ -22,7 +22,7 @@ class Job:
     shapes: Mapping[str, tuple[int, ...]]
     threads: int
     precision: str = ""
-    winograd: str = "off"
+    winograd: str = "auto"
     strassen: str = "off"
 
 

@@ -35,7 +35,7 @@ class Setting:
     dims: Mapping[str, int]
     inputs: Mapping[str, np.ndarray]
     threads: int = 1
-    winograd: str = "off"
+    winograd: str = "auto"
     name: str = ""
     strassen: str = "off"
 

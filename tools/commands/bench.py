@@ -65,7 +65,7 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     help="Names, by commas: onnxruntime, openvino; NAME:bf16 for a precision; none for onnxc alone.",
 )
 @click.option("--precision", default="", metavar="TYPE", help="Of onnxc: f32, bf16, f16.")
-@click.option("--winograd", type=click.Choice(("off", "auto")), default="off", show_default=True, help="Of onnxc.")
+@click.option("--winograd", type=click.Choice(("off", "auto")), default="auto", show_default=True, help="Of onnxc.")
 @click.option(
     "--strassen", type=click.Choice(("off", "auto", "two")), default="off", show_default=True, help="Of onnxc."
 )
