@@ -21,6 +21,7 @@ from ....passes.regions import Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, epilogue, through_memory
 from ...kernels.operands import affine, copied, joined
+from .division import TASKS_PER_THREAD, divides_rows, row_blocks
 from .epilogue import finish_tile
 from .packing import Columns, Panels, column_runs, first_lanes, pack_call, packer
 from .product import Product, find_product, flattened
@@ -29,8 +30,6 @@ from .strassen import Strassen, choose_plan
 
 # Row tiles in one task of a parallel loop, at least: shorter tasks do not repay their start.
 TASK_TILES = 4
-# Tasks per thread that even out threads which progress at different speeds.
-TASKS_PER_THREAD = 4
 
 
 def schedule(region: Region, target: Target) -> Lowered | None:
@@ -78,6 +77,20 @@ class _Gemm:
         self.masked = target.has("avx512vl")
         self.in_place = array is None and self._reads_in_place()
         self.packed = Buffer("packed", found.dtype, self.batches * self.panels.size)
+        self.by_rows = self._divides_rows()
+
+    def _divides_rows(self) -> bool:
+        rows, depth, columns = self.rows, self.depth, self.panels.columns
+        if not (isinstance(rows, int) and isinstance(depth, int) and isinstance(columns, int) and self.batches == 1):
+            return False
+        threads, size = self.target.threads, self.found.dtype.bytes
+        enough = rows >= 2 * threads * self.tile.rows
+        constant = self.array is not None
+        return (
+            enough
+            and constant
+            and divides_rows(rows * depth * size, depth * columns * size, rows * columns * size, threads)
+        )
 
     def _reads_in_place(self) -> bool:
         """Whether packing the right operand would cost more than it saves."""
@@ -90,7 +103,8 @@ class _Gemm:
         return narrow or (isinstance(rows, int) and rows <= 2 * self.tile.rows)
 
     def lowered(self) -> Lowered:
-        multiply = call(self.region, f"{self.found.dtype}_gemm_{self.tile}", tuple(self._body()), (self.packed,))
+        name = f"{self.found.dtype}_gemm_{self.tile}"
+        multiply = call(self.region, name, self._body(), (self.packed,), shared=True)
         if self.in_place:
             return Lowered((multiply,))
         if self.array is not None:
@@ -105,7 +119,8 @@ class _Gemm:
         )
         return Lowered((pack, multiply), (self.packed,))
 
-    # Tasks: (batch, panel, block of rows), blocks of one panel following one another.
+    # Tasks: (batch, panel, block of rows), blocks of one panel following one another; or (batch, block of rows, panel)
+    # where threads share the rows.
 
     def _body(self) -> Iterator[Statement]:
         tile_rows = self.tile.rows
@@ -113,12 +128,11 @@ class _Gemm:
         blocks = -(-self.rows // block) if isinstance(self.rows, int) else (self.rows + (block - 1)) // block
         tasks = self.batches * self.panels.count * blocks
         task = k.index_symbol("task", tasks)
-        rest = task // blocks
-        here: list[Statement] = [
-            Let("block", task % blocks),
-            Let("panel", rest % self.panels.count),
-            Let("batch", rest // self.panels.count),
-        ]
+        within = blocks * self.panels.count
+        block_of, panel_of = task % blocks, task // blocks % self.panels.count
+        if self.by_rows:
+            block_of, panel_of = task // self.panels.count % blocks, task % self.panels.count
+        here: list[Statement] = [Let("block", block_of), Let("panel", panel_of), Let("batch", task // within)]
         first_row = symbol("block", 0, blocks - 1) * block
         rows: Dim = self.rows if blocks == 1 else block
         if blocks != 1 and not (isinstance(self.rows, int) and self.rows % block == 0):
@@ -143,6 +157,8 @@ class _Gemm:
         tiles = -(-self.rows // tile_rows)
         panels = self.panels.count if isinstance(self.panels.count, int) else 8
         batches = self.batches if isinstance(self.batches, int) else 1
+        if self.by_rows:
+            return -(-tiles // row_blocks(tiles, panels * batches, self.target.threads)) * tile_rows
         wanted = max(1, self.target.threads * TASKS_PER_THREAD)
         blocks = max(1, min(tiles // TASK_TILES, -(-wanted // max(1, panels * batches))))
         return -(-max(tiles, 1) // blocks) * tile_rows
