@@ -46,12 +46,18 @@ def build(
     """Compiles a program; `progress(done, total)` is told how far it is: half of the way when all IR is written."""
     tell = progress or (lambda done, total: None)
     count = 1 + len(program.kernels)
-    texts: list[tuple[str, str]] = []
-    for module in modules(program, target, threaded):
-        texts.append(module)
-        tell(len(texts), 2 * count)
-    objects = compile_objects(
-        texts, target, progress=lambda done, total: tell(count + done * count // total, 2 * count)
-    )
+    done = [0, 0]  # texts, objects
+
+    def texts() -> Iterator[tuple[str, str]]:
+        for module in modules(program, target, threaded):
+            yield module
+            done[0] += 1
+            tell(sum(done), 2 * count)
+
+    def compiled(objects: int, known: int) -> None:
+        done[1] = objects
+        tell(sum(done), 2 * count)
+
+    objects = compile_objects(texts(), target, progress=compiled)
     tell(2 * count, 2 * count)
     return Built(program, target, tuple(objects))

@@ -7,8 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import llvmlite
@@ -39,7 +38,7 @@ def assembly(ir_text: str, target: Target) -> str:
 
 
 def compile_objects(
-    modules: Sequence[tuple[str, str]],
+    modules: Iterable[tuple[str, str]],
     target: Target,
     jobs: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -47,22 +46,16 @@ def compile_objects(
 ) -> list[bytes]:
     """The object file of each (name, LLVM IR text), from the cache where it is known.
 
-    Large work is shared by up to `jobs` processes, by default as many as there are CPUs. `progress` is told how many
-    of how many modules are done. Raises RuntimeError, naming the module, where LLVM rejects one.
+    Large work is shared by up to `jobs` processes, by default as many as there are CPUs; they begin while the texts are
+    still being made. `progress` is told how many modules are done, of how many that are known by then. Raises
+    RuntimeError, naming the module, where LLVM rejects one.
     """
     cache = cache or ObjectCache.default()
     machine = target_machine(target)
     # Besides the text, an object depends on LLVM, on what the worker asks of it, and on the target.
     recipe = (llvmlite.__version__, Path(worker.__file__).read_text(), target.triple, target.cpu, target.features)
-    keys = [key_of(*recipe, text) for _, text in modules]
+    keys: list[str] = []
     found: dict[str, bytes] = {}
-    missing: dict[str, tuple[str, str]] = {}
-    for key, module in zip(keys, modules, strict=True):
-        content = None if key in found or key in missing else cache.load(key)
-        if content is not None:
-            found[key] = content
-        elif key not in found:
-            missing[key] = module
 
     def finish(key: str, content: bytes) -> None:
         found[key] = content
@@ -70,61 +63,103 @@ def compile_objects(
         if progress is not None:
             progress(len(found), len(set(keys)))
 
+    with _Work(target, finish, jobs or usable_processors()) as work:
+        for name, text in modules:
+            key = key_of(*recipe, text)
+            if key not in keys:
+                content = cache.load(key)
+                if content is not None:
+                    found[key] = content
+                else:
+                    work.add(key, name, text)
+            keys.append(key)
+        missing = work.finish(machine)
     if missing:
-        _Work(missing, target, finish).run(machine, jobs or usable_processors())
         cache.prune()
     return [found[key] for key in keys]
 
 
 class _Work:
-    """Modules that wait to be compiled, by this process and by helpers, the largest first."""
+    """Modules that wait to be compiled, by helpers and at last by this process, the largest first."""
 
-    def __init__(self, modules: Mapping[str, tuple[str, str]], target: Target, finish: Callable[[str, bytes], None]):
-        self._waiting = deque(sorted(modules.items(), key=lambda item: -len(item[1][1])))
-        self._text_bytes = sum(len(text) for _, text in modules.values())
+    def __init__(self, target: Target, done: Callable[[str, bytes], None], processes: int):
+        self._waiting: dict[str, tuple[str, str]] = {}
+        self._added = self._text_bytes = 0
+        self._complete = False
         self._target = target
-        self._finish = finish
-        self._lock = threading.Lock()
+        self._done = done
+        # A program with Python inside is not to be started again.
+        can_start = Path(sys.executable or "").name.lower().startswith(("python", "pypy"))
+        self._most_helpers = processes - 1 if can_start else 0
+        self._changed = threading.Condition()
         self._errors: list[RuntimeError] = []
+        self._helpers: list[threading.Thread] = []
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def run(self, machine: binding.TargetMachine, processes: int) -> None:
-        helpers = min(processes - 1, len(self._waiting) // 4, self._text_bytes // _WORKER_BYTES)
-        if not Path(sys.executable or "").name.lower().startswith(("python", "pypy")):
-            helpers = 0  # a program with Python inside is not to be started again
-        threads = [threading.Thread(target=self._help, daemon=True) for _ in range(helpers)]
-        try:
-            for thread in threads:
-                thread.start()
-            self._drain(lambda text: worker.emit(text, machine))
-            for thread in threads:
-                thread.join()
-            self._drain(lambda text: worker.emit(text, machine))  # what a helper that died has left
-        finally:
-            self._waiting.clear()
-            for process in self._processes:
-                process.kill()
+    def __enter__(self) -> _Work:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+        for process in self._processes:
+            process.kill()
+
+    def add(self, key: str, name: str, text: str) -> None:
+        """One more module; starts one more helper where there is work for it."""
+        with self._changed:
+            self._waiting[key] = (name, text)
+            self._added, self._text_bytes = self._added + 1, self._text_bytes + len(text)
+            self._changed.notify()
+        wanted = min(self._most_helpers, self._added // 4, self._text_bytes // _WORKER_BYTES)
+        if len(self._helpers) < wanted:
+            thread = threading.Thread(target=self._help, daemon=True)
+            self._helpers.append(thread)
+            thread.start()
+
+    def finish(self, machine: binding.TargetMachine) -> int:
+        """Compiles what waits, when all modules are known; their number. RuntimeError where LLVM rejected one."""
+        with self._changed:
+            self._complete = True
+            self._changed.notify_all()
+        self._drain(lambda text: worker.emit(text, machine))
+        for thread in self._helpers:
+            thread.join()
+        self._drain(lambda text: worker.emit(text, machine))  # what a helper that died has left
         if self._errors:
             raise self._errors[0]
+        return self._added
+
+    def _end(self) -> None:
+        with self._changed:
+            self._complete = True
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def _next(self) -> tuple[str, tuple[str, str]] | None:
+        with self._changed:
+            while not self._waiting and not self._complete:
+                self._changed.wait()
+            if not self._waiting:
+                return None
+            key = max(self._waiting, key=lambda key: len(self._waiting[key][1]))
+            return key, self._waiting.pop(key)
 
     def _drain(self, compile_text: Callable[[str], bytes]) -> None:
-        """Compiles until nothing waits. A module whose compiler is gone waits again."""
-        while True:
-            try:
-                key, (name, text) = self._waiting.popleft()
-            except IndexError:
-                return
+        """Compiles until nothing waits and nothing more comes. A module whose compiler is gone waits again."""
+        while (item := self._next()) is not None:
+            key, (name, text) = item
             try:
                 content = compile_text(text)
             except RuntimeError as error:
                 self._errors.append(RuntimeError(f"LLVM rejects module {name}: {error}"))
-                self._waiting.clear()
+                self._end()
                 return
             except (EOFError, OSError):
-                self._waiting.append((key, (name, text)))
+                with self._changed:
+                    self._waiting[key] = (name, text)
                 raise
-            with self._lock:
-                self._finish(key, content)
+            with self._changed:
+                self._done(key, content)
 
     def _help(self) -> None:
         """Has a process of its own compile; leaves the rest to the others where it dies."""
