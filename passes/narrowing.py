@@ -8,9 +8,9 @@ compares or counts them: it wants them as they are. Three kinds of tensors are f
   - values that a large constant brings in, beyond the narrow type's range or so large that what is added to them is
     lost: -1e4, -1e9 or the least f32 in a mask;
   - squares and other results that soon leave the range (declared as `precise` results), and what is made of them alone.
-They stay f32 unless products are all that is formed of them. Where sums may be wide, so does what adds up two values
-that depend on data and is no factor of products, such as the residual of a transformer: each layer would round it once
-more. A logarithm shows small magnitudes as well as large ones:
+They stay f32 unless products are all that is formed of them. Where sums may be wide, so do sums of two values that
+depend on data, and what is added, if they are no factors of products: such as the residual of a transformer, which each
+layer would round once more. A logarithm shows small magnitudes as well as large ones:
 the spectrum that it is taken of, which the first products of a model make by sums that cancel, is computed in f32.
 """
 
@@ -221,6 +221,8 @@ class Scope:
                 self.products[output.name] = id(node)
             if self._is_sum(node):
                 self.summed.add(output.name)
+                for value in filter(is_f32, node.operands):
+                    self.owner(value.name).summed.add(value.name)
         for position, value in enumerate(node.inputs):
             if value is None or not is_f32(value):
                 continue
