@@ -30,7 +30,7 @@ from .addresses import (
 )
 from .expressions import ExpressionRenderer
 
-STACK_LIMIT = 128 << 10
+STACK_LIMIT = 256 << 10
 """Bytes of private memory a kernel may have on a stack; more must come as a parameter."""
 
 

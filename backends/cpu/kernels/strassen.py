@@ -44,8 +44,8 @@ RESULT = ((1, 0, 0, 1), (0, 0, 1, -1), (0, 1, 0, 1), (1, 0, 1, 0), (-1, 1, 0, 0)
 UPDATES = 12
 """Blocks of the result that the seven products are added to, together."""
 
-PANEL_BYTES = 112 << 10
-"""What finished panels may take of the stack, and (as an eighth) of the second-level cache."""
+PANEL_BYTES = 208 << 10
+"""What finished panels may take of the stack, and (as a fifth) of the second-level cache."""
 # Measured on Zen 4, one thread, weights not in a cache. Cycles to add a vector to a block of the result, and for its
 # epilogue; bytes a cycle of sums of the left operand, where they fit the second-level cache and where not; bytes a
 # cycle of weights from memory, and what of their time is left although they are fetched ahead (of as many as the
@@ -117,7 +117,7 @@ def _plan(found: Product, target: Target, levels: int, rows: int, depth: int, co
     narrow = found.left.dtype == BF16
     steps = depth // parts // (1 + narrow)
     tile = choose_tile(height, wide * lanes, steps, F32, target)
-    room = min(PANEL_BYTES, target.l2_bytes // 8) // (parts * parts * tile.width * F32.bytes)
+    room = min(PANEL_BYTES, target.l2_bytes // 5) // (parts * parts * tile.width * F32.bytes)
     if room < tile.rows:
         return None
     blocks = -(-height // (room // tile.rows * tile.rows))
