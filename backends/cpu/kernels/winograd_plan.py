@@ -110,7 +110,8 @@ def plans(problem: Problem, target: Target) -> Iterator[Plan]:
             continue
         stretches = -(-problem.outputs[0] // down.outputs) * -(-problem.outputs[1] // along.outputs) * problem.images
         narrow = problem.narrow and max(down.outputs, along.outputs) <= NARROW_OUTPUTS
-        for block in sorted({min(stretches, block) for block in BLOCKS}):
+        even = {-(-stretches // (target.threads * turns)) for turns in (1, 2, 3)} if target.threads > 1 else set()
+        for block in sorted(even | {min(stretches, block) for block in BLOCKS}):
             for pairs in (False, True) if narrow else (False,):
                 yield _plan(problem, target, (down, along), block, stretches, pairs)
 
@@ -132,10 +133,12 @@ def _plan(
     full, rest = divmod(stretches, block)
     first = _block(problem, target, axes, tile, block, pairs, True)
     other, last = (_block(problem, target, axes, tile, count, pairs, False) for count in (block, rest))
-    # With several threads, blocks that cannot be shared evenly leave some idle.
     blocks = problem.group * (full + (rest != 0))
-    turns = -(-blocks // target.threads) * target.threads / blocks
-    return Plan(axes, block, tile, problem.group * turns * (first + (full - 1) * other + last), pairs)
+    if target.threads == 1:
+        cycles = problem.group * (first + (full - 1) * other + last)
+    else:  # As long as the thread with the most blocks, which reads the weights first, too.
+        cycles = target.threads * (first + (-(-blocks // target.threads) - 1) * other)
+    return Plan(axes, block, tile, cycles, pairs)
 
 
 def _block(
