@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -31,7 +32,7 @@ from .interface import Interface
 from .limits import check_program, limit_of
 from .loading import executable_of, loaded
 from .options import Model, Options, resolve_target, target_of
-from .pages import aligned, room_for
+from .pages import MappedFiles, aligned, room_for
 from .specialize import SpecializingExecutable, load_proto
 
 
@@ -96,19 +97,25 @@ def schedule_of(target: Target) -> Schedule:
     return for_cpus
 
 
-def constants_of(program: Program, large_pages: bool = False) -> tuple[Program, dict[str, np.ndarray]]:
+def constants_of(
+    program: Program, large_pages: bool = False, files: MappedFiles | None = None
+) -> tuple[Program, dict[str, np.ndarray]]:
     """The program without its constants, and their arrays in the form that the code reads, packed where a schedule
-    wants it. Where the caller keeps neither graph nor program, the model's arrays go as their packed forms come.
+    wants it. Where the caller keeps neither graph nor program, the model's arrays go as their packed forms come, and
+    what was read of `files`.
     """
     found: dict[str, np.ndarray] = {}
-    sizes = [bytes_of for name in program.constants if isinstance(bytes_of := program.memories[name].bytes, int)]
-    pages = room_for(sizes) if large_pages and len(sizes) == len(program.constants) else None
-    waiting = dict(reversed(list(program.constants.items())))
+    sizes = {name: size for name in program.constants if isinstance(size := program.memories[name].bytes, int)}
+    pages = room_for([*sizes.values()]) if large_pages and len(sizes) == len(program.constants) else None
+    # The largest come first: what packing them takes beside its result is taken while little else is there.
+    waiting = dict(sorted(program.constants.items(), key=lambda item: sizes.get(item[0], 0)))
     program = replace(program, constants={})
     while waiting:
         name, make = waiting.popitem()
         array = make() if not large_pages else aligned(make()) if pages is None else pages.put(make())
         found[name] = array.view(np.uint8) if program.memories[name].dtype == BOOL and array.dtype == bool else array
+        if files is not None:
+            files.used(array.nbytes)
     return program, found
 
 
@@ -197,14 +204,20 @@ def compiled_graph(graph: Graph, target: Target, options: Options, texts: Mappin
     texts = {**texts, "graph": print_graph(graph)}
     programs = [program_of(graph, target)]
     check_program(programs[0], limit_of(options.max_memory))
+    files = MappedFiles(handle.array for handle in graph.constants.values())
     del graph
-    program, constants = constants_of(programs.pop(), target.kind == "cpu")
+    bare = replace(programs[0], constants={})
     report = options.progress
     progress = None if report is None else partial(report, "kernels")
     if target.kind == "cuda":
         from ..backends.cuda.build import build as build_for_gpu
 
-        return Compiled.of_gpu(build_for_gpu(program, target, progress=progress), constants, texts)
+        _, constants = constants_of(programs.pop(), files=files)
+        return Compiled.of_gpu(build_for_gpu(bare, target, progress=progress), constants, texts)
     from ..backends.cpu.build import build
 
-    return Compiled.of(build(program, target, True, progress), constants, texts)
+    # Packing is numpy's work and the memory's, building the interpreter's and that of other processes.
+    with ThreadPoolExecutor(1) as pool:
+        built = pool.submit(build, bare, target, True, progress)
+        _, constants = constants_of(programs.pop(), True, files)
+        return Compiled.of(built.result(), constants, texts)

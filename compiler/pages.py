@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ LEAST = PAGE_BYTES // 4
 """Bytes of constants from which on a large page is worth it: small pages of so many miss each other's places in a
 second-level cache by chance alone."""
 ALIGNMENT = 64
+LET_GO = 32 << 20
+"""Bytes read of mapped files after which their pages are let go."""
 
 Array = np.ndarray[Any, Any]
 
@@ -86,6 +88,23 @@ def _owner(array: Array) -> object:
         if inner is None:
             return found
         found = inner
+
+
+class MappedFiles:
+    """The mapped files that arrays show. What is read of them counts as this process's memory until it is let go."""
+
+    def __init__(self, arrays: Iterable[Array]) -> None:
+        owners = {id(owner): owner for array in arrays if type(owner := _owner(array)) is mmap.mmap}
+        self._files = [file for file in owners.values() if hasattr(file, "madvise")]
+        self._read = 0
+
+    def used(self, size: int) -> None:
+        """So many bytes of them, or made of them, are not needed again. From time to time all is let go."""
+        self._read += size
+        if self._read >= LET_GO:
+            self._read = 0
+            for file in self._files:
+                file.madvise(mmap.MADV_DONTNEED)
 
 
 def _let_go(array: Array) -> None:

@@ -10,6 +10,7 @@ Sums are of numbers that were added and subtracted before, so that rounding erro
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -31,6 +32,9 @@ from .filtering import as_array, times
 from .packing import Columns, Panels, column_runs, first_lanes, packed, pairs_of
 from .register_tile import Tile, accumulators, multiply_accumulate, remainders
 from .winograd_plan import Plan, applies, choose_plan
+
+PACKED_AT_ONCE = 1 << 20
+"""Transformed weights that are computed at once when a model is compiled, in f64."""
 
 
 def schedule(region: Region, target: Target) -> Lowered | None:
@@ -85,11 +89,16 @@ class _Winograd:
 
     def _pack(self) -> np.ndarray:
         """The transformed weights, of each group and frequency as panels of the product's right operand."""
-        group, kernel = self.found.group, self.found.weights.shape[2:]
-        weights = self.found.weights.reshape(group, self.filters, self.channels, *kernel).astype(np.float64)
-        down, along = (as_array(axis.weights) for axis in self.axes)
-        transformed = np.einsum("ik,gfckl,jl->gijcf", down, weights, along, optimize=True)
-        matrices = transformed.reshape(group * self.frequencies, self.channels, self.filters).astype(self.kept.numpy)
+        group, filters = self.found.group, self.filters
+        weights = self.found.weights.reshape(group, filters, self.channels, -1)
+        both = np.kron(*(as_array(axis.weights) for axis in self.axes))  # [frequencies, taps]
+        matrices = np.empty((group * self.frequencies, self.channels, filters), self.kept.numpy)
+        # Some filters at a time: what lies between is of f64.
+        some = max(1, PACKED_AT_ONCE // (self.channels * self.frequencies))
+        for of, first in itertools.product(range(group), range(0, filters, some)):
+            taps = weights[of, first : first + some].transpose(2, 1, 0).astype(np.float64)
+            transformed = (both @ taps.reshape(len(taps), -1)).reshape(self.frequencies, self.channels, -1)
+            matrices[of * self.frequencies :][: self.frequencies, :, first : first + some] = transformed
         return packed(pairs_of(matrices) if self.plan.narrow else matrices, self.panels, self.factors)
 
     # Tasks: a share of the blocks each, with memory of its own for what is transformed
