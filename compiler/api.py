@@ -29,7 +29,7 @@ def compile(
     precision: str = "f32",
     max_memory: int | str | None = None,
     winograd: str = "auto",
-    strassen: str = "off",
+    strassen: str = "auto",
 ) -> Interface | Deferred:
     """Compiles a model: a path, the bytes of one, or a ModelProto.
 
@@ -43,7 +43,7 @@ def compile(
     a layer, one to three times those of the definition, which "off" asks for. `strassen` "auto" lets CPUs form
     products by constant matrices of seven half as large instead of eight where that is faster, "two" do so twice: the
     packed weights become 1.75 or 3.1 times larger, errors are up to 3e-6 of a layer's largest output, some two times
-    those of the definition.
+    those of the definition; a NaN or an infinity in one row reaches others.
     Raises ModelError, UnsupportedError, ShapeError, TargetError, or LimitError for a model that asks for more memory.
     """
     options = Options(

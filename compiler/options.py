@@ -45,7 +45,7 @@ class Options:
     smallest: int = 0
     max_memory: int | str | None = None
     winograd: str = "auto"
-    strassen: str = "off"
+    strassen: str = "auto"
     progress: Callable[[str, int, int], None] | None = field(default=None, compare=False)
     after: Callable[[Pass, Graph, float], None] | None = field(default=None, compare=False)
 

@@ -23,7 +23,7 @@ class Job:
     threads: int
     precision: str = ""
     winograd: str = "auto"
-    strassen: str = "off"
+    strassen: str = "auto"
 
 
 @dataclass(frozen=True)

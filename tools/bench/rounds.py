@@ -37,7 +37,7 @@ class Setting:
     threads: int = 1
     winograd: str = "auto"
     name: str = ""
-    strassen: str = "off"
+    strassen: str = "auto"
 
     @property
     def cpus(self) -> list[int]:

@@ -67,7 +67,7 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @click.option("--precision", default="", metavar="TYPE", help="Of onnxc: f32, bf16, f16.")
 @click.option("--winograd", type=click.Choice(("off", "auto")), default="auto", show_default=True, help="Of onnxc.")
 @click.option(
-    "--strassen", type=click.Choice(("off", "auto", "two")), default="off", show_default=True, help="Of onnxc."
+    "--strassen", type=click.Choice(("off", "auto", "two")), default="auto", show_default=True, help="Of onnxc."
 )
 @click.option("--threads", type=Numbers(), default=(1,), metavar="N,N", help="Threads; one table row for each number.")
 @click.option("--batch", type=Numbers(), default=(), metavar="N,N", help="Sizes of the open first axis of the inputs.")

@@ -171,7 +171,7 @@ class Request:
         """Whether the model is compiled already. click.UsageError where an option asks to compile it in another way."""
         if not self.path.endswith(".onnxc"):
             return False
-        plain = self.target == "host" and self.precision == "f32" and (self.winograd, self.strassen) == ("auto", "off")
+        plain = self.target == "host" and self.precision == "f32" and (self.winograd, self.strassen) == ("auto", "auto")
         if self.dims or self.shapes or self.pipeline is not None or not plain or self.weights:
             raise click.UsageError(f"{self.path} is compiled: give the model to compile it in another way")
         return True
@@ -252,7 +252,7 @@ _OPTIONS = (
                  help="Weights and what lies between kernels in 16 bits, or products of tf32 (GPUs); sums are f32."),
     click.option("--winograd", type=click.Choice(("off", "auto")), default="auto", show_default=True,
                  help="Convolutions by minimal filtering where it is faster; errors are one to three times larger."),
-    click.option("--strassen", type=click.Choice(("off", "auto", "two")), default="off", show_default=True,
+    click.option("--strassen", type=click.Choice(("off", "auto", "two")), default="auto", show_default=True,
                  help="Products by constant matrices of seven half as large instead of eight, where it is faster; "
                  "packed weights are 1.75 times larger (two: 3.1 times, done twice)."),
     click.option("--pipeline", metavar="PASSES", help='Passes to run, such as "canonicalize,fold,fuse{max_inputs=8}".'),
