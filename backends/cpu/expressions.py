@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...ir import scalars as s
-from ...ir.dtypes import BOOL, F16, F32, F64, I8, I64, U16, DType
+from ...ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I64, U16, DType
 from ...ir.scalars import Buffer, Scalar
 from ...passes.float_arithmetic import odd_f32
 from ...passes.guards import guard_loads
@@ -307,6 +307,10 @@ class ExpressionRenderer(BoundsRenderer):
         if dtype == F16 and has_half_conversions(self.target):
             half = self.emit(f"fptrunc {register_type(F32, lanes)} {x} to {vector_type('half', lanes)}")
             return self.emit(f"bitcast {vector_type('half', lanes)} {half} to {vector_type('i16', lanes)}")
+        if dtype == BF16 and not self.target.subnormals and self.target.has("avx512bf16") and lanes % 4 == 0:
+            narrow = vector_type("bfloat", lanes)
+            rounded = self.emit(f"fptrunc {register_type(F32, lanes)} {x} to {narrow}")
+            return self.emit(f"bitcast {narrow} {rounded} to {vector_type('i16', lanes)}")
         return self.value(narrow_bits(Given(F32, lanes, x), dtype))
 
     def widened(self, bits: str, dtype: DType, lanes: int) -> str:
