@@ -11,6 +11,7 @@ from onnxc.backends.cpu.build import scheduled
 from onnxc.backends.cpu.llvm import render_kernel
 from onnxc.backends.cpu.objects import assembly
 from onnxc.ir.dims import evaluate
+from onnxc.ir.loops import Kernel
 from onnxc.ir.target import Target
 from onnxc.passes.regions import Call, Lowered, Region
 from onnxc.tools.bench_kernels import CompiledRegion
@@ -48,21 +49,28 @@ _SPILL = re.compile(r"[xyz]mm.*\(%rsp\)|\(%rsp\).*[xyz]mm|[qdsv]\d+.*\[sp")
 
 def summing_loops(lowered: Lowered, target: Target) -> list[str]:
     """The innermost loops of sums of products in the kernels' assembly: many multiply-adds, and nothing stored."""
-    found = []
-    for call in lowered.calls:
-        if not isinstance(call, Call):
-            continue
-        text = assembly(render_kernel(scheduled(call.kernel, target), target, threaded=False), target)
-        blocks: dict[str, str] = {}
-        label = ""
-        for line in text.splitlines():
-            start = re.match(r"(\.L\w+):", line)
-            label = start.group(1) if start else label
-            blocks[label] = blocks.get(label, "") + line + "\n"
-            end = _BRANCH.search(line)
-            if end and end.group(1) == label and len(_MULTIPLY.findall(blocks[label])) >= 4:
-                found.append(blocks[label])
-    return [loop for loop in found if not _STORE.search(loop)]
+    return [loop for call in lowered.calls if isinstance(call, Call) for loop in summing_loops_of(call.kernel, target)]
+
+
+def summing_loops_of(kernel: Kernel, target: Target) -> list[str]:
+    """Those of one kernel."""
+    return [loop for loop in multiplying_loops(kernel, target) if not _STORE.search(loop)]
+
+
+def multiplying_loops(kernel: Kernel, target: Target) -> list[str]:
+    """The innermost loops of a kernel's assembly with many multiply-adds."""
+    found: list[str] = []
+    text = assembly(render_kernel(scheduled(kernel, target), target, threaded=False), target)
+    blocks: dict[str, str] = {}
+    label = ""
+    for line in text.splitlines():
+        start = re.match(r"(\.L\w+):", line)
+        label = start.group(1) if start else label
+        blocks[label] = blocks.get(label, "") + line + "\n"
+        end = _BRANCH.search(line)
+        if end and end.group(1) == label and len(_MULTIPLY.findall(blocks[label])) >= 4:
+            found.append(blocks[label])
+    return found
 
 
 def spills(loop: str) -> bool:
