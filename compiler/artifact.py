@@ -176,6 +176,7 @@ def _write(compiled: Compiled, file: IO[bytes]) -> None:
         "segments": compiled.segments,
         "ready": compiled.ready,
         "checks": compiled.checks,
+        "donated": compiled.donated,
         "arena": {
             "slots": [[[s.memory, dim_text(s.bytes), s.below] for s in slots] for slots in compiled.arena.slots],
             "size": compiled.arena.size,
@@ -300,7 +301,17 @@ def _decode(manifest: Mapping[str, Any], content: memoryview) -> Compiled:
         texts={stage: zlib.decompress(code(place)).decode() for stage, place in manifest["texts"].items()},
         device=_decode_device(manifest, code) if "device" in manifest else None,
         checks=tuple(map(str, manifest["checks"])),
+        donated=_pairs(manifest["donated"], [port["name"] for port in manifest["inputs"]], outputs),
     )
+
+
+def _pairs(pairs: Any, inputs: Sequence[str], outputs: Sequence[Value]) -> tuple[tuple[str, str], ...]:
+    """Pairs (output, input) of one memory. Raises ValueError for what is none."""
+    found = tuple((str(output), str(source)) for output, source in pairs)
+    names = {value.name for value in outputs}
+    if not all(output in names and source in inputs for output, source in found):
+        raise ValueError("what is donated is no port")
+    return found
 
 
 def _decode_device(manifest: Mapping[str, Any], code: Callable[[Sequence[int]], bytes]) -> DeviceCode:

@@ -57,7 +57,7 @@ def bind_symbols(
                 source[name.name] = f"axis {axis} of input {value.name!r}"
             elif not isinstance(dim, int) or dim != size:
                 waiting.append((value, axis, dim, size))
-    for value, axis, dim, size in waiting:
+    for value, axis, dim, size in sorted(waiting, key=lambda item: len(symbols(item[2]))):
         _solve(dim, size, bound, source, f"axis {axis} of input {value.name!r}")
         expected = evaluate(dim, bound)
         if expected != size:

@@ -99,7 +99,8 @@ class Compiled:
     `checks` (messages for what they find) if there are any, then the arenas, one per segment. `ready` tells for each
     output the segment before which its shape is known: 0 where the inputs tell it. `kernels` names, for each kernel,
     the ONNX nodes it was made of; `texts` are the stages of the model that are kept as text; `program` gives the
-    program without its constants, None in what was loaded.
+    program without its constants, None in what was loaded. `donated` are pairs (output, input) that are one memory, in
+    which runs only write what is new (`passes.append`).
     """
 
     name: str
@@ -118,6 +119,7 @@ class Compiled:
     program: Callable[[], Program] | None = None
     device: DeviceCode | None = None
     checks: tuple[str, ...] = ()
+    donated: tuple[tuple[str, str], ...] = ()
 
     @staticmethod
     def of_gpu(built: BuiltForGpu, constants: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Compiled:

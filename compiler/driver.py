@@ -12,12 +12,13 @@ import numpy as np
 import onnx
 
 from ..ir.dtypes import BOOL
-from ..ir.errors import HostNeeded, LimitError, ModelError, OnnxcError, ValueNeeded
+from ..ir.errors import HostNeeded, LimitError, ModelError, OnnxcError, UnsupportedError, ValueNeeded
 from ..ir.graph import Graph
 from ..ir.program import Program
 from ..ir.target import Target
 from ..ir.text import print_graph
 from ..passes import PIPELINES
+from ..passes.append import with_donations
 from ..passes.fuse import Fuse
 from ..passes.lower import lower
 from ..passes.pipeline import Pass, parse_pipeline, run_pipeline
@@ -190,8 +191,17 @@ def _compiled_model(model: Model, options: Options) -> Compiled:
     target = target_of(options)
     graphs = [imported(model, options)]
     texts = {"import": print_graph(graphs[0])}
+    donated: tuple[tuple[str, str], ...] = ()
+    if options.donate:
+        if target.kind == "cuda":
+            raise UnsupportedError(f"{target}: inputs can be donated on CPUs only")
+        # What only reads the size of a cache is a constant or an expression by then.
+        graph = run_pipeline(graphs.pop(), parse_pipeline("canonicalize,fold,cleanup"))
+        graph, donated = with_donations(graph, options.donate)
+        graphs.append(graph)
+        del graph
     graphs.append(passed(graphs.pop(), options))
-    return compiled_graph(graphs.pop(), target, options, texts)
+    return replace(compiled_graph(graphs.pop(), target, options, texts), donated=donated)
 
 
 def compile_graph(graph: Graph, target: Target, options: Options) -> Interface:

@@ -133,7 +133,11 @@ class Executable(Interface):
         self._known: dict[tuple[tuple[int, ...], ...], _Sizes] = {}
         self._run_fast: Callable[[Executable, Mapping[str, Any]], dict[str, Any]] = Interface.run
         self._call_fast: Callable[[Executable, tuple[Any, ...]], Any] = Interface._call
-        self._native = None if self._computes_sizes or checked else self._python_calls()
+        ports = [[value.name for value in values] for values in (compiled.outputs, compiled.inputs)]
+        self._donated = {ports[0].index(output): ports[1].index(source) for output, source in compiled.donated}
+        """For outputs the inputs whose memory they are, by position."""
+        plain = not (self._computes_sizes or checked or self._donated)
+        self._native = self._python_calls() if plain else None
         if self._native is None:
             self._take, self._give = _free_list()
         else:
@@ -174,7 +178,10 @@ class Executable(Interface):
             shapes.append(array.shape)
         known = tuple(shapes)
         sizes = self._known.get(known) or self._sizes(known)
-        outputs = [np.empty(shape, dtype) for shape, dtype in sizes.outputs]
+        outputs = [
+            self._donation(position, arguments, arrays) if position in self._donated else np.empty(shape, dtype)
+            for position, (shape, dtype) in enumerate(sizes.outputs)
+        ]
         workspace = self._workspaces.get(self._take()) or self._new_workspace()
         try:
             if self._native is not None or workspace.sizes is not sizes:
@@ -194,6 +201,18 @@ class Executable(Interface):
         finally:
             self._give(workspace.address)
         return outputs
+
+    def _donation(self, output: int, arguments: Sequence[Any], arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """The array that an output is written into: what was given as the input, not a copy of it."""
+        position = self._donated[output]
+        array = arrays[position]
+        if array is not arguments[position] or not array.flags.writeable:
+            name, result = self._compiled.inputs[position].name, self._compiled.outputs[output].name
+            raise ShapeError(
+                f"input {name!r} is donated, and becomes the output {result!r}: it must be a writeable, C-contiguous"
+                f" array of numpy of {self._input_dtypes[position]}"
+            )
+        return array
 
     def _new_workspace(self) -> _Workspace:
         checks = len(self._compiled.checks)

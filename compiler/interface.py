@@ -111,10 +111,12 @@ class Interface(ABC):
 
     def _converted(self, argument: Any, position: int) -> np.ndarray:
         """An argument as a contiguous, aligned array of the right type; ShapeError where it has another type."""
+        wanted = self._input_dtypes[position]
+        if type(argument) is int and argument >= 0 and self._compiled.inputs[position].shape[1:] == (0,):
+            return np.empty((argument, 0), wanted)  # a size, as `passes.append` asks for it
         if not isinstance(argument, np.ndarray) and hasattr(argument, "__dlpack__"):
             argument = np.from_dlpack(argument)
         array = np.asarray(argument)
-        wanted = self._input_dtypes[position]
         native = array.dtype.newbyteorder("=")
         plain = not isinstance(argument, np.ndarray | np.generic)
         if native != wanted and not (plain and np.can_cast(array.dtype, wanted, "same_kind")):

@@ -30,6 +30,7 @@ class Options:
 
     `shapes` may leave axes open by None; those that stay symbols of their own are taken to be `smallest` or larger.
     `winograd` "auto" allows CPUs minimal filtering, `strassen` "auto" or "two" Strassen's method (see `compile`).
+    `donate` names inputs that the model appends to, whose memory becomes an output's (`passes.append`; "*": all).
     `max_memory` is a limit in bytes (or "2G") for constants, and for intermediate values with outputs (None: the memory
     that this machine has).
     `progress(what, done, total)` and `after(pass, graph, seconds)` are told how compiling goes on.
@@ -46,6 +47,7 @@ class Options:
     max_memory: int | str | None = None
     winograd: str = "auto"
     strassen: str = "auto"
+    donate: tuple[str, ...] = ()
     progress: Callable[[str, int, int], None] | None = field(default=None, compare=False)
     after: Callable[[Pass, Graph, float], None] | None = field(default=None, compare=False)
 
@@ -56,7 +58,7 @@ class Options:
         sizes = sorted((self.dims or {}).items()), sorted((self.shapes or {}).items()), self.smallest
         threads = planned_threads(target, self.threads)
         machine = (target.name, target.triple, target.cpu, target.features, target.multiprocessors, threads)
-        return (*machine, *sizes, self.precision, self.pipeline, self.winograd, self.strassen)
+        return (*machine, *sizes, self.precision, self.pipeline, self.winograd, self.strassen, self.donate)
 
 
 def resolve_target(target: str | Target | None) -> Target:

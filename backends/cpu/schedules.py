@@ -8,12 +8,13 @@ from ...ir.errors import UnsupportedError
 from ...ir.target import Target
 from ...passes.lower import generic
 from ...passes.regions import Lowered, Region, Schedule
-from ..kernels import checks, detection, determinant, fourier, scan, scatter, selection, trees
+from ..kernels import append, checks, detection, determinant, fourier, scan, scatter, selection, trees
 from .kernels import attention, conv, depthwise, gemm, pair_conv, pair_gemm, recurrent, upsampling, winograd
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (pair_gemm.schedule, gemm.schedule)),
     "onnxc.Attention": (attention.schedule,),
+    "onnxc.Append": (append.schedule,),
     "Conv": (
         pair_gemm.schedule,
         winograd.schedule,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ..dims import Dim
 from ..dtypes import DType
 from ..functions import cast, isnan, where
-from ..tensors import Tensor
+from ..scalars import Scalar, index, select
+from ..tensors import Tensor, compute
 from .contraction import matrix_product
-from .declare import Context, Registry
+from .declare import Context, Registry, Static
 from .reduction import softmax
 
 declare = Registry()
@@ -37,3 +39,19 @@ def attention(
     if empty_rows == ZERO:
         weights = where(isnan(weights), 0, weights)
     return cast(matrix_product(weights, value), result or value.dtype)
+
+
+@declare.op("onnxc.Append", static=("start",), alone=True)
+def append(past: Tensor, new: Tensor, start: Static, *, axis: int) -> Tensor:
+    """`past` with `new` in the place of its elements from `start` on along an axis.
+
+    Where the result is a model's output whose memory is that of `past` (`passes.append`), only `new` is written.
+    """
+
+    def at(*indices: Dim) -> Scalar:
+        place = indices[axis] - start[0]
+        inside = (index(0) <= index(place)) & (index(place) < index(new.shape[axis]))
+        moved = (*indices[:axis], place, *indices[axis + 1 :])
+        return select(inside, new.at(moved), past.at(indices))
+
+    return compute(past.shape, past.dtype, at, past, new)
