@@ -22,7 +22,7 @@ BLOCKS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 196)
 MOST_FREQUENCIES = 81
 WORTH = 0.85
 """The share of the direct convolution's time from which on the other way is not worth its error."""
-STREAMED_PER_CYCLE, L3_PER_CYCLE, MOVED_PER_CYCLE = 12.0, 18.0, 5.0
+STREAMED_PER_CYCLE, L3_PER_CYCLE, MOVED_PER_CYCLE = 12.0, 32.0, 8.0
 """Bytes a cycle of weights, read in order from memory and from the last cache; and of transformed numbers, written to
 it and read."""
 TILE_CYCLES = 20.0
@@ -163,14 +163,15 @@ def _block(
         n * m * (depth * _step(rows, vectors, target) + rows * vectors * _store(target) + TILE_CYCLES)
         for (rows, n), (vectors, m) in product(pieces(stretches, tile.rows), pieces(broad, tile.vectors))
     )
-    if first or weights > target.l3_bytes // 2:
+    if first or weights > target.l3_bytes * 3 // 4:
         rate = STREAMED_PER_CYCLE
     else:
         rate = L2_BYTES_PER_CYCLE if weights + inside <= target.l2_bytes * 3 // 4 else L3_PER_CYCLE
     # Weights arrive while others are multiplied, but not all of the time.
     products = math.hypot(frequencies * sums, weights / rate)
-    # Written and read once each.
-    moved = 2 * inside / (L2_BYTES_PER_CYCLE if inside <= target.l2_bytes * 3 // 4 else MOVED_PER_CYCLE)
+    # Written and read once each, the first time in memory that no cache holds.
+    near = inside <= target.l2_bytes * 3 // 4
+    moved = 2 * inside / (L2_BYTES_PER_CYCLE if near else MOVED_PER_CYCLE) + first * 2 * inside / STREAMED_PER_CYCLE
     return products + moved + stretches * (deep * _into(axes, target) + broad * _from(axes, target))
 
 
