@@ -32,7 +32,7 @@ class Phase:
     first: int
     gates: int
     source: Callable[[Unit], Scalar]
-    finish: Callable[[Unit, Sequence[Scalar]], Iterator[Statement]]
+    finish: Callable[[Unit, Sequence[Scalar | None]], Iterator[Statement]]
 
 
 class Layer(Cells):
@@ -53,8 +53,7 @@ class Layer(Cells):
 
     def input_product(self, schedule: Callable[[Region], Lowered | None]) -> Lowered:
         """projection[d, ..., n] = x . w[d, n] + biases, the axes between in the order of the input's."""
-        region, bias = self.region, self.bias
-        columns = self.gates * self.hidden
+        region = self.region
         x, w = f.cast(self.x, self.dtype), self.w.tensor
         if self.w.scale is not None:
             w = buffer_tensor("weights", self.dtype, w.shape)
@@ -66,12 +65,8 @@ class Layer(Cells):
 
         def biased(sums: Tensor) -> list[Definition]:
             def element(*i: Dim) -> Scalar:
-                total = sums.at(i)
-                if bias is not None:
-                    total = total + s.cast(bias.at((i[0], i[3])), self.dtype)
-                    if not self.late_reset:
-                        total = total + s.cast(bias.at((i[0], i[3] + columns)), self.dtype)
-                return total
+                total, bias = sums.at(i), self.input_bias(i[0], i[3])
+                return total if bias is None else total + bias
 
             return [(self.projection, compute(shape, self.dtype, element, sums))]
 
@@ -89,6 +84,14 @@ class Layer(Cells):
         if any("weights" in getattr(item, "arguments", ()) for item in found.calls):
             found = replace(found, packed={**found.packed, "weights": self.w.floats})
         return found
+
+    def input_bias(self, direction: Dim, column: Dim) -> Scalar | None:
+        """What is added to a product with the input: the biases, but for a GRU's that its reset gate multiplies."""
+        if self.bias is None:
+            return None
+        columns = self.gates * self.hidden
+        bias = s.cast(self.bias.at((direction, column)), self.dtype)
+        return bias if self.late_reset else bias + s.cast(self.bias.at((direction, column + columns)), self.dtype)
 
     def initial_states(self) -> list[Definition]:
         """What the states are before the first step."""

@@ -17,7 +17,9 @@ from ...ir.loops import Define, Statement, Store
 from ...ir.scalars import Buffer, Scalar, const, load
 from ...ir.tensors import Tensor, compute, flat_offset
 from ...passes.regions import Region
+from . import rational
 from .calls import attribute, operand, present
+from .rational import Quotient
 
 Activation = Callable[[Scalar], Scalar]
 # Per activation: the function of (x, alpha, beta), and the defaults of alpha and beta where it has them.
@@ -36,6 +38,7 @@ _ACTIVATIONS: Mapping[str, tuple[Callable[[Scalar, float, float], Scalar], float
 }
 # What the name of a layer begins with whose weights are integers.
 QUANTIZED = "com.microsoft.DynamicQuantize"
+RATIONAL: Mapping[str, Callable[[Scalar], Quotient]] = {"sigmoid": rational.sigmoid, "tanh": rational.tanh}
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 
 
@@ -135,10 +138,12 @@ class Cells:
         self.cell = Buffer("cell", self.dtype, size)
         self.update, self.reset = Buffer("update", self.dtype, size), Buffer("reset", self.dtype, size)
         self.activations = self._activations()
+        self.rational = False
+        """Whether sigmoid and tanh may be quotients of polynomials, with an error of 2e-7 of one."""
 
     def _activations(self) -> list[list[Activation]]:
         """Per direction its activations, clipped where the layer asks for that."""
-        names = attribute(self.region, "activations") or _DEFAULTS[self.op] * 2
+        names = self._names
         alphas, betas = (iter(attribute(self.region, f"activation_{n}") or ()) for n in ("alpha", "beta"))
         clip = attribute(self.region, "clip")
         found: list[Activation] = []
@@ -152,7 +157,24 @@ class Cells:
         count = len(_DEFAULTS[self.op])
         return [found[d * count : (d + 1) * count] for d in range(self.directions)]
 
+    @property
+    def _names(self) -> Sequence[str]:
+        """Of the activations of all directions."""
+        return attribute(self.region, "activations") or _DEFAULTS[self.op] * 2
+
+    def _quotient(self, number: int, x: Scalar) -> Quotient | None:
+        """An activation that is a quotient in all directions."""
+        names = {name.lower() for name in self._names[number :: len(_DEFAULTS[self.op])][: self.directions]}
+        found = [RATIONAL[name] for name in names if name in RATIONAL]
+        if not self.rational or len(names) != 1 or not found:
+            return None
+        clip = attribute(self.region, "clip")
+        return found[0](x if clip is None else f.minimum(f.maximum(x, -clip), clip))
+
     def activate(self, at: Unit, number: int, x: Scalar) -> Scalar:
+        quotient = self._quotient(number, x)
+        if quotient is not None:
+            return quotient.value()
         results = [functions[number](x) for functions in self.activations]
         if len(results) == 1 or results[0] == results[1]:
             return results[0]
@@ -164,11 +186,15 @@ class Cells:
     def previous(self, at: Unit) -> Scalar:
         return load(self.state, at.step % 2 * product(self.states) + self.offset(at))
 
-    def _sum(self, at: Unit, gate: int, total: Scalar | None = None) -> Scalar:
-        """The products with the input, and with the state."""
+    def projected(self, at: Unit, gate: Dim) -> Dim:
+        """Where the products with the input lie."""
         outer = (at.row, at.time) if self.layout else (at.time, at.row)
         shape = (self.directions, *self.x.shape[:2], self.gates * self.hidden)
-        given = load(self.projection, flat_offset((at.direction, *outer, gate * self.hidden + at.unit), shape))
+        return flat_offset((at.direction, *outer, gate * self.hidden + at.unit), shape)
+
+    def _sum(self, at: Unit, gate: int, total: Scalar | None = None) -> Scalar:
+        """The products with the input, and with the state; the latter are None where they have been added."""
+        given = load(self.projection, self.projected(at, gate))
         return given if total is None else given + total
 
     def _recurrent_bias(self, at: Unit, gate: int) -> Scalar:
@@ -182,35 +208,47 @@ class Cells:
         weight = self.peephole.at((at.direction, gate * self.hidden + at.unit))
         return s.fma(s.cast(weight, self.dtype), cell, x)
 
-    def lstm(self, at: Unit, totals: Sequence[Scalar]) -> Iterator[Statement]:
+    def lstm(self, at: Unit, totals: Sequence[Scalar | None]) -> Iterator[Statement]:
         i, o, forget, c = (self._sum(at, gate, total) for gate, total in enumerate(totals))
         old = load(self.cell, self.offset(at))
-        i = self.activate(at, 0, self._peep(at, 0, i, old))
-        forget = self.activate(at, 0, self._peep(at, 2, forget, old))
-        if attribute(self.region, "input_forget"):
-            forget = -(i - 1)
+        i, forget = self._peep(at, 0, i, old), self._peep(at, 2, forget, old)
         new = Buffer(f"new_cell{at.tag}", self.dtype, 1, "register")
-        yield Define(new, s.fma(i, self.activate(at, 1, c), forget * old))
-        o = self.activate(at, 0, self._peep(at, 1, o, load(new, 0)))
-        yield from self._store(at, o * self.activate(at, 2, load(new, 0)))
+        yield Define(new, self._new_cell(at, i, forget, c, old))
+        o = self._peep(at, 1, o, load(new, 0))
+        shown, factor = self._quotient(0, o), self._quotient(2, load(new, 0))
+        if shown is not None and factor is not None:
+            yield from self._store(at, (shown * factor).value())
+        else:
+            yield from self._store(at, self.activate(at, 0, o) * self.activate(at, 2, load(new, 0)))
         yield Store(self.cell, self.offset(at), at.where_active(load(new, 0), old))
 
-    def rnn(self, at: Unit, totals: Sequence[Scalar]) -> Iterator[Statement]:
+    def _new_cell(self, at: Unit, i: Scalar, forget: Scalar, c: Scalar, old: Scalar) -> Scalar:
+        """i * c + forget * old after the activations; where these are quotients with one division."""
+        coupled = bool(attribute(self.region, "input_forget"))
+        taken, kept, candidate = self._quotient(0, i), self._quotient(0, forget), self._quotient(1, c)
+        if taken is not None and kept is not None and candidate is not None:
+            kept = Quotient(taken.below - taken.above, taken.below) if coupled else kept
+            return (taken * candidate + kept * old).value()
+        i = self.activate(at, 0, i)
+        forget = -(i - 1) if coupled else self.activate(at, 0, forget)
+        return s.fma(i, self.activate(at, 1, c), forget * old)
+
+    def rnn(self, at: Unit, totals: Sequence[Scalar | None]) -> Iterator[Statement]:
         yield from self._store(at, self.activate(at, 0, self._sum(at, 0, totals[0])))
 
-    def gru(self, at: Unit, totals: Sequence[Scalar]) -> Iterator[Statement]:
-        z, r = (
-            self.activate(at, 0, self._sum(at, gate, totals[gate] + self._recurrent_bias(at, gate))) for gate in (0, 1)
+    def gru(self, at: Unit, totals: Sequence[Scalar | None]) -> Iterator[Statement]:
+        update, reset, inner = (
+            self._recurrent_bias(at, gate) + total for gate, total in enumerate(totals) if total is not None
         )
-        inner = totals[2] + self._recurrent_bias(at, 2)
+        z, r = (self.activate(at, 0, self._sum(at, gate, total)) for gate, total in enumerate((update, reset)))
         yield from self._blend(at, z, self.activate(at, 1, s.fma(r, inner, self._sum(at, 2))))
 
-    def gru_gates(self, at: Unit, totals: Sequence[Scalar]) -> Iterator[Statement]:
+    def gru_gates(self, at: Unit, totals: Sequence[Scalar | None]) -> Iterator[Statement]:
         z, r = (self.activate(at, 0, self._sum(at, gate, totals[gate])) for gate in (0, 1))
         yield Store(self.update, self.offset(at), z)
         yield Store(self.reset, self.offset(at), r * self.previous(at))
 
-    def gru_candidate(self, at: Unit, totals: Sequence[Scalar]) -> Iterator[Statement]:
+    def gru_candidate(self, at: Unit, totals: Sequence[Scalar | None]) -> Iterator[Statement]:
         candidate = self.activate(at, 1, self._sum(at, 2, totals[0]))
         yield from self._blend(at, load(self.update, self.offset(at)), candidate)
 

@@ -11,19 +11,29 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_kernel import HOST, run_native
 from onnx import helper
+from onnxc.backends.cpu.build import scheduled
+from onnxc.backends.kernels import rational
+from onnxc.ir import loops
+from onnxc.ir import scalars as s
+from onnxc.ir.dtypes import F32
+from onnxc.ir.scalars import Buffer
 from recurrent_layers import DEFAULTS, FUNCTIONS, GATES, Layer, layer
 from single_node import compiled, model_of
 
 
-def check(found: Layer, tolerance: float = 2e-5, layout: int = 0, **how: Any) -> None:
+def check(found: Layer, tolerance: float = 2e-5, layout: int = 0, **how: Any) -> str:
+    """The text of the kernels, whose results are right."""
     model = found.model(layout=layout, **how)
-    results = onnxc.compile(model).run(found.inputs(model, layout))
+    executable = onnxc.compile(model)
+    results = executable.run(found.inputs(model, layout))
     axes = {"Y": (2, 0, 1, 3), "Y_h": (1, 0, 2), "Y_c": (1, 0, 2)}
     for (name, result), wanted in zip(results.items(), found.expected(), strict=True):
         wanted = wanted.transpose(axes[name]) if layout else wanted
         assert result.dtype == found.operands["X"].dtype and result.shape == wanted.shape
         np.testing.assert_allclose(result, wanted, rtol=tolerance, atol=tolerance, err_msg=name)
+    return executable.dump("kernels")
 
 
 OPTIONAL = ("B", "sequence_lens", "initial_h", "initial_c", "P")
@@ -59,6 +69,65 @@ def layers(draw: st.DrawFn) -> Layer:
 @given(layers(), st.booleans(), st.booleans(), st.integers(0, 1))
 def test_any_layer(found: Layer, constant: bool, symbolic: bool, layout: int) -> None:
     check(found, 1e-4, layout, constant=constant, symbolic=symbolic)
+
+
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize(
+    ("direction", "layout", "steps", "optional"),
+    [("forward", 0, 35, ("B",)), ("reverse", 0, 24, OPTIONAL[2:]), ("bidirectional", 1, 35, ("B", *OPTIONAL[2:]))],
+)
+def test_products_with_the_inputs_between_those_with_the_state(
+    op: str, direction: str, layout: int, steps: int, optional: tuple[str, ...]
+) -> None:
+    """One row whose recurrent weights are larger than the first-level cache; steps left over, and units."""
+    hidden = {"LSTM": 56, "GRU": 72, "RNN": 112}[op]
+    found = layer(op, steps, 1, hidden, hidden, direction, optional)
+    for array in ("W", "R"):
+        found.operands[array] /= 4
+    text = check(found, layout=layout)
+    assert not HOST.has("avx512f") or ("gemm" not in text and "inputs[" in text)
+
+
+def test_products_with_the_inputs_apart_where_lengths_or_weights_come_at_run_time() -> None:
+    for found, constant in (
+        (layer("LSTM", 24, 1, 56, 56, "bidirectional", OPTIONAL), True),
+        (layer("LSTM", 24, 1, 56, 56, "reverse"), False),
+    ):
+        assert "inputs[" not in check(found, constant=constant)
+
+
+@pytest.mark.parametrize(
+    ("batch", "direction", "layout", "constant"),
+    [(7, "forward", 1, True), (8, "forward", 0, False), (19, "bidirectional", 0, True)],
+)
+def test_gates_apart_for_more_rows_to_a_tile(batch: int, direction: str, layout: int, constant: bool) -> None:
+    found = layer("LSTM", 4, batch, 9, 40, direction, ("B", "sequence_lens", "P"))
+    text = check(found, layout=layout, constant=constant)
+    assert not HOST.has("avx512f") or "for part < 2" in text
+
+
+@pytest.mark.parametrize("name", ["tanh", "sigmoid"])
+def test_quotients_of_polynomials(name: str) -> None:
+    """As close as told, on either side of where they are constant, and with NaN as it is."""
+    x = np.concatenate([np.linspace(-25, 25, 100001), [1e-30, -1e-8, 1e30, -1e30, np.inf, -np.inf]]).astype(np.float32)
+    x = np.append(x, np.float32(np.nan))
+
+    def element(i: Any) -> Any:
+        return getattr(rational, name)(s.load(given, i)).value()
+
+    given, result = (Buffer(n, F32, x.size) for n in ("given", "result"))
+    i = loops.index_symbol("i", x.size)
+    body = (loops.For("i", x.size, (loops.Store(result, i, element(i)),), "vector"),)
+    kernel = scheduled(loops.Kernel("quotients", (given, result), ("result",), (), body), HOST)
+    out = np.zeros_like(x)
+    run_native(kernel, {"given": x, "result": out})
+    wide = x[:-1].astype(np.float64)
+    wanted = np.tanh(wide) if name == "tanh" else 1 / (1 + np.exp(-np.maximum(wide, -700)))
+    assert np.isnan(out[-1])
+    if name == "tanh":
+        np.testing.assert_allclose(out[:-1], wanted, rtol=4e-7, atol=0)
+    else:
+        np.testing.assert_allclose(out[:-1], wanted, rtol=0, atol=2e-7)
 
 
 @pytest.mark.parametrize("op", GATES)
