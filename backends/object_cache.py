@@ -72,19 +72,32 @@ class ObjectCache:
                 os.unlink(name)
                 raise
 
-    def prune(self) -> None:
-        """Deletes the files used longest ago until three quarters of the limit are left, if it is exceeded."""
+    def sizes(self) -> list[int]:
+        """The bytes of all files."""
+        return [size for _, size, _ in self._files()]
+
+    def prune(self, limit: int | None = None) -> int:
+        """Deletes the files used longest ago until three quarters of the limit are left, if it is exceeded, or of
+        another limit. Returns the bytes that were freed."""
+        limit, files = self.limit if limit is None else limit, self._files()
+        total, freed = sum(size for _, size, _ in files), 0
+        for _, size, path in files if total > limit else ():
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            freed += size
+            if total - freed <= limit * 3 // 4:
+                break
+        return freed
+
+    def _files(self) -> list[tuple[int, int, str]]:
+        """(time of the last use, bytes, path), those used longest ago first."""
+        found = []
         with contextlib.suppress(OSError):
-            found = [(entry.stat(), entry.path) for entry in os.scandir(self.folder)]
-            total = sum(status.st_size for status, _ in found)
-            if total <= self.limit:
-                return
-            for status, path in sorted(found, key=lambda item: item[0].st_mtime_ns):
+            for entry in os.scandir(self.folder):
                 with contextlib.suppress(OSError):
-                    os.unlink(path)
-                total -= status.st_size
-                if total <= self.limit * 3 // 4:
-                    return
+                    status = entry.stat()
+                    found.append((status.st_mtime_ns, status.st_size, entry.path))
+        return sorted(found)
 
 
 def _digest(content: bytes) -> bytes:

@@ -11,11 +11,12 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import numpy as np
 import onnx
 from google.protobuf.descriptor import Descriptor  # type: ignore[import-untyped]
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx import ModelProto, SparseTensorProto, TensorProto, numpy_helper
 
 from ..ir.dtypes import BY_ONNX, DType
@@ -152,6 +153,23 @@ class Weights:
                 return np.memmap(file, np.uint8, "r") if status.st_size else np.empty(0, np.uint8)
         except (OSError, RuntimeError, ValueError) as error:
             raise refuse(f"cannot be read: {error}") from error
+
+
+def external_files(path: str) -> list[str]:
+    """The places of a model's external data, as the model tells them. Raises ModelError as `load_model` does."""
+    proto, _ = load_model(path)
+    found: set[str] = set()
+    waiting: list[Any] = [proto]
+    while waiting:
+        message = waiting.pop()
+        if isinstance(message, TensorProto):
+            if message.data_location == TensorProto.EXTERNAL:
+                found |= {entry.value for entry in message.external_data if entry.key == "location"}
+            continue
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                waiting += [value] if isinstance(value, Message) else value
+    return sorted(found)
 
 
 def _check_extent(name: str, shape: tuple[int, ...]) -> None:

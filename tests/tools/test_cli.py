@@ -429,3 +429,22 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     errors = process.stderr.read()
     process.stderr.close()
     assert (process.wait(), errors) == (0, b"")
+
+
+def test_cache_shows_and_clears(
+    onnxc_command: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXC_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    onnxc.compile(small)
+    outcome = onnxc_command("cache")
+    assert outcome.code == 0 and "models" in outcome.out and "kernels" in outcome.out
+    assert str(tmp_path / "cache" / "models") in outcome.out.replace("\n", "")
+    kernels = len(list((tmp_path / "cache" / "objects").iterdir()))
+    assert kernels
+    assert onnxc_command("cache", "--limit", "0").out.endswith("B freed\n")
+    assert not list((tmp_path / "cache" / "models").iterdir())
+    assert len(list((tmp_path / "cache" / "objects").iterdir())) == kernels
+    assert onnxc_command("cache", "--clear").code == 0
+    assert not list((tmp_path / "cache" / "objects").iterdir())
+    assert onnxc_command("cache", "--limit", "much").code == 2
