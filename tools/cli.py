@@ -26,7 +26,7 @@ from ..ir.errors import (
 )
 
 BAD_USAGE, BAD_MODEL, UNSUPPORTED, BUG, INTERRUPTED = 2, 3, 4, 70, 130
-COMMANDS = ("run", "compile", "check", "dump", "plan", "bench", "ops", "demo", "completion")
+COMMANDS = ("run", "compile", "check", "dump", "plan", "bench", "ops", "demo", "cache", "completion")
 
 
 class Commands(click.Group):
