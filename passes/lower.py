@@ -26,6 +26,7 @@ from ..ir.scalars import Buffer
 from ..ir.target import Target
 from ..ir.tensors import Tensor, buffer_tensor
 from .access import literal_tensor, view_of
+from .bands import lower_pair
 from .checks import Checks
 from .complex_types import without_complex_types
 from .control import lower_loop, lower_scan
@@ -182,9 +183,15 @@ class Lowering:
                 claimed[root] = place
         steps: list[Step] = []
         self.checks.depth += 1
-        for node in graph.nodes:
-            made = self._node(node, views, claimed)
-            steps += [*made, *self.checks.sizes(node, made)]
+        together: Node | None = None
+        for position, node in enumerate(graph.nodes):
+            banded = lower_pair(self, graph, position, claimed) if node is not together else None
+            if banded is not None:
+                together, both = banded
+                steps += both
+            elif node is not together:
+                made = self._node(node, views, claimed)
+                steps += [*made, *self.checks.sizes(node, made)]
         self.checks.depth -= 1
         for value, place in zip(graph.outputs, results, strict=True):
             if self._place(value) != place:

@@ -8,6 +8,7 @@ out the taps outside the image when the code is made; otherwise pixels at a bord
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -17,13 +18,14 @@ from ....ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, symbol
 from ....ir.loops import Alias, Alloc, Define, For, If, Let, Statement, Store
 from ....ir.scalars import Buffer
 from ....ir.target import Target
+from ....passes.bands import BAND, RING
 from ....passes.regions import Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, through_memory
 from ...kernels.operands import joined
 from .convolution import Convolution, find_convolution, inside_pixels, tap_rows
+from .division import row_blocks
 from .epilogue import finish_tile
-from .gemm import TASKS_PER_THREAD
 from .packing import first_lanes
 from .register_tile import Tile, accumulators
 
@@ -63,28 +65,47 @@ class _Depthwise:
             self.pixels = -(-width // -(-width // self.pixels))
         self.masked = target.has("avx512vl")
         self.vectors, self.rest = divmod(self.channels, lanes)
+        anchor = region.anchor
+        self.band = None if anchor is None else anchor.attributes.get(BAND)
+        self.ring = None if anchor is None else anchor.attributes.get(RING)
         self.parts = self._parts()
         self.part = -(-self.vectors // self.parts)
         self.packed = Buffer("packed", found.dtype, self.kernel[0] * self.kernel[1] * self.padded)
 
+    @property
+    def known_width(self) -> bool:
+        windows = self.found.windows
+        return isinstance(windows.output[1], int) and isinstance(windows.input[1], int)
+
     def _parts(self) -> int:
         """How many tasks share the channels: in one, the input rows of a window stay in the first-level cache.
 
-        Only for images within the second-level cache: larger ones arrive faster in the order in which they lie.
+        Those of a tile where the width is known, and tiles are done one below the other; else all of a row, in images
+        within the second-level cache: larger ones arrive faster in the order in which they lie.
         """
         height, width = (d if isinstance(d, int) else USUAL_WIDTH for d in self.found.windows.input)
+        if self.known_width:
+            (_, stride), (_, spread) = self.found.windows.strides, self.found.windows.dilations
+            width = min(width, (self.pixels - 1) * stride + (self.kernel[1] - 1) * spread + 1)
         line = width * self.lanes * self.found.dtype.bytes
-        if line * height * self.vectors > self.target.l2_bytes * 3 // 4:
+        if not self.known_width and line * height * self.vectors > self.target.l2_bytes * 3 // 4:
             return 1
         fitting = max(1, self.target.l1_bytes * 5 // 8 // (line * (self.kernel[0] + 1)))
         return max(1, -(-self.vectors // fitting))
 
+    def _near(self) -> int:
+        """How many rows of the output may take turns tile by tile: what they read lies in the second-level cache."""
+        windows = self.found.windows
+        width = windows.input[1]
+        assert isinstance(width, int)
+        line = width * self.channels * self.found.input.dtype.bytes * windows.strides[0]
+        return max(4, self.target.l2_bytes * 3 // 8 // line)
+
     def lowered(self) -> Lowered:
         stride = f"s{self.found.windows.strides[1]}" if self.found.windows.strides[1] != 1 else ""
         name = f"{self.found.dtype}_depthwise{self.kernel[0]}x{self.kernel[1]}{stride}_{self.pixels}x{self.lanes}"
-        return Lowered(
-            (call(self.region, name, tuple(self._body()), (self.packed,)),), packed={self.packed.name: self._pack}
-        )
+        convolve = call(self.region, name, self._body(), (self.packed,), shared=True)
+        return Lowered((convolve,), packed={self.packed.name: self._pack})
 
     def _pack(self) -> np.ndarray:
         """Weights as [kernel row, kernel column, channel], zeros behind the last channel."""
@@ -95,61 +116,69 @@ class _Depthwise:
 
     def _body(self) -> Iterator[Statement]:
         found = self.found
-        height = found.windows.output[0]
-        block = TASK_ROWS
-        if isinstance(height, int):
+        height, start = found.windows.output[0], 0
+        block: Dim = TASK_ROWS
+        if self.band is not None:  # some rows of the output, which the caller names
+            start, height = (symbol(name, 0, height) for name in self.band)
+            block = dim_max(1, ceildiv(height, self.target.threads))
+        elif isinstance(height, int):
             images = found.images if isinstance(found.images, int) else 1
-            blocks = max(1, -(-self.target.threads * TASKS_PER_THREAD // max(images * self.parts, 1)))
-            block = max(1, -(-height // blocks))
+            block = max(1, -(-height // row_blocks(height, images * self.parts, self.target.threads)))
+            if self.known_width:
+                block = min(block, -(-height // -(-height // self._near())))
         count = ceildiv(height, block)
         tasks = found.images * self.parts * count
         task = k.index_symbol("task", tasks)
         rows = symbol("rows", 0, block)
-        row = symbol("block", 0, count - 1) * block + k.index_symbol("row", rows)
+        row = start + symbol("block", 0, count - 1) * block + k.index_symbol("row", rows)
         yield For(
             "task",
             tasks,
             (
-                Let("block", task % count),
-                Let("part", task // count % self.parts),
+                Let("block", task // self.parts % count),  # threads share the rows
+                Let("part", task % self.parts),
                 Let("image", task // (count * self.parts)),
                 Let("vectors", dim_min(self.part, self.vectors - symbol("part", 0, self.parts - 1) * self.part)),
                 Let("rows", dim_min(block, height - symbol("block", 0, count - 1) * block)),
-                For("row", rows, tuple(self._row(row))),
+                *(self._known_width(row, rows) if self.known_width else [For("row", rows, tuple(self._row(row)))]),
             ),
             "parallel",
         )
 
-    def _row(self, row: Dim) -> Iterator[Statement]:
+    def _clip(self, row: Dim) -> Iterator[Statement]:
+        """Which rows of taps are inside the image."""
         low, high = tap_rows(self.found.windows, row)
         yield Let("low", low)
         yield Let("taps", dim_max(0, high - low))
+
+    def _row(self, row: Dim) -> Iterator[Statement]:
+        yield from self._clip(row)
         width = self.found.windows.output[1]
-        if isinstance(width, int) and isinstance(self.found.windows.input[1], int):
-            yield from self._known_width(row, width)
-            return
         first, last = inside_pixels(self.found.windows)
         yield Let("first", dim_max(0, dim_min(first, width)))
         start = symbol("first", 0, width)
         yield Let("tiles", dim_max(0, floordiv(dim_min(last + 1, width) - start, self.pixels)))
         tiles = symbol("tiles", 0)
         every = [tuple(range(self.kernel[1]))] * self.pixels
-        yield from self._tiles(row, start, tiles, every)
+        at = start + k.index_symbol("tile", tiles) * self.pixels
+        yield For("tile", tiles, tuple(self._channels(partial(self._tile, row, at, every))))
         outside = width - tiles * self.pixels
         number = k.index_symbol("single", outside)
         after = s.select(s.index(number) < s.index(start), s.index(number), s.index(number + tiles * self.pixels))
         yield For("single", outside, (Let("x", after), *self._single(row, symbol("x", 0, width - 1))))
 
-    def _known_width(self, row: Dim, width: int) -> Iterator[Statement]:
-        """Tiles in order; those with the same taps inside the image share one loop."""
-        start = 0
+    def _known_width(self, row: Dim, rows: Dim) -> Iterator[Statement]:
+        """Tiles in order, of each the rows; those with the same taps inside the image share one loop."""
+        start, width = 0, self.found.windows.output[1]
+        assert isinstance(width, int)
         while start < width:
             size = min(self.pixels, width - start)
             taps = self._taps(start, size)
             count = 1
             while start + (count + 1) * size <= width and self._taps(start + count * size, size) == taps:
                 count += 1
-            yield from self._tiles(row, start, count, taps)
+            body = partial(self._tile, row, start + k.index_symbol("tile", count) * size, taps)
+            yield For("tile", count, (For("row", rows, (*self._clip(row), *self._channels(body))),))
             start += count * size
 
     def _taps(self, start: int, size: int) -> list[tuple[int, ...]]:
@@ -161,11 +190,6 @@ class _Depthwise:
             tuple(t for t in range(self.kernel[1]) if 0 <= (start + i) * stride - before + t * spread < extent)
             for i in range(size)
         ]
-
-    def _tiles(self, row: Dim, start: Dim, count: Dim, taps: Sequence[tuple[int, ...]]) -> Iterator[Statement]:
-        """`count` tiles from pixel `start` on, for all channels."""
-        at = start + k.index_symbol("tile", count) * len(taps)
-        yield For("tile", count, tuple(self._channels(lambda c, valid: self._tile(row, at, c, valid, taps))))
 
     def _channels(self, body: Callable[[Dim, int], Iterator[Statement]]) -> Iterator[Statement]:
         """The body for every vector of channels of the task; `valid` lanes of it are channels."""
@@ -179,7 +203,7 @@ class _Depthwise:
             yield If(last, tuple(body(self.vectors * self.lanes, self.rest)))
 
     def _tile(
-        self, row: Dim, at: Dim, channel: Dim, valid: int, taps: Sequence[tuple[int, ...]]
+        self, row: Dim, at: Dim, taps: Sequence[tuple[int, ...]], channel: Dim, valid: int
     ) -> Iterator[Statement]:
         found, windows = self.found, self.found.windows
         tile = Tile(len(taps), 1, self.lanes)
@@ -245,14 +269,20 @@ class _Depthwise:
 
     def _line(self, row: Dim) -> Dim:
         """Where the first input row of an output row's window begins, were it not clipped."""
-        found, windows = self.found, self.found.windows
-        first = row * windows.strides[0] - windows.before[0]
+        found = self.found
+        first = 0 if self.ring else self._first(row)
         return found.start + symbol("image", 0) * found.strides[0] + first * found.strides[1]
+
+    def _first(self, row: Dim) -> Dim:
+        return row * self.found.windows.strides[0] - self.found.windows.before[0]
 
     def _tap_row(self, row: Dim) -> tuple[Dim, Dim]:
         """Offsets of a row of taps in the input and in the weights."""
         tap = symbol("low", 0) + k.index_symbol("tap_row", symbol("taps", 0, self.kernel[0]))
-        return tap * self.found.windows.dilations[0] * self.found.strides[1], tap * self.kernel[1] * self.padded
+        line = tap * self.found.windows.dilations[0]
+        if self.ring:
+            line = (self._first(row) + line) % self.ring
+        return line * self.found.strides[1], tap * self.kernel[1] * self.padded
 
     def _read(self, source: Buffer, offset: Dim, valid: int) -> s.Scalar:
         predicate = None if valid == self.lanes else first_lanes(valid, self.lanes)
