@@ -107,8 +107,8 @@ def parallel_for(body: Body, count: int, threads: int) -> None:
         raise errors[0]
 
 
-def on_each_thread(threads: int, action: Callable[[], object]) -> list[object]:
-    """What `action` returns on each of `threads` threads of one job; fails where fewer take part."""
+def on_each_thread(threads: int, action: Callable[[], object], asked: int | None = None) -> list[object]:
+    """What `action` returns on each of `threads` threads of one job (`asked` for more); fails where fewer take part."""
     together = threading.Barrier(threads)
     results: list[object] = []
 
@@ -116,7 +116,7 @@ def on_each_thread(threads: int, action: Callable[[], object]) -> list[object]:
         together.wait(PATIENCE)  # one index a thread: none can take a second before each has its first
         results.append(action())
 
-    parallel_for(body, threads, threads)
+    parallel_for(body, threads, asked or threads)
     return results
 
 
@@ -250,6 +250,39 @@ def test_a_caller_who_finds_the_pool_busy_works_alone() -> None:
         finish.set()
         occupant.join()
     assert len(set(on_each_thread(2, threading.get_native_id))) == 2  # and it is free again
+
+
+@linux
+def test_a_caller_who_works_alone_counts_as_a_thread() -> None:
+    """Two threads asked for, and one runs elsewhere: the next job does without the worker."""
+    events = {name: threading.Event() for name in ("first", "first may end", "second", "second may end")}
+
+    def held(name: str) -> Body:
+        def body(begin: int, end: int) -> None:
+            events[name].set()
+            assert events[f"{name} may end"].wait(PATIENCE)
+
+        return body
+
+    callers = [threading.Thread(target=parallel_for, args=(held(name), 2, 2)) for name in ("first", "second")]
+    try:
+        callers[0].start()
+        assert events["first"].wait(PATIENCE)
+        callers[1].start()  # the pool is busy: it works alone
+        assert events["second"].wait(PATIENCE)
+        events["first may end"].set()
+        callers[0].join()
+        calls: list[tuple[int, int, int]] = []
+        parallel_for(lambda begin, end: calls.append((begin, end, threading.get_native_id())), 100, 2)
+        assert calls == [(0, 100, threading.get_native_id())]
+        assert len(set(on_each_thread(2, threading.get_native_id, asked=3))) == 2
+    finally:
+        for event in events.values():
+            event.set()
+        for caller in callers:
+            if caller.ident is not None:
+                caller.join()
+    assert len(set(on_each_thread(2, threading.get_native_id))) == 2
 
 
 def test_concurrent_callers(counter: Counter) -> None:
@@ -443,7 +476,7 @@ def test_aarch64_keeps_the_orders_that_weak_memory_needs() -> None:
     assembly = machine.emit_assembly(binding.parse_assembly(pool_module(triple)))
     code = dict(re.findall(r"^([\w.]+):\n(.*?)^\.Lfunc_end", assembly, re.MULTILINE | re.DOTALL))
     entry, worker = code["onnxc_parallel_for"], code["pool.worker"]
-    assert "casa\t" in entry and entry.count("stlr\t") == 2  # owner taken; seats opened, owner left
+    assert "casa\t" in entry and entry.count("stlr\t") == 3  # owner taken; seats opened, owner left (twice)
     assert re.search(r"(ldaddl|staddl)\t", entry) and re.search(r"ldap?r\t", entry)  # opened; pending seen
     assert "casa\t" in worker and "ldaddl\t" in worker  # seat taken; pending left
     assert "dmb\tish\n" in code["pool.sleep"] and "dmb\tish\n" in code["pool.wake"]

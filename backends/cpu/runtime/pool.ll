@@ -9,7 +9,8 @@
 ; claims chunks of that range, then of the others' ranges, until none is left. The caller then closes the job, and waits
 ; only for workers that had joined it. So one that could not be created, wakes late, or died in a fork costs speed,
 ; never progress; and a busy pool (another caller's job, or a body that calls again) needs no queue: the second job runs
-; on its own caller's thread.
+; on its own caller's thread, and as long as it does, other callers take one worker less: where the threads asked for are
+; the processors, no more threads than those want to run.
 ; Happens-before, for weakly ordered machines; the numbers stand at the instructions below:
 ;   (1) owner:   release by the caller who leaves -> acquire by the next. Orders the plain pool state between callers.
 ;   (2) seats:   release store that opens a job -> acquire by the worker who takes a seat: it sees the job, the reset
@@ -23,6 +24,7 @@
 %pool.event = type { i32, i32 } ; a futex word, and how many threads sleep on it or are about to
 ; On separate cache lines by who writes them and when.
 @pool.owner = internal global i32 0, align 64   ; process id of the caller whose job runs; 0 when free
+@pool.alone = internal global i32 0             ; callers that run a job on their own for want of the pool
 @pool.process = internal global i32 0           ; the process in which the workers were started
 @pool.workers = internal global i32 0           ; how many were
 @pool.body = internal global ptr null, align 64 ; the job; written by its caller before the seats open
@@ -48,6 +50,7 @@ declare i32 @pthread_attr_setstacksize(ptr, i64)
 declare i32 @pthread_attr_destroy(ptr)
 declare i32 @pthread_sigmask(i32, ptr, ptr)
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
+declare i32 @llvm.smax.i32(i32, i32)
 declare i64 @llvm.smin.i64(i64, i64)
 declare i64 @llvm.smax.i64(i64, i64)
 
@@ -65,11 +68,16 @@ check: ; a holder of another process is a thread that a fork left in the parent:
   %process = call i32 @getpid()
   %holder = load atomic i32, ptr @pool.owner monotonic, align 4
   %busy = icmp eq i32 %holder, %process
-  br i1 %busy, label %inline, label %claim
+  br i1 %busy, label %alone, label %claim
 claim:
   %exchange = cmpxchg ptr @pool.owner, i32 %holder, i32 %process acquire monotonic, align 4 ; (1)
   %claimed = extractvalue { i32, i1 } %exchange, 1
-  br i1 %claimed, label %own, label %inline
+  br i1 %claimed, label %own, label %alone
+alone:
+  %joining = atomicrmw add ptr @pool.alone, i32 1 monotonic, align 4
+  call void %body(ptr %context, i64 0, i64 %count)
+  %parting = atomicrmw sub ptr @pool.alone, i32 1 monotonic, align 4
+  ret void
 own:
   %started_in = load i32, ptr @pool.process, align 4
   %current = icmp eq i32 %started_in, %process
@@ -77,17 +85,30 @@ own:
 reset: ; first use in this process: no worker exists here, whatever the parent's counters say
   store i32 %process, ptr @pool.process, align 4
   store i32 0, ptr @pool.workers, align 4
+  store atomic i32 0, ptr @pool.alone monotonic, align 4
   store i32 0, ptr @pool.seats, align 4
   store %pool.event zeroinitializer, ptr @pool.opened, align 4
   store %pool.event zeroinitializer, ptr @pool.pending, align 4
   br label %staff
-staff:
-  %all = trunc i64 %participants to i32
+staff: ; the number is a hint: fewer than 0 where a fork came in the middle of a job
+  %others = load atomic i32, ptr @pool.alone monotonic, align 4
+  %some_others = call i32 @llvm.smax.i32(i32 %others, i32 0)
+  %wide_others = zext i32 %some_others to i64
+  %left = sub i64 %wide_threads, %wide_others
+  %free_threads = call i64 @llvm.smax.i64(i64 %left, i64 1)
+  %parties = call i64 @llvm.smin.i64(i64 %count, i64 %free_threads)
+  %all = trunc i64 %parties to i32
   %helpers = sub i32 %all, 1
+  %lonely = icmp eq i32 %helpers, 0
+  br i1 %lonely, label %leave, label %employ
+leave: ; another caller may have the pool
+  store atomic i32 0, ptr @pool.owner release, align 4 ; (1)
+  br label %alone
+employ:
   %workers = call i32 @pool.start_workers(i32 %helpers)
   ; Four to eight chunks a range: a participant that is late (preempted, a slower core) delays by a quarter of its share.
-  %parts = call i64 @llvm.smin.i64(i64 %participants, i64 64)
-  %shares = mul i64 %participants, 4
+  %parts = call i64 @llvm.smin.i64(i64 %parties, i64 64)
+  %shares = mul i64 %parties, 4
   %quotient = udiv i64 %count, %shares
   %chunk = call i64 @llvm.smax.i64(i64 %quotient, i64 1)
   %mode = call i64 @pool.float_mode()
@@ -100,8 +121,8 @@ staff:
   %odd = urem i64 %count, %parts
   br label %divide
 divide: ; the first ranges have one index more where the division is not even
-  %part = phi i64 [ 0, %staff ], [ %next_part, %divide ]
-  %begin = phi i64 [ 0, %staff ], [ %end, %divide ]
+  %part = phi i64 [ 0, %employ ], [ %next_part, %divide ]
+  %begin = phi i64 [ 0, %employ ], [ %end, %divide ]
   %larger = icmp slt i64 %part, %odd
   %one = zext i1 %larger to i64
   %length = add i64 %share, %one
