@@ -281,6 +281,10 @@ class ExpressionRenderer(BoundsRenderer):
     # Conversions
 
     def _cast(self, scalar: s.Cast) -> str:
+        if scalar.dtype in HALF and isinstance(scalar.operand, s.Cast) and scalar.operand.dtype == F32:
+            before = scalar.operand.operand
+            if before.dtype == scalar.dtype and isinstance(before, s.Cast | s.Load):
+                return self.value(before)  # it was of this type, and rounded
         source, wanted, x = scalar.operand.dtype, scalar.dtype, self.value(scalar.operand)
         have, want = register_type(source, scalar.lanes), register_type(wanted, scalar.lanes)
         if wanted == BOOL:

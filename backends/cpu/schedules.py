@@ -9,7 +9,18 @@ from ...ir.target import Target
 from ...passes.lower import generic
 from ...passes.regions import Lowered, Region, Schedule
 from ..kernels import append, checks, detection, determinant, fourier, scan, scatter, selection, trees
-from .kernels import attention, conv, depthwise, gemm, pair_conv, pair_gemm, recurrent, upsampling, winograd
+from .kernels import (
+    attention,
+    conv,
+    depthwise,
+    gemm,
+    pair_conv,
+    pair_depthwise,
+    pair_gemm,
+    recurrent,
+    upsampling,
+    winograd,
+)
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (pair_gemm.schedule, gemm.schedule)),
@@ -19,6 +30,7 @@ SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
         pair_gemm.schedule,
         winograd.schedule,
         gemm.schedule,
+        pair_depthwise.schedule,
         depthwise.schedule,
         pair_conv.schedule,
         conv.schedule,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lowered import run
 from native_kernel import HOST, RUNNABLE, kernel, run_native
 from onnxc.backends.cpu.build import scheduled
-from onnxc.backends.cpu.kernels import pair_conv, pair_gemm, strassen, winograd, winograd_plan
+from onnxc.backends.cpu.kernels import pair_conv, pair_depthwise, pair_gemm, strassen, winograd, winograd_plan
 from onnxc.backends.cpu.llvm import render_kernel
 from onnxc.backends.cpu.objects import assembly
 from onnxc.ir import loops as k
@@ -220,6 +220,28 @@ def test_convolutions(target: str, data: st.DataObject) -> None:
         return
     (result,) = run(region, lowered, chosen, [x, w, bias])
     expected = np.maximum(convolution(x, w, pads, strides, group) + bias.astype(np.float64), 0)
+    np.testing.assert_array_equal(result, expected.astype(BF))
+
+
+@pytest.mark.skipif(not HOST.has("avx512bf16"), reason="other targets widen pixels")
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_depthwise_convolutions(data: st.DataObject) -> None:
+    """Any image, kernel, stride, dilation and padding; also an odd number of kernel rows."""
+    channels = data.draw(st.integers(4, 70), "channels")
+    taps = [data.draw(st.integers(low, 5), "taps") for low in (2, 1)]
+    strides = [data.draw(st.integers(1, 2), "stride") for _ in range(2)]
+    pads = [data.draw(st.integers(0, 2), "pad") for _ in range(4)]
+    extents = [data.draw(st.integers(size, 14), "extent") for size in taps]
+    x, w = whole(data.draw(st.integers(1, 2)), *extents, channels), whole(channels, 1, *taps)
+    attributes = {"pads": pads, "strides": strides, "group": channels, "layout": "channels_last"}
+    region = make_region("Conv", [(x.shape, BF), w], attributes, epilogue=lambda y: maximum(y, 0.0))
+    lowered = pair_depthwise.schedule(region, HOST)
+    assert lowered is not None
+    (result,) = run(region, lowered, HOST, [x, w])
+    padded = np.pad(x.astype(np.float64), ((0, 0), (pads[0], pads[2]), (pads[1], pads[3]), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, taps, axis=(1, 2))[:, :: strides[0], :: strides[1]]
+    expected = np.maximum(np.einsum("nhwckl,ckl->nhwc", windows, w[:, 0].astype(np.float64)), 0)
     np.testing.assert_array_equal(result, expected.astype(BF))
 
 
