@@ -58,7 +58,7 @@ class _PairDepthwise(_Depthwise):
     def lowered(self) -> Lowered:
         stride = f"s{self.found.windows.strides[1]}" if self.found.windows.strides[1] != 1 else ""
         name = f"bf16_depthwise{self.kernel[0]}x{self.kernel[1]}{stride}_{self.pixels}x{self.lanes}"
-        convolve = call(self.region, name, tuple(self._body()), (self.packed, self.zeros))
+        convolve = call(self.region, name, self._body(), (self.packed, self.zeros), shared=True)
         made = {self.packed.name: self._pack}
         if self.zeros.name in convolve.arguments:
             size = self.zeros.size
@@ -95,7 +95,7 @@ class _PairDepthwise(_Depthwise):
         return rows, statements
 
     def _tile(
-        self, row: Dim, at: Dim, channel: Dim, valid: int, taps: Sequence[tuple[int, ...]]
+        self, row: Dim, at: Dim, taps: Sequence[tuple[int, ...]], channel: Dim, valid: int
     ) -> Iterator[Statement]:
         lanes, windows = self.lanes, self.found.windows
         tile = Tile(len(taps), 1, lanes)
