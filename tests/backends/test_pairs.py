@@ -183,7 +183,7 @@ def test_strassens_method() -> None:
         a, w = normal(m, depth), normal(depth, n)
         region = make_region("MatMul", [(a.shape, BF), w], {"result": F32})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(strassen, "WORTH", 0.0)
+            patch.setattr(strassen, "WORTH", (0.0, 0.0))
             lowered = pair_gemm.schedule(region, target)
         assert lowered is not None and "bf16_strassen_" in lowered.kernel_calls[-1].kernel.name
         if not HOST.has("avx512bf16"):

@@ -23,6 +23,7 @@ from onnxc.ir.dims import symbol
 from onnxc.ir.errors import OnnxcError
 from onnxc.ir.functions import erf, maximum
 from onnxc.ir.target import Target
+from onnxc.ir.tensors import Tensor
 from onnxc.passes.regions import Lowered, Region
 from onnxc.tools.bench_kernels import make_region
 
@@ -41,7 +42,7 @@ def names(lowered: Lowered) -> list[str]:
 def always(region: Region, target: Target) -> Lowered:
     """The schedule with as many levels as are allowed, also where the definition would be faster."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strassen, "WORTH", 0.0)
+        patch.setattr(strassen, "WORTH", (0.0, 0.0))
         lowered = gemm.schedule(region, target)
     assert lowered is not None
     assert any("strassen" in name for name in names(lowered)), names(lowered)
@@ -51,6 +52,10 @@ def always(region: Region, target: Target) -> Lowered:
 def whole_numbers(*shape: int) -> np.ndarray:
     """So small that sums are exact in any order."""
     return RANDOM.integers(-3, 4, shape).astype(np.float32)
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    return x + y
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -88,6 +93,23 @@ def test_more_rows_than_a_cache_holds(levels: int, threads: int) -> None:
     lowered = always(region, chosen)
     (result,) = run(region, lowered, chosen, [a, w])
     np.testing.assert_array_equal(result, a @ w)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("rows", [(8, 128), (768, 3), (4, 197)])
+def test_chunks_of_many_rows(rows: tuple[int, int], levels: int) -> None:
+    """Rows that are done in chunks, by the same two kernels: each starts where the one before ended."""
+    chosen = machine(levels=levels)
+    a, w = whole_numbers(*rows, 1024), whole_numbers(1024, 8 * chosen.lanes(32))
+    region = make_region("MatMul", [(a.shape, "f4"), w], extras=[(a.shape[:2] + w.shape[1:], "f4")], epilogue=add)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strassen, "OUTSIDE_BYTES_PER_CYCLE", 0.1)
+        lowered = always(region, replace(chosen, l3_bytes=6 << 20))
+    assert len(lowered.kernel_calls) > 2
+    assert len({id(call.kernel) for call in lowered.kernel_calls}) == 2
+    residual = whole_numbers(*rows, w.shape[1])
+    (result,) = run(region, lowered, chosen, [a, w, residual])
+    np.testing.assert_array_equal(result, a @ w + residual)
 
 
 def test_rows_of_a_batch_and_heads_as_depth() -> None:
@@ -154,7 +176,8 @@ def test_inner_loop_has_no_spills(levels: int) -> None:
     ("m", "depth", "n", "levels"),
     [
         (128, 768, 3072, 2), (128, 3072, 768, 2), (128, 768, 768, 2), (197, 768, 3072, 2), (64, 768, 2304, 1),
-        (1, 768, 768, 0), (16, 768, 3072, 0), (3136, 64, 256, 0), (3136, 256, 64, 0), (128, 64, 64, 0),
+        (128, 384, 384, 1), (1024, 768, 768, 2), (1, 768, 768, 0), (16, 768, 3072, 0), (3136, 64, 256, 0),
+        (3136, 256, 64, 0), (128, 64, 64, 0),
     ],
 )  # fmt: skip
 def test_chosen_where_it_pays(m: int, depth: int, n: int, levels: int) -> None:
@@ -163,7 +186,7 @@ def test_chosen_where_it_pays(m: int, depth: int, n: int, levels: int) -> None:
     found = find_product(region)
     assert found is not None
     for allowed in (0, 1, 2):
-        plan = strassen.choose_plan(found, Target.parse("znver4"), allowed)
+        plan = strassen.choose_plan(found, replace(Target.parse("znver4"), l3_bytes=16 << 20), allowed)
         assert (plan.levels if plan is not None else 0) == min(levels, allowed)
 
 
@@ -211,7 +234,7 @@ def model_of(sizes: Sequence[int], rows: int) -> onnx.ModelProto:
 
 def test_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`strassen` decides; two threads give what one gives; an artifact keeps it; other values are refused."""
-    monkeypatch.setattr(strassen, "WORTH", 0.0)
+    monkeypatch.setattr(strassen, "WORTH", (0.0, 0.0))
     monkeypatch.setenv("ONNXC_CACHE_DIR", str(tmp_path / "cache"))
     model = model_of((256, 512, 192), 50)
     x = RANDOM.standard_normal((50, 256)).astype(np.float32)

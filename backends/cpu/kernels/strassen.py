@@ -30,7 +30,7 @@ from ....ir.dtypes import BF16, F32, I64, U32
 from ....ir.loops import Address, Alias, Alloc, Define, For, If, Intrinsic, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
-from ....passes.regions import Lowered, Region
+from ....passes.regions import Call, Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue
 from .packing import matrices, pairs_of
@@ -48,31 +48,37 @@ UPDATES = 12
 PANEL_BYTES = 208 << 10
 """What finished panels may take of the stack, and (as a fifth) of the second-level cache."""
 # Measured on Zen 4, one thread, weights not in a cache. Cycles to add a vector to a block of the result, and for its
-# epilogue; bytes a cycle of sums of the left operand, where they fit the second-level cache and where not; bytes a
-# cycle of weights from memory, and what of their time is left although they are fetched ahead (of as many as the
-# definition takes, less); what a product by the definition takes beyond its multiply-adds.
+# epilogue; bytes a cycle of sums of the left operand, where they fit the second-level cache, where not, and where they
+# are larger than most of the last; bytes a cycle of weights from memory, and what of their time is left although they
+# are fetched ahead (of as many as the definition takes, less); what a product by the definition takes beyond its
+# multiply-adds.
 UPDATE_CYCLES = 3.0
 FINISH_CYCLES = 6.0
 NEAR_BYTES_PER_CYCLE = 12.0
-FAR_BYTES_PER_CYCLE = 6.0
+FAR_BYTES_PER_CYCLE = 8.0
+OUTSIDE_BYTES_PER_CYCLE = 3.0
 MEMORY_BYTES_PER_CYCLE = 6.0
-MEMORY_SHARE = 0.25
+MEMORY_SHARE = 0.2
 CLASSICAL_SHARE = 0.1
 CLASSICAL = 1.03
-WORTH = 1.04
-"""How many times faster a level more must be: it makes the weights larger by three quarters."""
+WORTH = (1.04, 1.05)
+"""How many times faster each level must be than one less: it makes the weights larger by three quarters."""
+CHUNK_ROWS = 96
+"""Rows, at least, of a chunk of a product of many rows: fewer do not repay that all weights are read for each."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """Levels of the method, the register tile, rows of a block (of each part of rows) whose results are in a cache at
-    a time, and how long all takes, in cycles of one core; whether operands are pairs of bf16."""
+    a time, and how long all takes, in cycles of one core; whether operands are pairs of bf16; and in how many chunks
+    the rows are done, one after another, so that the left operand's sums are in a cache."""
 
     levels: int
     tile: Tile
     block: int
     cycles: float = 0.0
     narrow: bool = False
+    chunks: int = 1
 
     @property
     def parts(self) -> int:
@@ -99,16 +105,20 @@ def choose_plan(found: Product, target: Target, levels: int = 1) -> Plan | None:
     least = max(arithmetic, weights) + CLASSICAL_SHARE * weights
     best = None
     for level in range(1, (1 if narrow else levels) + 1):
-        plan = _plan(found, target, level, rows, depth, columns)
-        if plan is None or plan.cycles * WORTH > least:
+        chunks = [n for n in range(1, max(1, rows // CHUNK_ROWS) + 1) if rows % n == 0]
+        plans = [plan for n in chunks if (plan := _plan(found, target, level, rows, depth, columns, n)) is not None]
+        plan = min(plans, key=lambda plan: plan.cycles, default=None)
+        if plan is None or plan.cycles * WORTH[level - 1] > least:
             break
         best, least = plan, plan.cycles
     return best
 
 
-def _plan(found: Product, target: Target, levels: int, rows: int, depth: int, columns: int) -> Plan | None:
+def _plan(
+    found: Product, target: Target, levels: int, rows: int, depth: int, columns: int, chunks: int = 1
+) -> Plan | None:
     """What so many levels cost; None where the operands cannot be cut so."""
-    parts, lanes = 1 << levels, target.lanes(32)
+    parts, lanes, rows = 1 << levels, target.lanes(32), rows // chunks
     outer, inner = _known(found.depth[0].extent), _known(found.depth[-1].extent)
     if outer % parts or (inner // parts if len(found.depth) == 1 else inner) % lanes:
         return None
@@ -123,15 +133,18 @@ def _plan(found: Product, target: Target, levels: int, rows: int, depth: int, co
         return None
     blocks = -(-height // (room // tile.rows * tile.rows))
     block = min(height, -(-height // (blocks * tile.rows)) * tile.rows)
-    plan = Plan(levels, tile, block, narrow=narrow)
+    plan = Plan(levels, tile, block, narrow=narrow, chunks=chunks)
     vectors = height * sum(size * count for size, count in pieces(wide, tile.vectors))
     arithmetic = plan.products * vectors * steps / target.multiply_adds
     moved = vectors * (UPDATES**levels * UPDATE_CYCLES + parts * parts * FINISH_CYCLES)
     sums = (rows * depth + plan.products * height * (depth // parts)) * found.left.dtype.bytes
-    sums_rate = NEAR_BYTES_PER_CYCLE if sums <= target.l2_bytes * 3 // 4 else FAR_BYTES_PER_CYCLE
+    near, outside = sums <= target.l2_bytes * 3 // 4, sums > target.l3_bytes * 5 // 8
+    sums_rate = NEAR_BYTES_PER_CYCLE if near else OUTSIDE_BYTES_PER_CYCLE if outside else FAR_BYTES_PER_CYCLE
     weights = plan.products * steps * wide * lanes * F32.bytes / MEMORY_BYTES_PER_CYCLE
+    if plan.products * steps * tile.width * F32.bytes > target.l2_bytes * 3 // 4:
+        weights *= -(-height // block)  # every block of rows reads its panels from behind the second-level cache
     cycles = max(arithmetic + moved, weights) + MEMORY_SHARE * weights + sums / sums_rate
-    return replace(plan, cycles=cycles)
+    return replace(plan, cycles=chunks * cycles)
 
 
 def coefficients(table: Sequence[Sequence[int]], levels: int) -> np.ndarray:
@@ -149,7 +162,8 @@ class Strassen:
     def __init__(self, region: Region, found: Product, outputs: Epilogue, array: np.ndarray, plan: Plan) -> None:
         self.region, self.found, self.outputs, self.array = region, found, outputs, array
         self.plan, self.tile, self.lanes = plan, plan.tile, plan.tile.lanes
-        self.rows = _known(product(axis.extent for axis in found.rows))
+        self.rows = _known(product(axis.extent for axis in found.rows)) // plan.chunks
+        self.start: Dim = symbol("start", 0, (plan.chunks - 1) * self.rows) if plan.chunks > 1 else 0
         self.depth = _known(product(axis.extent for axis in found.depth)) // plan.parts
         self.columns = _known(found.column.extent)
         self.height = -(-self.rows // plan.parts)
@@ -189,7 +203,11 @@ class Strassen:
             self.places.name: lambda: self._table()[0],
             self.signs.name: lambda: self._table()[1],
         }
-        return Lowered((add, multiply), (self.sums,), made)
+        calls: tuple[Call, ...] = (add, multiply)
+        if self.plan.chunks > 1:
+            starts = [(n * self.rows,) for n in range(self.plan.chunks)]
+            calls = tuple(replace(each, sizes=start) for start in starts for each in (add, multiply))
+        return Lowered(calls, (self.sums,), made)
 
     # Constants
 
@@ -249,7 +267,7 @@ class Strassen:
         body: list[Statement] = []
         blocks: list[list[Scalar]] = []
         for i in range(parts):
-            where = flattened(found.rows, row + i * self.height)
+            where = flattened(found.rows, self.start + row + i * self.height)
             start = found.left_start + inside + sum((where[axis.name] * axis.left for axis in found.rows), 0)
             line: list[Scalar] = []
             for j in range(parts):
@@ -357,7 +375,7 @@ class Strassen:
         if self.missing:
             count = dim_max(0, dim_min(rows, self.rows - i * self.height - first_row))
         row = k.index_symbol("line", count)
-        here = flattened(self.found.rows, i * self.height + first_row + row)
+        here = flattened(self.found.rows, self.start + i * self.height + first_row + row)
         start = ((i * plan.parts + j) * plan.block + row) * width
         base = column + j * width
         partial = isinstance(column, int) and column + plan.parts * width > self.columns
