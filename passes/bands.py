@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..ir.dims import Dim, dim_max, dim_min, floordiv, product, substitute, symbol
@@ -85,11 +86,12 @@ class Pair:
 def find_pair(graph: Graph, position: int, l2_bytes: int, threads: int) -> Pair | None:
     """The node at a position and the next one as a pair that is better done in bands; None for others."""
     first = graph.nodes[position]
-    second = next((node for node in graph.nodes[position + 1 :] if node.op != "Constant"), None)
-    if second is None or len(first.outputs) != 1 or len(second.outputs) != 1:
+    expand = _anchor(first) if first.op == "Fused" else None
+    second = expand and next((node for node in islice(graph.nodes, position + 1, None) if node.op != "Constant"), None)
+    if expand is None or second is None:
         return None
-    expand, depthwise = _anchor(first), _anchor(second)
-    if expand is None or depthwise is None or depthwise.inputs[0] != first.output:
+    depthwise = _anchor(second)
+    if depthwise is None or depthwise.inputs[0] != first.output:
         return None
     weights, attributes = depthwise.inputs[1], depthwise.attributes
     assert weights is not None
@@ -108,7 +110,7 @@ def find_pair(graph: Graph, position: int, l2_bytes: int, threads: int) -> Pair 
 
 def _anchor(node: Node) -> Node | None:
     """The convolution over images of known size with which a fused node begins, all after it elementwise."""
-    if node.op != "Fused" or any(not isinstance(v.type, TensorType) for v in (*node.operands, *node.outputs)):
+    if node.op != "Fused" or len(node.outputs) != 1 or any(not isinstance(v.type, TensorType) for v in (*node.operands, *node.outputs)):
         return None
     anchor, *rest = (inner for inner in node.regions["body"].nodes if inner.op != "Constant")
     shape = node.output.shape
