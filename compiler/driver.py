@@ -18,7 +18,7 @@ from ..ir.program import Program
 from ..ir.target import Target
 from ..ir.text import print_graph
 from ..passes import PIPELINES
-from ..passes.append import with_donations
+from ..passes.append import donations, with_donations
 from ..passes.fuse import Fuse
 from ..passes.lower import lower
 from ..passes.pipeline import Pass, parse_pipeline, run_pipeline
@@ -38,7 +38,17 @@ from .specialize import SpecializingExecutable, load_proto
 
 
 def imported(model: Model, options: Options) -> Graph:
-    """The graph before any pass, of the sizes that the options give."""
+    """The graph before any pass, of the sizes that the options give, donated inputs written in place."""
+    graph = _imported(model, options)
+    if not options.donate:
+        return graph
+    if resolve_target(options.target).kind == "cuda":
+        raise UnsupportedError("inputs can be donated on CPUs only")
+    # What only reads the size of a cache is a constant or an expression by then.
+    return with_donations(run_pipeline(graph, parse_pipeline("canonicalize,fold,cleanup")), options.donate)
+
+
+def _imported(model: Model, options: Options) -> Graph:
     if isinstance(model, Graph):
         return specialised(model, options.dims or {}, options.shapes or {})
     return import_model(
@@ -191,15 +201,7 @@ def _compiled_model(model: Model, options: Options) -> Compiled:
     target = target_of(options)
     graphs = [imported(model, options)]
     texts = {"import": print_graph(graphs[0])}
-    donated: tuple[tuple[str, str], ...] = ()
-    if options.donate:
-        if target.kind == "cuda":
-            raise UnsupportedError(f"{target}: inputs can be donated on CPUs only")
-        # What only reads the size of a cache is a constant or an expression by then.
-        graph = run_pipeline(graphs.pop(), parse_pipeline("canonicalize,fold,cleanup"))
-        graph, donated = with_donations(graph, options.donate)
-        graphs.append(graph)
-        del graph
+    donated = donations(graphs[0])
     graphs.append(passed(graphs.pop(), options))
     return replace(compiled_graph(graphs.pop(), target, options, texts), donated=donated)
 

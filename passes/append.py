@@ -29,16 +29,19 @@ class Donation:
     axis: int
 
 
-def with_donations(graph: Graph, names: Sequence[str]) -> tuple[Graph, tuple[tuple[str, str], ...]]:
-    """The graph with what it appends to the named inputs (ALL: to all that it can) written in place, and the pairs
-    (output, input) that must be one memory.
+def donations(graph: Graph) -> tuple[tuple[str, str], ...]:
+    """The pairs (output, input) of a graph that `with_donations` made, which must be one memory."""
+    appended = [node for node in graph.nodes if node.op == "onnxc.Append"]
+    return tuple((node.output.name, node.operands[0].name) for node in appended if node.output in graph.outputs)
+
+
+def with_donations(graph: Graph, names: Sequence[str]) -> Graph:
+    """The graph with what it appends to the named inputs (ALL: to all that it can) written in place.
 
     An input [.., past, ..] becomes one of [.., past + new + spare, ..] elements, and so does the output: the array
     after the run. Where no other input tells how many elements are the past, one that is named after the past's symbol
     does, of the shape [past, 0]. Raises ModelError for an input of that name that the graph does not append to.
     """
-    if not names:
-        return graph, ()
     found = {item.past.name: item for item in _donations(graph)}
     wanted = list(found) if ALL in names else list(dict.fromkeys(names))
     for name in wanted:
@@ -79,7 +82,7 @@ class _Rewriter:
         self.inputs: dict[Value, Value] = {}
         self.outputs: dict[Value, Value] = {}
 
-    def run(self) -> tuple[Graph, tuple[tuple[str, str], ...]]:
+    def run(self) -> Graph:
         nodes: list[Node] = []
         for node in self.graph.nodes:
             item = self.by_concat.get(node.output) if len(node.outputs) == 1 else None
@@ -95,8 +98,7 @@ class _Rewriter:
             if single is not None and single.name not in told:
                 inputs.append(Value(self.names.fresh(single.name), TensorType(U8, (past, 0))))
         outputs = tuple(self.outputs.get(value, value) for value in self.graph.outputs)
-        pairs = tuple((self.outputs[c].name, i.past.name) for c, i in self.by_concat.items())
-        return replace(self.graph, inputs=tuple(inputs), outputs=outputs, nodes=tuple(nodes)), pairs
+        return replace(self.graph, inputs=tuple(inputs), outputs=outputs, nodes=tuple(nodes))
 
     def _appended(self, item: Donation) -> list[Node]:
         node, axis, past = item.concat, item.axis, item.past

@@ -11,7 +11,7 @@ from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_max, dim_min, product, symbol
 from ....ir.dtypes import F32
-from ....ir.loops import Alias, Alloc, Define, For, Let, Statement, Store
+from ....ir.loops import Address, Alias, Alloc, Define, For, Intrinsic, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
 from ....ir.tensors import unflatten
@@ -28,6 +28,36 @@ TOGETHER = 4
 """Keys whose sums are formed side by side."""
 
 
+LINE = 64
+"""Bytes of a line of the caches."""
+AHEAD = 48
+"""Keys by which prefetching is ahead."""
+MEMBERS_BYTES = 5 << 10
+"""Bytes of stack for the queries and sums of heads that are done together."""
+GROUP = "row_group"
+"""Symbol of a group of heads."""
+
+
+def heads_together(problem: Problem) -> tuple[str | None, int]:
+    """The axis of the batch, and how many neighbours on it share keys and values, which are read once for all."""
+    most = MEMBERS_BYTES // ((problem.queries.channels + problem.values.channels) * F32.bytes)
+    for axis in reversed(problem.axes):
+        if not isinstance(axis.extent, int):
+            continue
+        for count in range(min(axis.extent, most), 1, -1):
+            if axis.extent % count:
+                continue
+            head = symbol(GROUP, 0, axis.extent // count - 1) * count + symbol("member", 0, count - 1)
+            rewriter = s.Rewriter(dims={axis.name: head})
+            places = [rewriter(matrix.value) for matrix in (problem.keys, problem.values)]
+            limits = [bound.limit for bound in (*problem.score.starts, *problem.score.ends)]
+            if not any(place.mentions("member") for place in places) and not any(
+                axis.name in s.free_symbols(limit) for limit in limits
+            ):
+                return axis.name, count
+    return None, 1
+
+
 class Rows:
     """Makes the statements of the kernel: every head's queries, each by blocks of keys."""
 
@@ -35,42 +65,57 @@ class Rows:
         self.problem, self.lanes, self.masked = problem, target.lanes(32), target.has("avx512vl")
         self.most_vectors = target.vector_registers // 2
         self.depth = -(-problem.values.channels // self.lanes)
-        channels = problem.queries.channels
-        self.query = Buffer("query_row", F32, -(-channels // self.lanes) * self.lanes, "stack")
+        self.axis, self.members = heads_together(problem)
+        self.member: Dim = symbol("member", 0, self.members - 1) if self.members > 1 else 0
+        self.width = -(-problem.queries.channels // self.lanes) * self.lanes
+        self.query = Buffer("query_row", F32, self.members * self.width, "stack")
         self.scores = Buffer("row_scores", F32, KEYS + TOGETHER, "stack")
-        self.sums = Buffer("row_sums", F32, self.depth * self.lanes, "stack")
+        self.sums = Buffer("row_sums", F32, self.members * self.depth * self.lanes, "stack")
+        self.tops, self.totals = (Buffer(f"row_{name}", F32, self.members, "stack") for name in ("tops", "totals"))
         self.top, self.base, self.total, self.rescale = (
             Buffer(f"row_{name}", F32, 1, "register") for name in ("top", "base", "total", "rescale")
         )
 
     def body(self) -> Iterator[Statement]:
         problem, rows = self.problem, self.problem.queries.rows
-        batches = product(axis.extent for axis in problem.axes)
+        extents = [a.extent // self.members if a.name == self.axis else a.extent for a in problem.axes]
+        batches = product(extents)
         task = k.index_symbol("row_task", batches * rows)
         here: list[Statement] = [Let("query_at", task % rows), Let("row_head", task // rows)]
-        places = unflatten(symbol("row_head", 0, batches - 1), [axis.extent for axis in problem.axes])
-        here += [Let(axis.name, place) for axis, place in zip(problem.axes, places, strict=True)]
-        here += [Alloc(self.query), Alloc(self.scores), Alloc(self.sums)]
+        places = unflatten(symbol("row_head", 0, batches - 1), extents)
+        for axis, place in zip(problem.axes, places, strict=True):
+            here.append(Let(GROUP if axis.name == self.axis else axis.name, place))
+        here += [Alloc(buffer) for buffer in (self.query, self.scores, self.sums, self.tops, self.totals)]
         at: Dim = symbol("query_at", 0, rows - 1)
-        channel = symbol("channel_at", 0)
+        channel, count, clear = symbol("channel_at", 0), problem.queries.channels, number(0)
         value = s.cast(s.Rewriter(dims={ROW: at, CHANNEL: channel})(problem.queries.value), F32)
-        clear = number(0)
-        count = problem.queries.channels
+        first = self.member * self.width
+        start = [
+            For("channel_at", count, (Store(self.query, first + channel, value),), "vector"),
+            For("channel_at", self.width - count, (Store(self.query, first + channel + count, clear),), "vector"),
+            Store(self.tops, self.member, number(LOWEST)),
+            Store(self.totals, self.member, clear),
+        ]
+        here += self._each(start)
         here += [
-            For("channel_at", count, (Store(self.query, channel, value),), "vector"),
-            For("channel_at", self.query.size - count, (Store(self.query, channel + count, clear),), "vector"),
             For("channel_at", self.sums.size, (Store(self.sums, channel, clear),), "vector"),
-            Define(self.top, number(LOWEST)),
-            Define(self.total, clear),
             Let("row_from", problem.score.first_key(at, at)),
             Let("row_end", problem.score.end_key(at, at, problem.keys.rows)),
         ]
-        start, end = symbol("row_from", 0), symbol("row_end", None, problem.keys.rows)
-        blocks = ceildiv(dim_max(0, end - start), KEYS)
-        first = start + symbol("row_block", 0, blocks - 1) * KEYS
-        here.append(For("row_block", blocks, (Let("row_start", first), *self._keys(at, end))))
-        here += self._result(at)
+        begin, end = symbol("row_from", 0), symbol("row_end", None, problem.keys.rows)
+        blocks = ceildiv(dim_max(0, end - begin), KEYS)
+        from_here = Let("row_start", begin + symbol("row_block", 0, blocks - 1) * KEYS)
+        here.append(For("row_block", blocks, (from_here, *self._each(list(self._keys(at, end))))))
+        here += self._each(list(self._result(at)))
         yield For("row_task", batches * rows, tuple(here), "parallel")
+
+    def _each(self, body: list[Statement]) -> list[Statement]:
+        """The statements for every head that shares the keys."""
+        if self.axis is None:
+            return body
+        extent = next(axis.extent for axis in self.problem.axes if axis.name == self.axis)
+        head = symbol(GROUP, 0, extent // self.members - 1) * self.members + self.member
+        return [For("member", self.members, (Let(self.axis, head), *body))]
 
     def _keys(self, at: Dim, end: Dim) -> Iterator[Statement]:
         """What the keys of a block add to the sums of a query."""
@@ -82,7 +127,8 @@ class Rows:
         here = s.load(self.scores, key)
         value = s.Rewriter(dims={QUERY: at, KEY: start + key})(with_product(score.value, here))
         old, held = (Buffer(f"row_{name}", F32, 1, "register") for name in ("old", "held"))
-        yield Define(old, s.load(self.top, 0))
+        yield Define(old, s.load(self.tops, self.member))
+        yield Define(self.top, s.load(old, 0))
         greatest = s.load(self.top, 0)
         seen: list[Statement] = []
         if value != here:
@@ -91,13 +137,15 @@ class Rows:
         yield For("key_at", count, (*seen, Store(self.top, 0, s.binary("max", greatest, value))), "vector")
         yield Define(self.base, base_of(score, greatest))
         yield Define(self.rescale, power(score, s.load(old, 0), s.load(self.base, 0)))
-        yield Store(self.total, 0, s.load(self.total, 0) * s.load(self.rescale, 0))
+        yield Store(self.tops, self.member, greatest)
+        yield Define(self.total, s.load(self.totals, self.member) * s.load(self.rescale, 0))
         weigh = (
             Define(held, power(score, here, s.load(self.base, 0))),
             Store(self.scores, key, s.load(held, 0)),
             Store(self.total, 0, s.load(self.total, 0) + s.load(held, 0)),
         )
         yield For("key_at", count, weigh, "vector")
+        yield Store(self.totals, self.member, s.load(self.total, 0))
         yield from self._weighed(start, count)
 
     def _products(self, start: Dim, count: Dim) -> Iterator[Statement]:
@@ -110,7 +158,7 @@ class Rows:
             dot, channel = Buffer("row_dot", F32, 1, "register"), symbol("channel_at", 0, channels - 1)
             key = symbol("key_at", 0, count - 1)
             buffer, offset = element_at(matrix, start + key, channel)
-            term = s.fma(s.load(self.query, channel), s.load(buffer, offset), s.load(dot, 0))
+            term = s.fma(s.load(self.query, self.member * self.width + channel), s.load(buffer, offset), s.load(dot, 0))
             along = strides[0] == 1
             inner = For("channel_at", channels, (Store(dot, 0, term),), "serial" if along else "vector")
             body = (Define(dot, number(0)), inner, Store(self.scores, key, s.load(dot, 0)))
@@ -125,7 +173,7 @@ class Rows:
         ]
         totals = [Buffer(f"row_dot{i}", F32, 1, "register", lanes) for i in range(TOGETHER)]
         for first in range(0, channels, lanes):
-            query = s.load(self.query, first, lanes)
+            query = s.load(self.query, self.member * self.width + first, lanes)
             predicate = first_lanes(channels - first, lanes) if channels - first < lanes else None
             for pointer, total in zip(pointers, totals, strict=True):
                 here = s.load(pointer, first, lanes, predicate)
@@ -136,7 +184,19 @@ class Rows:
         for i, total in enumerate(totals):
             dotted = s.Horizontal(F32, 1, "add", s.load(total, 0, lanes))
             body_.append(Store(self.scores, group + i, dotted))
-        yield For("group", ceildiv(count, TOGETHER), tuple(body_))
+        yield For("group", ceildiv(count, TOGETHER), (*body_, *self._fetched(start, group)))
+
+    def _fetched(self, start: Dim, group: Dim) -> Iterator[Statement]:
+        """Prefetches: of keys that come soon, and of the values that belong to those here. Both are new to the caches
+        at each step of a decoder, and hardware stops at the end of each page."""
+        line = LINE // F32.bytes
+        for matrix, ahead in ((self.problem.keys, AHEAD), (self.problem.values, 0)):
+            strides = strides_of(matrix.value)
+            if strides is not None and strides[1] == 1:
+                for i in range(TOGETHER):
+                    buffer, offset = element_at(matrix, start + group + (ahead + i), 0)
+                    for first in range(0, matrix.channels, line):
+                        yield Intrinsic("prefetch", (Address(buffer, offset + first),))
 
     def _weighed(self, start: Dim, count: Dim) -> Iterator[Statement]:
         """Adds to the sums the values, weighed."""
@@ -160,7 +220,7 @@ class Rows:
             inner: list[Statement] = [alias]
             inner += multiply_accumulate(tile, F32, [("key_at", count)], weights, values)
             for v in range(tile.vectors):
-                place = (done + v) * lanes
+                place = (self.member * self.depth + done + v) * lanes
                 scaled = s.load(self.sums, place, lanes) * s.widen(s.load(self.rescale, 0), lanes)
                 inner.append(Store(self.sums, place, scaled + s.load(accumulators(tile, F32), v, lanes)))
             yield For("once", 1, tuple(inner))
@@ -168,10 +228,11 @@ class Rows:
     def _result(self, at: Dim) -> Iterator[Statement]:
         problem, result = self.problem, self.problem.result
         factor, channel = Buffer("factor", F32, 1, "register"), symbol(CHANNEL, 0, problem.values.channels - 1)
-        value = s.cast(s.load(self.sums, channel) * s.load(factor, 0), result.dtype)
+        total = s.load(self.sums, self.member * self.depth * self.lanes + channel)
+        value = s.cast(total * s.load(factor, 0), result.dtype)
         rewriter = s.Rewriter(
             lambda part: value if isinstance(part, s.Element) and part.tensor == ANCHOR else None, {QUERY: at}
         )
-        yield Define(factor, inverse(problem, s.load(self.total, 0)))
+        yield Define(factor, inverse(problem, s.load(self.totals, self.member)))
         store = Store(result.buffer, rewriter.dim(result.offset), rewriter(result.value))
         yield For(CHANNEL, problem.values.channels, (store,), "vector")
