@@ -272,15 +272,9 @@ class _Winograd:
     def _output_stretches(self) -> Statement:
         down, along = (axis.outputs for axis in self.axes)
         row, at = symbol("down", 0) * down, symbol("right_of", 0) * along
-        ends = [(row, down, self.height), (at, along, self.width)]
-        partial = [end for end in ends if not (isinstance(end[2], int) and end[2] % end[1] == 0)]
-        whole = tuple(self._outputs(row, at, False))
-        if not partial:
-            return For("stretch", self.count, (*self._place(), *whole))
-        inside = s.const(True, BOOL)
-        for place, size, extent in partial:
-            inside = inside & (s.index(place + size) <= s.index(extent))
-        return For("stretch", self.count, (*self._place(), If(inside, whole, tuple(self._outputs(row, at, True)))))
+        ends = [(down, self.height), (along, self.width)]
+        partial = any(not isinstance(extent, int) or extent % size for size, extent in ends)
+        return For("stretch", self.count, (*self._place(), *self._outputs(row, at, partial)))
 
     def _outputs(self, row: Dim, at: Dim, partial: bool) -> Iterator[Statement]:
         """The outputs of a stretch for all filters, a vector at a time, the last one perhaps with fewer."""
