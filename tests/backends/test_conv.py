@@ -282,3 +282,32 @@ def test_summing_loops_do_not_spill(
     loops = summing_loops(lowered, chosen)
     assert loops
     assert not [loop for loop in loops if spills(loop)]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("size", [(1, 5, 7), (2, 9, 10), (3, 16, 33)])
+def test_images_of_few_channels_are_copied_by_vectors(target: str, channels: int, size: tuple[int, int, int]) -> None:
+    images, height, width = size
+    x, w = floats(images, channels, height, width), floats(9, channels, 3, 3)
+    attributes = {"pads": [1] * 4, "strides": [2, 2], "layout": "channels_last"}
+
+    def image(memory: Tensor) -> Tensor:
+        return view(memory, (images, height, width, channels), lambda n, h, w, c: (n, c, h, w))
+
+    region = make_region(
+        "Conv",
+        [(x.shape, "f4"), w],
+        attributes,
+        define=lambda memory, weights: REGISTRY["Conv"]([image(memory), weights], attributes)[0],  # type: ignore[arg-type, return-value]
+    )
+    memory, weights = region.operands
+    assert memory is not None
+    region = replace(region, operands=(image(memory), weights))
+    chosen = Target.parse(target)
+    lowered = schedule(region, chosen)
+    assert "interleave" in lowered.calls[0].kernel.name  # type: ignore[union-attr]
+    expected = reference(np.moveaxis(x, 1, -1), w, np.zeros(9, np.float32), attributes)
+    for interpret in (False, True) if x.size < 800 else (False,):
+        (result,) = run(region, lowered, chosen, [x, w], None, interpret)
+        np.testing.assert_array_equal(result, expected)

@@ -15,7 +15,8 @@ from ....ir.scalars import Buffer
 from ....passes.regions import Lowered, Region
 from ...kernels import convolution
 from ...kernels.epilogue import Epilogue
-from ...kernels.operands import Affine, affine, copied
+from ...kernels.operands import Affine, affine
+from .interleave import copied_image
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _found(
         return None
     image = affine(first.image)
     if image is None or (first.image.shape[-1] != 1 and image.strides[-1] != 1):
-        region, copies = copied(region, (0,))
+        region, copies = copied_image(region)
         parts = find(region)
         assert parts is not None
         image = affine(parts[0].image)
