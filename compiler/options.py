@@ -78,8 +78,9 @@ def target_of(options: Options) -> Target:
     products = "tf32" if options.precision == "tf32" else target.products
     threads = planned_threads(target, options.threads)
     winograd, subnormals = options.winograd == "auto", options.precision != "bf16"
-    methods = {"winograd": winograd, "strassen": STRASSEN[options.strassen]}
-    return replace(target, products=products, subnormals=subnormals, threads=threads, **methods)
+    levels = STRASSEN[options.strassen]
+    made = replace(target, products=products, subnormals=subnormals, threads=threads)
+    return replace(made, winograd=winograd, strassen=levels)
 
 
 def planned_threads(target: Target, wanted: int | None) -> int:
