@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...ir import loops as k
+from ...ir import scalars as s
 from ...ir.dims import bounds
 from ...ir.errors import UnsupportedError
 from ...ir.loops import free_sizes
@@ -345,7 +346,11 @@ class FunctionRenderer(ExpressionRenderer):
             if not isinstance(stride, int):
                 stride = self.emit(f"select i1 {allowed}, i64 {stride}, i64 {still}")
         name = mangled(kind)
-        if mask is None and stride == 1:
+        if stride == 1 and _first_lane_alone(store.predicate) and not self.module.checked:
+            # LLVM 22 makes of a truncation and a store of one known lane a store of all that there was to truncate.
+            one = self.emit(f"extractelement {kind} {value}, i64 0")
+            self.lines.append(f"  store {memory_type(buffer.dtype)} {one}, ptr {pointer}, align {align}")
+        elif mask is None and stride == 1:
             self.lines.append(f"  store {kind} {value}, ptr {pointer}, align {align}")
         elif stride == 1:
             arguments = f"{kind} {value}, ptr {pointer}, i32 {align}, <{lanes} x i1> {mask}"
@@ -395,6 +400,18 @@ class FunctionRenderer(ExpressionRenderer):
 
     def _barrier(self, barrier: k.Barrier) -> None:
         raise UnsupportedError("a barrier has no meaning in a CPU kernel")
+
+
+def _first_lane_alone(predicate: Scalar | None) -> bool:
+    """Whether a predicate is lanes < 1."""
+    if not isinstance(predicate, s.Binary) or predicate.op != "lt" or predicate.lanes == 1:
+        return False
+    lanes, limit = predicate.left, predicate.right
+    while isinstance(limit, s.Broadcast | s.Cast):
+        limit = limit.operand
+    while isinstance(lanes, s.Cast):
+        lanes = lanes.operand
+    return isinstance(lanes, s.Lanes) and isinstance(limit, s.Const) and limit.value == 1
 
 
 _RENDER: dict[type, Callable[[Any, Any], None]] = {

@@ -13,7 +13,7 @@ from onnxc.backends.cpu.objects import assembly, compile_objects
 from onnxc.ir import loops as k
 from onnxc.ir import scalars as s
 from onnxc.ir.dims import symbol
-from onnxc.ir.dtypes import BF16, BOOL, F32, I8, I16, I32, U8, DType
+from onnxc.ir.dtypes import BF16, BOOL, F16, F32, I8, I16, I32, I64, U8, DType
 from onnxc.ir.scalars import Buffer, load
 from onnxc.ir.target import Target
 
@@ -176,3 +176,18 @@ def test_dot_products_are_instructions_where_the_target_has_them() -> None:
 def test_rendering_is_deterministic() -> None:
     first, second = (render_kernel(matrix_tile(4, 2, 8), HOST) for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("dtype", [I8, U8, I16, BF16, F16], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 15])
+def test_a_masked_store_leaves_what_is_beside_it(dtype: DType, count: int) -> None:
+    """Of numbers computed in 32 bits too, which LLVM 22 stores whole where one lane is known to be all."""
+    x, y = Buffer("x", F32, 16), Buffer("y", dtype, 16)
+    value = s.cast(load(x, 0, 16) + s.const(1.0, F32, 16), dtype)
+    mask = s.binary("lt", s.cast(s.Lanes(I64, 16), I32), s.widen(s.cast(s.const(count, I64), I32), 16))
+    made = kernel([k.Store(y, 0, value, mask)], y, x)
+    for target in RUNNABLE:
+        found = {"x": np.arange(16, dtype=np.float32) * 3, "y": np.full(16, 77).astype(dtype.numpy)}
+        expected = np.where(np.arange(16) < count, found["x"] + 1, 77).astype(dtype.numpy)
+        run_native(made, found, target=target)
+        np.testing.assert_array_equal(found["y"], expected, err_msg=str(target))
