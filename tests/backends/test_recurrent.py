@@ -19,6 +19,7 @@ from onnxc.ir import loops
 from onnxc.ir import scalars as s
 from onnxc.ir.dtypes import F32
 from onnxc.ir.scalars import Buffer
+from onnxc.tools.fit_rational import fit
 from recurrent_layers import DEFAULTS, FUNCTIONS, GATES, Layer, layer
 from single_node import compiled, model_of
 
@@ -104,6 +105,30 @@ def test_gates_apart_for_more_rows_to_a_tile(batch: int, direction: str, layout:
     found = layer("LSTM", 4, batch, 9, 40, direction, ("B", "sequence_lens", "P"))
     text = check(found, layout=layout, constant=constant)
     assert not HOST.has("avx512f") or "for part < 2" in text
+
+
+def test_quotients_are_what_the_tool_fits() -> None:
+    above, below, error = fit(len(rational.ABOVE) - 1, len(rational.BELOW) - 1, rational.LIMIT)
+    np.testing.assert_allclose(rational.ABOVE, above, rtol=1e-6)
+    np.testing.assert_allclose(rational.BELOW, below, rtol=1e-6)
+    assert error < 2.5e-8
+
+
+@pytest.mark.parametrize("target", ["x86-64-v2", "x86-64-v3"])
+@pytest.mark.parametrize(
+    ("op", "hidden", "batch", "steps"), [("LSTM", 56, 1, 27), ("GRU", 72, 1, 24), ("LSTM", 20, 9, 3)]
+)
+def test_fewer_registers(target: str, op: str, hidden: int, batch: int, steps: int) -> None:
+    if not onnxc.Target.parse(target).enabled <= HOST.enabled | {"lzcnt", "movbe"}:
+        pytest.skip("this machine lacks what the target has")
+    found = layer(op, steps, batch, hidden, hidden, "bidirectional", ("B", "initial_h"))
+    for array in ("W", "R"):
+        found.operands[array] /= 4
+    model = found.model()
+    executable = onnxc.compile(model, target=target)
+    for result, wanted in zip(executable.run(found.inputs(model)).values(), found.expected(), strict=True):
+        np.testing.assert_allclose(result, wanted, rtol=2e-5, atol=2e-5)
+    assert ("inputs[" if batch == 1 else "for part <") in executable.dump("kernels")
 
 
 @pytest.mark.parametrize("name", ["tanh", "sigmoid"])
