@@ -12,7 +12,7 @@ kernel) and called in a loop of the program.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,23 @@ CALL, MEETING = 300, 10000
 # What the memory between the two may take of the second-level cache, and in how many turns it is filled.
 SHARE = 3 / 8
 FILLED = 2
+
+
+@dataclass(frozen=True)
+class Band:
+    """What a schedule is told: the names of the sizes, and of how many rows the image's memory is."""
+
+    first: str
+    rows: str
+    ring: int
+
+
+def band_of(anchor: Node | None) -> Band | None:
+    """The band that an anchor's attributes ask for."""
+    names, ring = (None, None) if anchor is None else (anchor.attributes.get(BAND), anchor.attributes.get(RING))
+    if not isinstance(names, tuple) or not isinstance(ring, int):
+        return None
+    return Band(str(names[0]), str(names[1]), ring)
 
 
 class Pair:
@@ -110,7 +127,11 @@ def find_pair(graph: Graph, position: int, l2_bytes: int, threads: int) -> Pair 
 
 def _anchor(node: Node) -> Node | None:
     """The convolution over images of known size with which a fused node begins, all after it elementwise."""
-    if node.op != "Fused" or len(node.outputs) != 1 or any(not isinstance(v.type, TensorType) for v in (*node.operands, *node.outputs)):
+    if (
+        node.op != "Fused"
+        or len(node.outputs) != 1
+        or any(not isinstance(v.type, TensorType) for v in (*node.operands, *node.outputs))
+    ):
         return None
     anchor, *rest = (inner for inner in node.regions["body"].nodes if inner.op != "Constant")
     shape = node.output.shape

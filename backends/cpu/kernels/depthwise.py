@@ -18,7 +18,7 @@ from ....ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, symbol
 from ....ir.loops import Alias, Alloc, Define, For, If, Let, Statement, Store
 from ....ir.scalars import Buffer
 from ....ir.target import Target
-from ....passes.bands import BAND, RING
+from ....passes.bands import band_of
 from ....passes.regions import Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, through_memory
@@ -65,9 +65,8 @@ class _Depthwise:
             self.pixels = -(-width // -(-width // self.pixels))
         self.masked = target.has("avx512vl")
         self.vectors, self.rest = divmod(self.channels, lanes)
-        anchor = region.anchor
-        self.band = None if anchor is None else anchor.attributes.get(BAND)
-        self.ring = None if anchor is None else anchor.attributes.get(RING)
+        self.band = band_of(region.anchor)
+        self.ring = self.band.ring if self.band else 0
         self.parts = self._parts()
         self.part = -(-self.vectors // self.parts)
         self.packed = Buffer("packed", found.dtype, self.kernel[0] * self.kernel[1] * self.padded)
@@ -116,10 +115,11 @@ class _Depthwise:
 
     def _body(self) -> Iterator[Statement]:
         found = self.found
-        height, start = found.windows.output[0], 0
+        height = found.windows.output[0]
+        start: Dim = 0
         block: Dim = TASK_ROWS
         if self.band is not None:  # some rows of the output, which the caller names
-            start, height = (symbol(name, 0, height) for name in self.band)
+            start, height = symbol(self.band.first, 0, height), symbol(self.band.rows, 0, height)
             block = dim_max(1, ceildiv(height, self.target.threads))
         elif isinstance(height, int):
             images = found.images if isinstance(found.images, int) else 1

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ....ir import loops as k
 from ....ir import scalars as s
-from ....ir.dims import ceildiv, dim_min, symbol
+from ....ir.dims import ceildiv, dim_min, known_le, symbol
 from ....ir.loops import Define, For, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....ir.tensors import Tensor
@@ -31,8 +31,8 @@ def copied_image(region: Region) -> tuple[Region, Lowered]:
     changed, copies = copied(region, (0,))
     (memory,) = copies.workspaces
     found = _planes(image)
-    lanes = 16 if found is None or image.dtype.bits != 64 else 8
-    if found is None or image.shape[1] * image.shape[2] < lanes:
+    lanes = 8 if image.dtype.bits == 64 else 16
+    if found is None or not known_le(lanes, image.shape[1] * image.shape[2]):
         return changed, copies
     body = tuple(_body(found, image, memory, lanes))
     name = f"{image.dtype}_interleave{image.shape[3]}"

@@ -54,7 +54,7 @@ class _Patches:
         assert found.region.anchor is not None
         strides = found.region.anchor.attributes.get("strides")
         assert isinstance(strides, list | tuple)
-        across = int(strides[-1])
+        across = int(str(strides[-1]))
         self.patch = (len(phases) // across, across)
         width = found.windows.output[1]
         assert isinstance(width, int)
