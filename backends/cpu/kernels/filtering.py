@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -53,6 +53,14 @@ class Filtering:
     @property
     def inputs(self) -> int:
         return len(self.data[0])
+
+    @cached_property
+    def data_operations(self) -> int:
+        return operations(self.data)
+
+    @cached_property
+    def results_operations(self) -> int:
+        return operations(self.results)
 
     def __str__(self) -> str:
         return f"{self.outputs}s{self.stride}" if self.stride != 1 else str(self.outputs)
@@ -200,7 +208,6 @@ def _constant(value: Fraction, lanes: int) -> Scalar:
     return s.const(float(value), F32, lanes)
 
 
-@cache
 def operations(matrix: Matrix) -> int:
     """Sums and products of `times`."""
     values = [s.load(Buffer("value", F32), k) for k in range(len(matrix[0]))]

@@ -11,14 +11,14 @@ from itertools import product
 from ....ir.dtypes import BF16, F16, F32
 from ....ir.target import Target
 from .convolution import Convolution
-from .filtering import Filtering, exists, filtering, operations
+from .filtering import Filtering, exists, filtering
 from .register_tile import L2_BYTES_PER_CYCLE, PAIRS, Tile, choose_tile, pieces
 
-OUTPUTS = (1, 2, 3, 4)
-"""Of a stretch along an axis: those to choose from."""
+OUTPUTS = (2, 3, 4)
+"""Of a stretch along an axis with several taps: those to choose from."""
 NARROW_OUTPUTS = 2
 """The most where products are of bf16: errors of F(2x2, 3x3) are 1.8 times the definition's, of F(3x3, 3x3) 5 times."""
-BLOCKS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 196)
+BLOCKS = (4, 8, 12, 16, 24, 32, 48, 64)
 MOST_FREQUENCIES = 81
 WORTH = 0.85
 """The share of the direct convolution's time from which on the other way is not worth its error."""
@@ -102,11 +102,11 @@ def _best(problem: Problem, target: Target) -> Plan | None:
 def plans(problem: Problem, target: Target) -> Iterator[Plan]:
     """All that there is to choose from."""
     axes = [
-        [filtering(m, taps, stride) for m in OUTPUTS if m == 1 or (taps != 1 and exists(m, taps, stride))]
+        [filtering(m, taps, stride) for m in (OUTPUTS if taps != 1 else (1,)) if exists(m, taps, stride)]
         for taps, stride in zip(problem.taps, problem.strides, strict=True)
     ]
     for down, along in product(*axes):
-        if down.outputs * along.outputs == 1 or down.products * along.products > MOST_FREQUENCIES:
+        if down.products * along.products > MOST_FREQUENCIES:
             continue
         stretches = -(-problem.outputs[0] // down.outputs) * -(-problem.outputs[1] // along.outputs) * problem.images
         narrow = problem.narrow and max(down.outputs, along.outputs) <= NARROW_OUTPUTS
@@ -188,14 +188,14 @@ def _store(target: Target) -> float:
 def _into(axes: tuple[Filtering, Filtering], target: Target) -> float:
     """Cycles of the transform of one vector of a stretch's inputs."""
     down, along = axes
-    sums = down.inputs * operations(along.data) + along.products * operations(down.data)
+    sums = down.inputs * along.data_operations + along.products * down.data_operations
     return sums / target.multiply_adds + down.products * along.products * _store(target)
 
 
 def _from(axes: tuple[Filtering, Filtering], target: Target) -> float:
     """Cycles of the transform of one vector of products."""
     down, along = axes
-    sums = along.products * operations(down.results) + down.outputs * operations(along.results)
+    sums = along.products * down.results_operations + down.outputs * along.results_operations
     outputs = down.outputs * along.outputs
     return (sums + 2 * outputs) / target.multiply_adds + outputs * _store(target)
 
