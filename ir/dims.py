@@ -51,6 +51,10 @@ class Sum:
         return any(atom.has_opaque for monomial, _ in self.terms for atom in monomial)
 
     @lazy
+    def _atoms(self) -> tuple[Atom, ...]:
+        return tuple(_atoms_of(self))
+
+    @lazy
     def _bounds(self) -> dict[bool, tuple[int | None, int]]:
         """Bounds found so far, lower and upper, with the depth of the search that found them."""
         return {}
@@ -424,8 +428,12 @@ def evaluate(dim: Dim, bindings: Mapping[str, int]) -> int:
     return total
 
 
-def atoms(dim: Dim) -> list[Atom]:
+def atoms(dim: Dim) -> tuple[Atom, ...]:
     """Every atom in `dim`, those nested in quotients and extrema included, outermost first."""
+    return dim._atoms if isinstance(dim, Sum) else ()
+
+
+def _atoms_of(dim: Dim) -> list[Atom]:
     found: list[Atom] = []
     for monomial, _ in _terms(dim):
         for atom in monomial:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from typing import TypeAlias
 
 from . import scalars as s
@@ -353,25 +354,37 @@ def print_kernel(kernel: Kernel) -> str:
 def kernel_digest(kernel: Kernel) -> str:
     """Identifies what a kernel does, its name and origin aside; the same in every process, quick where text would be
     long: shared subexpressions count once."""
-    text = hashlib.blake2b(digest_size=5)
+    parts: list[bytes] = []
+    buffers: dict[int, bytes] = {}
 
     def add(item: object) -> None:
         if isinstance(item, Scalar):
-            text.update(item.digest)
+            parts.append(item.digest)
         elif isinstance(item, tuple):
-            text.update(b"(")
+            parts.append(b"(")
             for entry in item:
                 add(entry)
-            text.update(b")")
-        elif is_dataclass(item) and not isinstance(item, Sum):
-            text.update(type(item).__name__.encode())
-            for member in fields(item):
-                add(getattr(item, member.name))
+            parts.append(b")")
+        elif isinstance(item, Buffer) and id(item) in buffers:
+            parts.append(buffers[id(item)])
+        elif (names := _members(type(item))) is not None:
+            first = len(parts)
+            parts.append(type(item).__name__.encode())
+            for name in names:
+                add(getattr(item, name))
+            if isinstance(item, Buffer):
+                buffers[id(item)] = b"".join(parts[first:])
         else:
-            text.update(f"{item};".encode())
+            parts.append(f"{item};".encode())
 
     add((kernel.parameters, kernel.outputs, kernel.sizes, kernel.body, kernel.aliases))
-    return text.hexdigest()
+    return hashlib.blake2b(b"".join(parts), digest_size=5).hexdigest()
+
+
+@cache
+def _members(kind: type) -> tuple[str, ...] | None:
+    """The fields of what counts by its fields."""
+    return tuple(member.name for member in fields(kind)) if is_dataclass(kind) and kind is not Sum else None
 
 
 def free_sizes(block: Block, buffers: Sequence[Buffer] = ()) -> tuple[str, ...]:

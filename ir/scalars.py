@@ -64,7 +64,7 @@ class Scalar:
     def __hash__(self) -> int:
         return hash(self.digest)
 
-    @property
+    @lazy
     def children(self) -> tuple[Scalar, ...]:
         """The expressions this one is made of, those inside index dims excluded."""
         found: list[Scalar] = []

@@ -149,39 +149,48 @@ def times(matrix: Matrix, values: Sequence[Scalar], define: Define) -> list[Scal
     Columns that are equal but for signs (those of points p and -p in `results`) are added and subtracted once; rows
     that are equal but for signs (the same in `data`) are sums and differences of what they share.
     """
-    rows, terms = _paired_columns([list(row) for row in matrix], list(values), define)
-    results: list[Scalar | None] = [None] * len(rows)
+    pairs, rows, partners = _shared(matrix)
+    terms = list(values)
+    for a, b in pairs:
+        terms[a], terms[b] = define(terms[a] + terms[b]), define(terms[a] - terms[b])
+    results: dict[int, Scalar] = {}
     for i, row in enumerate(rows):
-        if results[i] is not None:
+        if i in results:
             continue
-        partner = next((j for j in range(i + 1, len(rows)) if results[j] is None and _mirrored(row, rows[j])), None)
-        if partner is None:
+        if partners[i] is None:
             results[i] = _sum(row, terms)
             continue
-        other = rows[partner]
+        other = rows[partners[i]]
         even = define(_sum([a if a == b else Fraction(0) for a, b in zip(row, other, strict=True)], terms))
         odd_part = [a if a != b else Fraction(0) for a, b in zip(row, other, strict=True)]
         scale = [a for a in odd_part if a][-1]
         odd = define(_sum([a / scale for a in odd_part], terms))
-        results[i], results[partner] = _plus(even, scale, odd), _plus(even, -scale, odd)
-    return [value for value in results if value is not None]
+        results[i], results[partners[i]] = _plus(even, scale, odd), _plus(even, -scale, odd)
+    return [results[i] for i in range(len(rows))]
 
 
-def _paired_columns(
-    rows: list[list[Fraction]], terms: list[Scalar], define: Define
-) -> tuple[list[list[Fraction]], list[Scalar]]:
-    for a in range(len(terms)):
-        for b in range(a + 1, len(terms)):
+@cache
+def _shared(matrix: Matrix) -> tuple[list[tuple[int, int]], list[list[Fraction]], dict[int, int | None]]:
+    """What operations can be shared: pairs of columns to add and subtract, the rows over the columns that are then
+    there, and for each row that comes first in a pair of rows the other one."""
+    rows, pairs = [list(row) for row in matrix], []
+    for a in range(len(rows[0])):
+        for b in range(a + 1, len(rows[0])):
             same = [row[a] == row[b] for row in rows if row[a] or row[b]]
             if all(abs(row[a]) == abs(row[b]) for row in rows) and True in same and False in same:
-                terms[a], terms[b] = define(terms[a] + terms[b]), define(terms[a] - terms[b])
+                pairs.append((a, b))
                 for row in rows:
                     row[a], row[b] = (row[a], Fraction(0)) if row[a] == row[b] else (Fraction(0), row[a])
-    return rows, terms
+    partners: dict[int, int | None] = {}
+    for i, row in enumerate(rows):
+        if i not in partners.values():
+            others = [j for j in range(i + 1, len(rows)) if j not in partners.values() and _mirrored(row, rows[j])]
+            partners[i] = others[0] if others else None
+    return pairs, rows, partners
 
 
 def _mirrored(row: Sequence[Fraction], other: Sequence[Fraction]) -> bool:
-    """Whether rows are equal but for signs, with two terms or more to share of either kind."""
+    """Whether rows are equal but for signs, with terms of either kind."""
     equal = [a == b for a, b in zip(row, other, strict=True) if a or b]
     return all(abs(a) == abs(b) for a, b in zip(row, other, strict=True)) and True in equal and False in equal
 
