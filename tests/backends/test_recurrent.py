@@ -61,7 +61,7 @@ def layers(draw: st.DrawFn) -> Layer:
             attributes["activation_alpha"] = [0.3 + 0.1 * n for n in range(len(alphas))]
         if draw(st.booleans()) and betas:
             attributes["activation_beta"] = [0.7 - 0.1 * n for n in range(len(betas))]
-    steps, batch, width, hidden = (draw(st.integers(1, high)) for high in (4, 5, 6, 35))
+    steps, batch, width, hidden = (draw(st.integers(1, high)) for high in (4, 9, 6, 35))
     optional = tuple(draw(st.lists(st.sampled_from(OPTIONAL), unique=True)))
     return layer(op, steps, batch, width, hidden, direction, optional, draw(st.integers(0, 99)), **attributes)
 
