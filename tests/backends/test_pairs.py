@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lowered import run
 from native_kernel import HOST, RUNNABLE, kernel, run_native
 from onnxc.backends.cpu.build import scheduled
-from onnxc.backends.cpu.kernels import pair_conv, pair_depthwise, pair_gemm, strassen, winograd, winograd_plan
+from onnxc.backends.cpu.kernels import gemm, pair_conv, pair_depthwise, pair_gemm, strassen, winograd, winograd_plan
 from onnxc.backends.cpu.llvm import render_kernel
 from onnxc.backends.cpu.objects import assembly
 from onnxc.ir import loops as k
@@ -174,6 +174,20 @@ def test_products_of_attention(target: str, known: bool, batch: int, length: int
     ):
         expected = np.einsum(equation, *map(f32, arrays)).astype(BF)
         check(make_region("Einsum", operands, {"equation": equation}), arrays, sizes, expected, target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_weights_of_f16_that_are_read_once_stay_narrow(target: str, rows: int) -> None:
+    chosen = Target.parse(target)
+    a, w = whole(rows, 37).astype(np.float16), whole(37, 85).astype(np.float16)
+    region = make_region("MatMul", [(a.shape, "f2"), w], {"result": F32})
+    lowered = gemm.schedule(region, chosen)
+    assert lowered is not None
+    (packed,) = (make() for make in lowered.packed.values())
+    assert packed.dtype == (np.float32 if rows == 40 else np.float16)
+    (result,) = run(region, lowered, chosen, [a, w])
+    np.testing.assert_array_equal(result, f32(a) @ f32(w))
 
 
 def test_strassens_method() -> None:

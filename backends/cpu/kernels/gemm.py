@@ -13,7 +13,7 @@ import numpy as np
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, dim_min, linear, product, symbol
-from ....ir.dtypes import I64
+from ....ir.dtypes import I64, U32
 from ....ir.loops import Alias, For, If, Let, Statement
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
@@ -22,8 +22,9 @@ from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, epilogue, through_memory
 from ...kernels.operands import affine, copied, joined
 from .division import TASKS_PER_THREAD, divides_rows, row_blocks
+from .dots import dots
 from .epilogue import finish_tile
-from .packing import Columns, Panels, column_runs, first_lanes, pack_call, packer
+from .packing import Columns, Panels, column_runs, first_lanes, matrices, pack_call, packed
 from .product import Product, find_product, flattened
 from .register_tile import Tile, choose_tile, multiply_accumulate, remainders
 from .strassen import Strassen, choose_plan
@@ -47,6 +48,9 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     if plan is not None:
         assert array is not None
         return Strassen(region, found, outputs, array, plan).lowered()
+    in_place = dots(region, target, found, outputs) if array is None else None
+    if in_place is not None:
+        return in_place
     made = _Gemm(region, target, found, outputs, array)
     if made.rows == 1 and array is None and not made.in_place:
         return None  # One row by a matrix that lies the other way: a loop nest reads it once, in order.
@@ -76,7 +80,10 @@ class _Gemm:
         self.panels = Panels(self.tile, found.column.extent, self.depth)
         self.masked = target.has("avx512vl")
         self.in_place = array is None and self._reads_in_place()
-        self.packed = Buffer("packed", found.dtype, self.batches * self.panels.size)
+        # Weights that are read once, by one tile of rows, stay as narrow as the model has them.
+        once = array is not None and isinstance(self.rows, int) and self.rows <= self.tile.rows
+        stored = found.right.dtype if once and found.dtype != U32 else found.dtype
+        self.packed = Buffer("packed", stored, self.batches * self.panels.size)
         self.by_rows = self._divides_rows()
 
     def _divides_rows(self) -> bool:
@@ -108,7 +115,7 @@ class _Gemm:
         if self.in_place:
             return Lowered((multiply,))
         if self.array is not None:
-            return Lowered((multiply,), packed={self.packed.name: packer(self.found, self.panels, self.array)})
+            return Lowered((multiply,), packed={self.packed.name: self._packer(self.array)})
         pack = pack_call(
             f"{self.found.dtype}_pack_x{self.tile.width}",
             self.found,
@@ -118,6 +125,10 @@ class _Gemm:
             self.region.origin,
         )
         return Lowered((pack, multiply), (self.packed,))
+
+    def _packer(self, array: np.ndarray) -> Callable[[], np.ndarray]:
+        """What makes the panels of the constant right operand."""
+        return lambda: packed(matrices(self.found, array), self.panels, self.packed.dtype)
 
     # Tasks: (batch, panel, block of rows), blocks of one panel following one another; or (batch, block of rows, panel)
     # where threads share the rows.
@@ -228,7 +239,7 @@ class _Gemm:
 
     def _right(self, columns: Columns, column: Dim) -> tuple[Statement, Callable[[int], Scalar]]:
         found, lanes = self.found, self.tile.lanes
-        panel = Buffer("right", found.dtype)
+        panel = Buffer("right", found.dtype if self.in_place else self.packed.dtype)
         if not self.in_place:
             at = symbol("batch", 0, self.batches - 1) * self.panels.size if self.batches != 1 else 0
             inside: Dim = 0
@@ -236,7 +247,7 @@ class _Gemm:
                 inside = inside * axis.extent + axis.index
             inside = inside * (columns.vectors * lanes)
             alias = Alias(panel, self.packed, at + column * self.depth)
-            return alias, lambda v: s.load(panel, inside + v * lanes, lanes)
+            return alias, lambda v: s.cast(s.load(panel, inside + v * lanes, lanes), found.dtype)
         batch = self._batch()
         start = found.right_start + column
         for axis in found.batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,11 +77,6 @@ def column_runs(panels: Panels) -> Iterator[Columns]:
         yield Columns(whole, 1, rest or tile.vectors, valid)
 
 
-def packer(product_: Product, panels: Panels, array: np.ndarray) -> Callable[[], np.ndarray]:
-    """A function that makes the panels of the constant right operand, every batch after the other."""
-    return lambda: packed(matrices(product_, array), panels, product_.dtype)
-
-
 def matrices(product_: Product, array: np.ndarray) -> np.ndarray:
     """The constant right operand as matrices [batches, depth, columns]."""
     axes = (*product_.batch, *product_.depth, product_.column)
@@ -114,7 +109,7 @@ def pairs_of(array: np.ndarray) -> np.ndarray:
     """[..., depth, columns] of bf16 as [..., ceil(depth / 2), columns] of u32, row 2i in the low bits."""
     *batch, depth, columns = array.shape
     found = np.zeros((*batch, -(-depth // 2), columns, 2), np.uint16)
-    bits = array.view(np.uint16)
+    bits = np.ascontiguousarray(array).view(np.uint16)
     found[..., 0] = bits[..., ::2, :]
     found[..., : depth // 2, :, 1] = bits[..., 1::2, :]
     return found.view(np.uint32)[..., 0]

@@ -24,7 +24,7 @@ from ....passes.regions import Call, Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, epilogue, through_memory
 from .gemm import _Gemm
-from .packing import packed, pairs_of, transposed
+from .packing import matrices, packed, pairs_of, transposed
 from .product import Axis, Product, find_product, flattened
 from .register_tile import Tile
 from .strassen import Strassen, choose_plan
@@ -83,18 +83,7 @@ class _PairGemm(_Gemm):
         return aliases, left
 
     def _packer(self, array: np.ndarray) -> Callable[[], np.ndarray]:
-        whole = self.whole
-        axes = (*whole.batch, *whole.depth, whole.column)
-        extents, strides = [int(str(a.extent)) for a in axes], [int(str(a.right)) for a in axes]
-
-        def pack() -> np.ndarray:
-            flat = np.ascontiguousarray(array).reshape(-1)[int(str(whole.right_start)) :]
-            there = [stride * flat.itemsize for stride in strides]
-            view = np.lib.stride_tricks.as_strided(flat, extents, there, writeable=False)
-            batches = int(np.prod(extents[: len(whole.batch)], dtype=np.int64))
-            return packed(pairs_of(np.ascontiguousarray(view).reshape(batches, -1, extents[-1])), self.panels, U32)
-
-        return pack
+        return lambda: packed(pairs_of(matrices(self.whole, array)), self.panels, U32)
 
     # What is only known at run time
 
