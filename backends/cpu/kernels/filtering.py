@@ -157,15 +157,16 @@ def times(matrix: Matrix, values: Sequence[Scalar], define: Define) -> list[Scal
     for i, row in enumerate(rows):
         if i in results:
             continue
-        if partners[i] is None:
+        partner = partners[i]
+        if partner is None:
             results[i] = _sum(row, terms)
             continue
-        other = rows[partners[i]]
+        other = rows[partner]
         even = define(_sum([a if a == b else Fraction(0) for a, b in zip(row, other, strict=True)], terms))
         odd_part = [a if a != b else Fraction(0) for a, b in zip(row, other, strict=True)]
         scale = [a for a in odd_part if a][-1]
         odd = define(_sum([a / scale for a in odd_part], terms))
-        results[i], results[partners[i]] = _plus(even, scale, odd), _plus(even, -scale, odd)
+        results[i], results[partner] = _plus(even, scale, odd), _plus(even, -scale, odd)
     return [results[i] for i in range(len(rows))]
 
 
@@ -173,7 +174,8 @@ def times(matrix: Matrix, values: Sequence[Scalar], define: Define) -> list[Scal
 def _shared(matrix: Matrix) -> tuple[list[tuple[int, int]], list[list[Fraction]], dict[int, int | None]]:
     """What operations can be shared: pairs of columns to add and subtract, the rows over the columns that are then
     there, and for each row that comes first in a pair of rows the other one."""
-    rows, pairs = [list(row) for row in matrix], []
+    rows = [list(row) for row in matrix]
+    pairs: list[tuple[int, int]] = []
     for a in range(len(rows[0])):
         for b in range(a + 1, len(rows[0])):
             same = [row[a] == row[b] for row in rows if row[a] or row[b]]
