@@ -15,6 +15,7 @@ from ..backends.cpu.python_call import ARENA, HELD, Port, PythonCalls, arrays_ar
 from ..backends.cpu.violations import VIOLATION, raise_violation
 from ..ir.dims import symbols
 from ..ir.errors import ShapeError
+from ..ir.graph import Value
 from ..ir.program import ALIGNMENT
 from ..ir.run_state import STATE, raise_faults, started, words_of
 from .compiled import Compiled, check_runs_here
@@ -145,14 +146,12 @@ class Executable(Interface):
             self._run_fast, self._call_fast = self._native.run, self._native.call
 
     def _python_calls(self) -> PythonCalls | None:
-        ports = (
-            [Port(value.name, dtype, len(value.shape)) for value, dtype in zip(values, dtypes, strict=True)]
-            for values, dtypes in (
-                (self._compiled.inputs, self._input_dtypes),
-                (self._compiled.outputs, self._output_dtypes),
-            )
-        )
-        return PythonCalls.of(*ports, self._image.address("onnxc_run_0"), (Interface.run, Interface._call))
+        def ports(values: Sequence[Value], dtypes: Sequence[np.dtype[Any]]) -> list[Port]:
+            return [Port(value.name, dtype, len(value.shape)) for value, dtype in zip(values, dtypes, strict=True)]
+
+        inputs = ports(self._compiled.inputs, self._input_dtypes)
+        outputs = ports(self._compiled.outputs, self._output_dtypes)
+        return PythonCalls.of(inputs, outputs, self._image.address("onnxc_run_0"), (Interface.run, Interface._call))
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs by name, for inputs by name."""
@@ -205,7 +204,7 @@ class Executable(Interface):
     def _donation(self, output: int, arguments: Sequence[Any], arrays: Sequence[np.ndarray]) -> np.ndarray:
         """The array that an output is written into: what was given as the input, not a copy of it."""
         position = self._donated[output]
-        array = arrays[position]
+        array: np.ndarray = arrays[position]
         if array is not arguments[position] or not array.flags.writeable:
             name, result = self._compiled.inputs[position].name, self._compiled.outputs[output].name
             raise ShapeError(

@@ -32,7 +32,9 @@ def command(clear: bool, limit: str | None) -> None:
         click.echo(f"{format_bytes(freed)} freed")
         return
     table = table_of("kept", "files", "size", "at most", "folder")
-    found = [("models", [size for _, size, _ in models.files()], models), ("kernels", objects.sizes(), objects)]
-    for name, sizes, cache in found:
-        table.add_row(name, str(len(sizes)), format_bytes(sum(sizes)), format_bytes(cache.limit), str(cache.folder))
+    for name, sizes, limits, folder in (
+        ("models", [size for _, size, _ in models.files()], models.limit, models.folder),
+        ("kernels", objects.sizes(), objects.limit, objects.folder),
+    ):
+        table.add_row(name, str(len(sizes)), format_bytes(sum(sizes)), format_bytes(limits), str(folder))
     console().print(table)
