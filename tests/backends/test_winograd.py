@@ -169,6 +169,26 @@ def test_chosen_where_it_pays(size: int, channels: int, filters: int, stride: in
     assert (winograd.schedule(region, target) is not None) == chosen
 
 
+@pytest.mark.parametrize("threads", [2, 4])
+def test_threads_share_blocks_evenly(threads: int) -> None:
+    """A layer of few stretches is cut so that no thread waits long for another one."""
+    problem = winograd_plan.Problem((14, 14), (3, 3), (1, 1), 1, 1, 256, 256)
+    plan = fastest(list(winograd_plan.plans(problem, replace(Target.parse("znver4"), threads=threads))))
+    down, along = (-(-14 // axis.outputs) for axis in plan.axes)
+    blocks = -(-down * along // plan.block)
+    assert blocks % threads == 0
+
+
+def test_weights_that_do_not_fit_a_cache_are_read_once() -> None:
+    """Stretches of several images share a block, so that 512 channels are not streamed for each image."""
+    target = Target.parse("znver4")
+    for images in (1, 8):
+        problem = winograd_plan.Problem((7, 7), (3, 3), (1, 1), images, 1, 512, 512)
+        plan = fastest(list(winograd_plan.plans(problem, target)))
+        stretches = images * np.prod([-(-7 // axis.outputs) for axis in plan.axes])
+        assert plan.block == stretches
+
+
 def test_multiply_adds_of_targets() -> None:
     """Zen 4 does 512-bit vectors in halves, servers of Intel and Zen 5 two at a time; without FMA one sum a cycle."""
     names = ("znver4", "znver5", "sapphirerapids", "haswell", "x86-64", "neoverse-v1", "aarch64")
