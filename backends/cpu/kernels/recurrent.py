@@ -276,9 +276,9 @@ class _Layer(Layer):
                 place = self.projected(unit, phase.first + part * phase.together + number)
                 body.append(Store(self.projection, place, load(self.projection, place) + total))
         yield For("part", apart, (For("lane", valid, tuple(body), "vector"),))
-        number = k.index_symbol("number", count)
-        lets, time, active = self.time(direction, row + number, step, "")
-        unit = Unit(direction, row + number, block * self.lanes + lane, step, time, active, "")
+        each = row + k.index_symbol("number", count)
+        lets, time, active = self.time(direction, each, step, "")
+        unit = Unit(direction, each, block * self.lanes + lane, step, time, active, "")
         finish = For("lane", valid, tuple(phase.finish(unit, [None] * phase.gates)), "vector")
         yield For("number", count, (*lets, finish))
 
