@@ -204,14 +204,14 @@ class Executable(Interface):
     def _donation(self, output: int, arguments: Sequence[Any], arrays: Sequence[np.ndarray]) -> np.ndarray:
         """The array that an output is written into: what was given as the input, not a copy of it."""
         position = self._donated[output]
-        array: np.ndarray = arrays[position]
+        array = arrays[position]
         if array is not arguments[position] or not array.flags.writeable:
             name, result = self._compiled.inputs[position].name, self._compiled.outputs[output].name
             raise ShapeError(
                 f"input {name!r} is donated, and becomes the output {result!r}: it must be a writeable, C-contiguous"
                 f" array of numpy of {self._input_dtypes[position]}"
             )
-        return array
+        return arrays[position]
 
     def _new_workspace(self) -> _Workspace:
         checks = len(self._compiled.checks)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from . import scalars as s
 from .atoms import lazy
@@ -357,7 +357,7 @@ def kernel_digest(kernel: Kernel) -> str:
     parts: list[bytes] = []
     buffers: dict[int, bytes] = {}
 
-    def add(item: object) -> None:
+    def add(item: Any) -> None:
         if isinstance(item, Scalar):
             parts.append(item.digest)
         elif isinstance(item, tuple):
@@ -382,7 +382,7 @@ def kernel_digest(kernel: Kernel) -> str:
 
 
 @cache
-def _members(kind: type) -> tuple[str, ...] | None:
+def _members(kind: Any) -> tuple[str, ...] | None:
     """The fields of what counts by its fields."""
     return tuple(member.name for member in fields(kind)) if is_dataclass(kind) and kind is not Sum else None
 

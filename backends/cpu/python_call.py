@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from importlib import import_module, resources
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,13 +84,13 @@ def _functions() -> dict[str, _Method] | None:
     if not arrays_are_as_known():
         return None
     try:
-        from numpy._core._multiarray_umath import _ARRAY_API  # type: ignore[attr-defined]
+        api = import_module("numpy._core._multiarray_umath")._ARRAY_API
     except ImportError:  # numpy 1
         return None
     capsule = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
         ("PyCapsule_GetPointer", ctypes.pythonapi)
     )
-    table = capsule(_ARRAY_API, None)
+    table = capsule(api, None)
     if not table or word_at(table + 8 * _ARRAY_TYPE) != id(np.ndarray):
         return None
     version = ctypes.PYFUNCTYPE(ctypes.c_uint)(word_at(table + 8 * _VERSION_FUNCTION))()
