@@ -152,7 +152,7 @@ class Model:
         return np.einsum("bhqk,bkhe->bqhe", np.nan_to_num(weights) if self.zeroed else weights, v)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     scores=st.sampled_from(sorted(SCORES)),
     sizes=st.tuples(st.integers(1, 2), st.integers(1, 70), st.integers(1, 300)),
