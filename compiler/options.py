@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..passes.pipeline import Pass
 
 WINOGRAD = ("off", "auto")
+USUAL_THREADS = 4
+"""To plan for where nobody tells how many threads another machine will use; fewer or more share the work too."""
 STRASSEN = {"off": 0, "auto": 1, "two": 2}
 """Levels that matrix products may use."""
 Model: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | Graph"
@@ -84,9 +86,10 @@ def target_of(options: Options) -> Target:
 
 
 def planned_threads(target: Target, wanted: int | None) -> int:
-    """The threads that schedules divide work for: on this machine those of a call, elsewhere those wanted."""
-    here = target.name.split("+")[0] in ("cpu", "host")
-    return usable_threads(wanted) if here else wanted or target.threads
+    """The threads that schedules divide work for: on this machine those of a call, elsewhere those wanted or some."""
+    if target.name.split("+")[0] in ("cpu", "host"):
+        return usable_threads(wanted)
+    return wanted or (USUAL_THREADS if target.kind == "cpu" and target.threads == 1 else target.threads)
 
 
 def usable_threads(wanted: int | None) -> int:
