@@ -120,7 +120,8 @@ class Executable(Interface):
         self._run_first = self._run_segment[0]
         self._ports = len(compiled.inputs) + len(compiled.outputs)
         given = {symbol.name for value in compiled.inputs for dim in value.shape for symbol in symbols(dim)}
-        self._computes_sizes = count > 1 or given != set(compiled.symbols)
+        self._writes_symbols = given != set(compiled.symbols)  # loops, and sizes that data tell
+        self._computes_sizes = count > 1 or any(compiled.ready)
         self._simple = not self._computes_sizes and not compiled.checks and not checked
         self._mapped = mapped
         self._placed: dict[str, Mapping[str, np.ndarray]] = {}
@@ -274,7 +275,7 @@ class Executable(Interface):
                 self._native.forget()
         if self._native is not None:
             dims = [size for shape in (*shapes, *(shape for shape, _ in outputs)) for size in shape]
-            self._native.know(dims, values, arena, touched > HELD)
+            self._native.know(dims, values, arena, touched > HELD or self._writes_symbols)
         sizes = self._known[shapes] = _Sizes(values, outputs, arena)
         return sizes
 

@@ -104,6 +104,28 @@ def test_plain_calls_run_no_python(monkeypatch: pytest.MonkeyPatch) -> None:
         model(x[:1], x[:1])
 
 
+LOOP = """
+g (float[n] x, int64 trips) => (float[n] y) {
+    go = Constant <value = bool {1}> ()
+    y = Loop <body = step (int64 i, bool before, float[n] s) => (bool after, float[n] t) {
+        after = Identity (before)
+        t = Add (s, s)
+    }> (trips, go, x)
+}"""
+
+
+def test_loops_and_sizes_that_data_tell(way: str) -> None:
+    """Loops need no Python; sizes that only the run tells do."""
+    loop, x = compiled(LOOP), image(4)
+    for trips in (3, 0, 5, 3):
+        np.testing.assert_array_equal(loop(x, np.array(trips)), x * 2**trips)
+    assert (loop._native is not None) == (way == "builtin")
+    find = compiled("g (float[n] x) => (int64[1, k] y) { y = NonZero (x) }")
+    for data in ([0.0, 1, 2], [0.0, 0, 0], [1.0, 0, 2]):
+        np.testing.assert_array_equal(find(np.float32(data)), np.stack(np.nonzero(data)))
+    assert find._native is None
+
+
 @needs_builtins
 def test_no_reference_is_lost_or_kept() -> None:
     model, x, wrong = compiled(TWO), image(5), image(5, 1)
