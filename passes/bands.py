@@ -63,8 +63,8 @@ class Pair:
 
     def __init__(self, first: Node, second: Node, windows: Windows) -> None:
         self.first, self.second, self.windows = first, second, windows
-        images, height, width, channels = (int(str(d)) for d in first.output.shape)
-        self.images, self.height = images, height
+        height, width, channels = (int(str(d)) for d in first.output.shape[1:])
+        self.images, self.height = first.output.shape[0], height
         self.line = width * channels * first.output.dtype.bytes
         self.rows = height
 
@@ -138,7 +138,7 @@ def _anchor(node: Node) -> Node | None:
     if anchor.op != "Conv" or anchor.attributes.get("layout") != CHANNELS_LAST or len(shape) != 4:
         return None
     image = anchor.inputs[0]
-    if image is None or not all(isinstance(d, int) for d in (*shape, *image.shape)) or 0 in shape:
+    if image is None or not all(isinstance(d, int) for d in (*shape[1:], *image.shape[1:])) or 0 in shape:
         return None
     alike = all(REGISTRY[inner.op].pointwise and inner.output.shape == shape for inner in rest)
     return anchor if alike and anchor.output.shape == shape else None

@@ -31,7 +31,14 @@ def small_caches(name: str = "host", threads: int = 1) -> Target:
 
 
 def inverted_residual(
-    batch: int, height: int, width: int, channels: int, kernel: int, stride: int, pads: list[int], between: str = "Relu"
+    batch: int | str,
+    height: int,
+    width: int,
+    channels: int,
+    kernel: int,
+    stride: int,
+    pads: list[int],
+    between: str = "Relu",
 ) -> onnx.ModelProto:
     random = np.random.default_rng(0)
     return model_of_text(
@@ -97,6 +104,17 @@ def test_the_wide_image_is_a_memory_of_two_turns() -> None:
     whole = program(model, replace(Target.host(), threads=1))
     assert not loops(whole)
     assert banded.plan.size <= whole.plan.size / 2
+
+
+def test_any_number_of_images() -> None:
+    model = inverted_residual("batch", 64, 32, 32, 3, 1, [1, 1, 1, 1])
+    assert len(loops(program(model, small_caches()))) == 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    compiled = onnxc.compile(model, target=small_caches())
+    for images in (1, 3):
+        x = np.random.default_rng(2).standard_normal((images, 8, 64, 32), np.float32)
+        (expected,) = session.run(None, {"x": x})
+        np.testing.assert_allclose(compiled(x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_threads_that_meet_at_each_turn_must_gain_more() -> None:
