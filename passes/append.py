@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from ..ir.dims import Dim, as_symbol, symbol, symbols
 from ..ir.dtypes import U8
 from ..ir.errors import ModelError
-from ..ir.graph import Graph, Names, Node, TensorType, Value
-from ..ir.ops.movement import normalize_axis
+from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Value
+from ..ir.tensors import normalize_axis
 
 SPARE = "spare"
 """The symbol of how many rows more a donated array has room for after a run."""
@@ -115,11 +115,11 @@ class _Rewriter:
         self.inputs[past] = roomy = Value(past.name, room)
         whole = Value(node.output.name, room)
         self.outputs[node.output] = whole
-        at = {"axis": axis, "start": (start,)}
+        at: dict[str, Attribute] = {"axis": axis, "start": (start,)}
         nodes.append(Node("onnxc.Append", (roomy, new), (whole,), at, origin=node.origin))
         if self.graph.users.get(node.output):
             view = Value(self.names.fresh(f"{node.output.name}.filled"), _with_axis(past, axis, end))
-            bounds = {"starts": (0,), "ends": (end,), "axes": (axis,), "steps": (1,)}
+            bounds: dict[str, Attribute] = {"starts": (0,), "ends": (end,), "axes": (axis,), "steps": (1,)}
             nodes.append(Node("Slice", (whole,), (view,), bounds, origin=node.origin))
             self.views[node.output] = view
         return nodes

@@ -37,7 +37,7 @@ class Blocks:
         queries, keys = problem.queries, problem.keys.rows
         self.depth = -(-problem.values.channels // self.lanes)
         self.padded = self.depth * self.lanes
-        self.key_rows = MAX_ROWS if isinstance(keys, int) is False else max(1, min(MAX_ROWS, keys))  # type: ignore[call-overload]
+        self.key_rows: int = max(1, min(MAX_ROWS, keys)) if isinstance(keys, int) else MAX_ROWS
         self.vectors = 2
         while not fits(self.key_rows, self.vectors, target) and self.key_rows > 4:
             self.key_rows -= 1

@@ -91,7 +91,7 @@ class Rows:
         channel, count, clear = symbol("channel_at", 0), problem.queries.channels, number(0)
         value = s.cast(s.Rewriter(dims={ROW: at, CHANNEL: channel})(problem.queries.value), F32)
         first = self.member * self.width
-        start = [
+        start: list[Statement] = [
             For("channel_at", count, (Store(self.query, first + channel, value),), "vector"),
             For("channel_at", self.width - count, (Store(self.query, first + channel + count, clear),), "vector"),
             Store(self.tops, self.member, number(LOWEST)),
@@ -173,9 +173,9 @@ class Rows:
         whole = count // lanes
         group = symbol("group", 0, whole - 1) * lanes
         yield For("group", whole, (*self._dots(start, group, None), *self._fetched(start, group)))
-        rest = whole * lanes
-        left = count - rest
-        yield If(s.const(0, I64) < s.index(left), tuple(self._dots(start, rest, left)))
+        done: Dim = whole * lanes
+        left = count - done
+        yield If(s.const(0, I64) < s.index(left), tuple(self._dots(start, done, left)))
 
     def _dots(self, start: Dim, group: Dim, left: Dim | None) -> Iterator[Statement]:
         """Products of the query with as many keys as a vector has lanes, of which only `left` exist if it is given."""
