@@ -221,8 +221,8 @@ class Scope:
                 self.products[output.name] = id(node)
             if self._is_sum(node):
                 self.summed.add(output.name)
-                for value in filter(is_f32, node.operands):
-                    self.owner(value.name).summed.add(value.name)
+                for addend in filter(is_f32, node.operands):
+                    self.owner(addend.name).summed.add(addend.name)
         for position, value in enumerate(node.inputs):
             if value is None or not is_f32(value):
                 continue
