@@ -27,7 +27,10 @@ COMPILED = [model for model in MODELS.values() if not model.quantized]
 @pytest.mark.parametrize("model", COMPILED, ids=lambda model: model.name)
 def test_agrees_with_onnx_runtime(model: ZooModel) -> None:
     source = model.source()
-    compiled, runtime = onnxc.compile(source), onnx_runtime(source)
+    # Where all weights of a tensor are equal, classes stay so only if each is computed alike; logits reach 5e9, whose
+    # last binary place is worth 512, and the softmax behind them sees it.
+    algorithm = "off" if model.package == "onnx" else "auto"
+    compiled, runtime = onnxc.compile(source, winograd=algorithm, strassen=algorithm), onnx_runtime(source)
     for case, inputs in model.cases().items():
         actual, expected = compiled.run(inputs), runtime(inputs)
         assert list(actual) == list(expected)
