@@ -7,6 +7,8 @@ import io
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,28 @@ def test_helpers_make_the_same_objects(cache: ObjectCache, tmp_path: Path, monke
     assert seen == [(number + 1, 12) for number in range(12)]
     assert shared == compile_objects(MANY, HOST, jobs=1, cache=ObjectCache(tmp_path / "other"))
     assert len(started) == 2
+
+
+def test_helpers_begin_while_texts_are_made(cache: ObjectCache) -> None:
+    first = threading.Event()
+
+    def texts() -> Iterator[tuple[str, str]]:
+        yield from MANY[:-1]
+        assert first.wait(60), "nothing was compiled while texts were made"
+        yield MANY[-1]
+
+    shared = compile_objects(texts(), HOST, jobs=2, cache=cache, progress=lambda *counts: first.set())
+    assert len(shared) == len(set(shared)) == 12
+
+
+def test_a_text_that_cannot_be_made_leaves_no_helper(cache: ObjectCache) -> None:
+    def texts() -> Iterator[tuple[str, str]]:
+        yield from MANY
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        compile_objects(texts(), HOST, jobs=2, cache=cache)
+    assert len(compile_objects(MANY, HOST, jobs=2, cache=cache)) == 12
 
 
 def test_a_helper_that_dies_leaves_its_work_to_others(cache: ObjectCache, monkeypatch: pytest.MonkeyPatch) -> None:

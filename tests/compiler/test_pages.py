@@ -95,6 +95,23 @@ def test_pages_of_a_file_are_let_go(tmp_path: Path) -> None:
     np.testing.assert_array_equal(placed, array)  # read again from the file
 
 
+@linux
+def test_files_are_let_go_while_they_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views of mapped files, memmaps among them, and arrays that are no file's."""
+    monkeypatch.setattr(pages, "LET_GO", 2 << 20)
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(256)) * (1 << 14))
+    array = np.memmap(path, np.uint8, "r")[100:].reshape(2, -1)
+    files = pages.MappedFiles([array, array[1], np.ones(3)])
+    total = int(array.sum())
+    assert resident_bytes(array.ctypes.data) > 2 << 20
+    files.used(1 << 20)
+    assert resident_bytes(array.ctypes.data) > 2 << 20
+    files.used(1 << 20)
+    assert resident_bytes(array.ctypes.data) < 1 << 20
+    assert int(array.sum()) == total
+
+
 def product(path: Path) -> Path:
     """y = x @ w, with w of 4 MB."""
     weights = numpy_helper.from_array(np.random.default_rng(1).standard_normal((1024, 1024)).astype(np.float32), "w")
