@@ -52,7 +52,14 @@ class Sum:
 
     @lazy
     def _atoms(self) -> tuple[Atom, ...]:
-        return tuple(_atoms_of(self))
+        found: list[Atom] = []
+        for atom in (atom for monomial, _ in self.terms for atom in monomial):
+            found.append(atom)
+            if isinstance(atom, Quotient):
+                found += atoms(atom.numerator) + atoms(atom.denominator)
+            elif isinstance(atom, Extremum):
+                found += [inner for operand in atom.operands for inner in atoms(operand)]
+        return tuple(found)
 
     @lazy
     def _bounds(self) -> dict[bool, tuple[int | None, int]]:
@@ -431,19 +438,6 @@ def evaluate(dim: Dim, bindings: Mapping[str, int]) -> int:
 def atoms(dim: Dim) -> tuple[Atom, ...]:
     """Every atom in `dim`, those nested in quotients and extrema included, outermost first."""
     return dim._atoms if isinstance(dim, Sum) else ()
-
-
-def _atoms_of(dim: Dim) -> list[Atom]:
-    found: list[Atom] = []
-    for monomial, _ in _terms(dim):
-        for atom in monomial:
-            found.append(atom)
-            if isinstance(atom, Quotient):
-                found += atoms(atom.numerator) + atoms(atom.denominator)
-            elif isinstance(atom, Extremum):
-                for operand in atom.operands:
-                    found += atoms(operand)
-    return found
 
 
 def symbols(dim: Dim) -> list[Symbol]:
