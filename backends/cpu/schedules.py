@@ -19,16 +19,19 @@ from .kernels import (
     pair_gemm,
     recurrent,
     upsampling,
+    widened_gemm,
     winograd,
 )
 
+PRODUCTS: tuple[Schedule, ...] = (pair_gemm.schedule, widened_gemm.schedule, gemm.schedule)
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
-    **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (pair_gemm.schedule, gemm.schedule)),
+    **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), PRODUCTS),
     "onnxc.Attention": (attention.schedule,),
     "onnxc.Append": (append.schedule,),
     "Conv": (
         pair_gemm.schedule,
         winograd.schedule,
+        widened_gemm.schedule,
         gemm.schedule,
         pair_depthwise.schedule,
         depthwise.schedule,

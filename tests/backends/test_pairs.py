@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from lowered import run
 from native_kernel import HOST, RUNNABLE, kernel, run_native
 from onnxc.backends.cpu.build import scheduled
-from onnxc.backends.cpu.kernels import gemm, pair_conv, pair_depthwise, pair_gemm, strassen, winograd, winograd_plan
+from onnxc.backends.cpu.kernels import (
+    gemm,
+    pair_conv,
+    pair_depthwise,
+    pair_gemm,
+    strassen,
+    widened_gemm,
+    winograd,
+    winograd_plan,
+)
 from onnxc.backends.cpu.llvm import render_kernel
 from onnxc.backends.cpu.objects import assembly
 from onnxc.ir import loops as k
@@ -188,6 +197,24 @@ def test_weights_of_f16_that_are_read_once_stay_narrow(target: str, rows: int) -
     assert packed.dtype == (np.float32 if rows == 40 else np.float16)
     (result,) = run(region, lowered, chosen, [a, w])
     np.testing.assert_array_equal(result, f32(a) @ f32(w))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rows_of_f16_are_widened_once(target: str) -> None:
+    """Of a transposed operand and of several batches too; few rows are converted where they are read."""
+    chosen = Target.parse(target)
+    w = whole(24, 85).astype(np.float16)
+    for shape, transposed in (((2, 19, 24), False), ((24, 33), True)):
+        a = whole(*shape).astype(np.float16)
+        region = make_region("Gemm", [(shape, "f2"), w], {"transA": 1}) if transposed else make_region(
+            "MatMul", [(shape, "f2"), w], {"result": F32}
+        )  # fmt: skip
+        lowered = widened_gemm.schedule(region, chosen)
+        assert lowered is not None and lowered.kernel_calls[0].kernel.name == "widen_rows"
+        (result,) = run(region, lowered, chosen, [a, w])
+        expected = f32(a.T if transposed else a) @ f32(w)
+        np.testing.assert_array_equal(result, expected.astype(result.dtype))
+    assert widened_gemm.schedule(make_region("MatMul", [((8, 24), "f2"), w]), chosen) is None
 
 
 def test_strassens_method() -> None:
