@@ -1,7 +1,7 @@
 """Products of one operand with several weights as one product: the queries, keys and values of attention, gates.
 
-One launch in the place of several, whose grid fills a GPU better; what the parts of the result are read by takes the
-slices in, as it does any movement. (CPUs read a small operand from cache anyway, and gain nothing.)
+One launch in the place of several, whose grid fills a GPU better, and one call on a CPU; what the parts of the result
+are read by takes the slices in, as it does any movement: attention reads them in place.
 """
 
 from __future__ import annotations
