@@ -44,7 +44,7 @@ def compile(
     a layer, one to three times those of the definition, which "off" asks for. `strassen` "auto" lets CPUs form
     products by constant matrices of seven half as large instead of eight where that is faster, "two" do so twice: the
     packed weights become 1.75 or 3.1 times larger, errors are up to 3e-6 of a layer's largest output, some two times
-    those of the definition; a NaN or an infinity in one row reaches others.
+    those of the definition.
     `donate` names inputs that the model does nothing with but append to, the caches of a decoder's step (True: all such
     inputs). They are arrays with room for more along that axis; a run writes only what is new into them, and they are
     the outputs too. How much of them is filled is told by a further input, named after the symbol of that size, as an

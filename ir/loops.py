@@ -367,7 +367,7 @@ def kernel_digest(kernel: Kernel) -> str:
             parts.append(b")")
         elif isinstance(item, Buffer) and id(item) in buffers:
             parts.append(buffers[id(item)])
-        elif (names := _members(type(item))) is not None:
+        elif (names := _members(_kind(item))) is not None:
             first = len(parts)
             parts.append(type(item).__name__.encode())
             for name in names:
@@ -379,6 +379,10 @@ def kernel_digest(kernel: Kernel) -> str:
 
     add((kernel.parameters, kernel.outputs, kernel.sizes, kernel.body, kernel.aliases))
     return hashlib.blake2b(b"".join(parts), digest_size=5).hexdigest()
+
+
+def _kind(item: Any) -> Any:
+    return type(item)
 
 
 @cache

@@ -248,3 +248,20 @@ def test_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(onnxc.load(tmp_path / "chain.onnxc")(x), one(x))
     with pytest.raises(OnnxcError, match="strassen"):
         onnxc.compile(model, strassen="three")
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("rows", [64, 61])
+def test_a_row_that_is_not_finite_spreads_to_no_other(levels: int, rows: int) -> None:
+    """Of two texts of a batch one may overflow; the other has its own result all the same."""
+    chosen = machine("host", levels)
+    depth, columns = 2 * 2**levels * chosen.lanes(32), 6 * chosen.lanes(32)
+    w, plain = whole_numbers(depth, columns), whole_numbers(rows, depth)
+    for value, row, place in ((np.nan, 3, 0), (np.inf, rows - 1, depth - 1), (-np.inf, rows // 2, depth // 2)):
+        a = plain.copy()
+        a[row, place] = value
+        region = make_region("MatMul", [(a.shape, "f4"), w])
+        (found,) = run(region, always(region, chosen), chosen, [a, w])
+        others = np.arange(rows) != row
+        np.testing.assert_array_equal(found[others], plain[others] @ w)
+        assert not np.isfinite(found[row]).any()

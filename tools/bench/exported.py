@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,9 +23,9 @@ BATCHES = 64  # the most images or texts that an export with an open batch says 
 
 
 def _libraries() -> tuple[Any, Any]:
+    """(torch, transformers), its random numbers begun anew. Raises OnnxcError where one is not installed."""
     try:
-        import torch
-        import transformers
+        torch, transformers = import_module("torch"), import_module("transformers")
     except ImportError as error:
         raise OnnxcError(f"{error.name} makes this model: pip install 'onnxc[bench]'") from None
     torch.manual_seed(0)
@@ -35,8 +36,7 @@ def _write(
     path: Path, module: Any, arguments: tuple[Any, ...], inputs: list[str], outputs: list[str], batched: bool
 ) -> None:
     """Exports by torch.export, the first axis of all inputs open where `batched`."""
-    import torch
-
+    torch = import_module("torch")
     batch = torch.export.Dim("batch", min=1, max=BATCHES)
     # All of a module's inputs are one variable parameter.
     sizes = (tuple({0: batch} for _ in arguments),) if batched else None
@@ -49,20 +49,22 @@ def _write(
         )  # fmt: skip
 
 
+def _module(part: Any, forward: Callable[..., Any]) -> Any:
+    """A module around `part`, as `part` of which `forward(module, *inputs)` reads it."""
+    kind = type("Exported", (import_module("torch").nn.Module,), {"forward": forward})
+    made = kind()
+    made.part = part
+    return made
+
+
 def _reading(model: Any, output: str, names: tuple[str, ...]) -> Any:
     """A module of positional inputs that gives one of the outputs."""
-    import torch
-
-    class Reading(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, *values: Any) -> Any:
-            return getattr(self.model(**dict(zip(names, values, strict=True)), **options), output)
-
     options = {"use_cache": False} if getattr(model.config, "use_cache", False) and names == ("input_ids",) else {}
-    return Reading()
+
+    def forward(self: Any, *values: Any) -> Any:
+        return getattr(self.part(**dict(zip(names, values, strict=True)), **options), output)
+
+    return _module(model, forward)
 
 
 def image_model(path: Path, model: str, **settings: Any) -> None:
@@ -103,48 +105,33 @@ def decoder_prefill(path: Path, model: str, tokens: int, **settings: Any) -> Non
 def decoder_step(path: Path, model: str, past: int, **settings: Any) -> None:
     """One token of a decoder after `past` others, whose keys and values go in and come out one longer."""
     torch, transformers = _libraries()
-    from transformers.cache_utils import DynamicCache
-
+    cache_type = import_module("transformers.cache_utils").DynamicCache
     config = getattr(transformers, f"{model}Config")(**settings)
     network = getattr(transformers, f"{model}ForCausalLM" if model != "GPT2" else "GPT2LMHeadModel")(config)
     layers = config.num_hidden_layers
     heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
     width = config.hidden_size // config.num_attention_heads
 
-    class Step(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = network
-
-        def forward(self, input_ids: Any, *states: Any) -> Any:
-            cache = DynamicCache()
-            for layer in range(layers):
-                cache.update(states[2 * layer], states[2 * layer + 1], layer)
-            result = self.model(input_ids=input_ids, past_key_values=cache, use_cache=True)
-            pairs = [state for layer in result.past_key_values.layers for state in (layer.keys, layer.values)]
-            return (result.logits, *pairs)
+    def forward(self: Any, input_ids: Any, *states: Any) -> Any:
+        cache = cache_type()
+        for layer in range(layers):
+            cache.update(states[2 * layer], states[2 * layer + 1], layer)
+        result = self.part(input_ids=input_ids, past_key_values=cache, use_cache=True)
+        pairs = [state for layer in result.past_key_values.layers for state in (layer.keys, layer.values)]
+        return (result.logits, *pairs)
 
     states = [torch.randn(1, heads, past, width) for _ in range(2 * layers)]
     names = [f"{number // 2}.{'key' if number % 2 == 0 else 'value'}" for number in range(2 * layers)]
-    _write(
-        path, Step(), (torch.randint(0, 1000, (1, 1)), *states), ["input_ids", *(f"past.{name}" for name in names)],
-        ["logits", *(f"present.{name}" for name in names)], False,
-    )  # fmt: skip
+    ends = ["input_ids", *(f"past.{name}" for name in names)], ["logits", *(f"present.{name}" for name in names)]
+    _write(path, _module(network, forward), (torch.randint(0, 1000, (1, 1)), *states), *ends, False)
 
 
 def recurrent_layer(path: Path, batch: int, steps: int = 50, inputs: int = 128, hidden: int = 256) -> None:
     """An LSTM over [steps, batch, inputs]."""
     torch, _ = _libraries()
 
-    class Layer(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = torch.nn.LSTM(inputs, hidden)
-
-        def forward(self, x: Any) -> Any:
-            return self.layer(x)[0]
-
-    _write(path, Layer(), (torch.randn(steps, batch, inputs),), ["x"], ["y"], False)
+    layer = _module(torch.nn.LSTM(inputs, hidden), lambda self, x: self.part(x)[0])
+    _write(path, layer, (torch.randn(steps, batch, inputs),), ["x"], ["y"], False)
 
 
 def perceptron(path: Path) -> None:
@@ -161,7 +148,7 @@ def rectifier(path: Path) -> None:
     _write(path, torch.nn.ReLU(), (torch.randn(4),), ["x"], ["y"], False)
 
 
-SMALL_LLAMA: Mapping[str, int] = {
+SMALL_LLAMA: Mapping[str, Any] = {
     "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
     "num_key_value_heads": 2, "vocab_size": 32000,
 }  # fmt: skip
