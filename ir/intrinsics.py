@@ -54,8 +54,6 @@ MATRIX_OPERANDS: Mapping[DType, tuple[str, int]] = {
 }
 """For an element type of the operands: the intrinsic of a 16 x 8 tile, and its extent of the reduction axis."""
 
-PICK, PICKED = "pick", 16
-"""Expression (`scalars.Call`) on CPUs: of a vector of 16 f32 the elements that the low 4 bits of each u32 name."""
 WARP = 32
 """Threads of a warp."""
 WARP_VALUES: Mapping[str, tuple[DType | None, ...]] = {

@@ -27,7 +27,7 @@ class Built:
 
 def scheduled(kernel: Kernel, target: Target) -> Kernel:
     """A kernel in the form that is rendered: explicit lanes, mathematical functions expanded."""
-    return expand_kernel(vectorize(kernel, Vectors.of(target)), picks=target.has("avx512f"))
+    return expand_kernel(vectorize(kernel, Vectors.of(target)))
 
 
 def modules(program: Program, target: Target, threaded: bool = True) -> Iterator[tuple[str, str]]:

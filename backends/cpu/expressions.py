@@ -11,7 +11,6 @@ from typing import Any
 
 from ...ir import scalars as s
 from ...ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I64, U16, DType
-from ...ir.intrinsics import PICK, PICKED
 from ...ir.scalars import Buffer, Scalar
 from ...passes.float_arithmetic import odd_f32
 from ...passes.guards import guard_loads
@@ -259,10 +258,6 @@ class ExpressionRenderer(BoundsRenderer):
         return self.emit(f"call i1 @llvm.{name}.{mangled(kind)}({kind} {self.value(operand)})")
 
     def _call(self, scalar: s.Call) -> str:
-        if scalar.name == PICK:
-            name, kind = "llvm.x86.avx512.permvar.sf.512", f"<{PICKED} x float>"
-            self.module.helpers[name] = f"declare {kind} @{name}({kind}, <{PICKED} x i32>)\n"
-            return self.emit(f"call {kind} @{name}({', '.join(map(self.operand, scalar.arguments))})")
         entry = find(scalar, self.target)
         assert entry is not None
         total, *factors = scalar.arguments

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from ...ir import scalars as s
 from ...ir.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, U16, U32, U64, DType
-from ...ir.intrinsics import PICK
 from ...ir.scalars import Scalar
 from ...ir.target import Target
 from .dot_products import find, split
@@ -56,7 +55,7 @@ def expand(scalar: Scalar, target: Target) -> Scalar | None:
         return _float_to_integer(scalar.operand, scalar.dtype)
     elif isinstance(scalar, s.Horizontal) and scalar.operand.lanes > 1 and scalar.dtype != BOOL:
         return _horizontal(scalar.op, scalar.operand)
-    elif isinstance(scalar, s.Call) and scalar.name != PICK and find(scalar, target) is None:
+    elif isinstance(scalar, s.Call) and find(scalar, target) is None:
         return split(scalar, target)
     return None
 

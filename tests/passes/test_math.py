@@ -30,8 +30,8 @@ SPECIAL = [
     3.4028235e38, -3.4028235e38, 88.72283, 88.72284, -87.33655, -103.97208, -104.0, 1.5, -1.5, 0.99999994, -0.99999994,
     16777216.0, 16777215.0, 8388609.0, -8388609.0, 128.0, -149.0, -150.0, 709.7827128933841, -745.1332191019411, 5e-324,
 ]  # fmt: skip
-# Built from other functions; the rest are held to 2 units in the last place. All but sigmoid: in f64.
-LOOSER = {"sigmoid": 2.5, "tan": 2.6, "asin": 2.6, "acos": 2.4, "sinh": 2.8, "asinh": 2.2, "acosh": 2.2, "atanh": 2.3}
+# In f64 these are built from other functions; the rest are held to 2 units in the last place.
+LOOSER = {"tan": 2.6, "asin": 2.6, "acos": 2.4, "sinh": 2.8, "asinh": 2.2, "acosh": 2.2, "atanh": 2.3}
 
 
 def compute(op: str, *operands: Array, fused: bool = True) -> Array:
@@ -77,18 +77,17 @@ def test_f32_is_within_two_units_everywhere(op: str, fused: bool) -> None:
     with np.errstate(all="ignore"):
         exact = MATH[op](x.astype(np.float64))
     error, where = worst(compute(op, x, fused=fused), exact, x)
-    assert error <= (2.5 if op == "sigmoid" else 2), where
+    assert error <= 2, where
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_sigmoid_where_it_bends(fused: bool) -> None:
     x = np.linspace(-20, 20, 1 << 20).astype(np.float32)
     error, where = worst(compute("sigmoid", x, fused=fused), MATH["sigmoid"](x.astype(np.float64)), x)
-    assert error <= 2.5, where
+    assert error <= 2, where
 
 
-def test_sigmoid_as_this_machine_does_it() -> None:
-    """Also by a table in a register, where there is an instruction for that."""
+def test_sigmoid_in_machine_code() -> None:
     x = np.concatenate([all_bit_patterns(2**18), np.linspace(-20, 20, 1 << 18).astype(np.float32)])
     node = helper.make_node("Sigmoid", ["x"], ["y"])
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [len(x)]) for name in "xy"]
@@ -98,7 +97,7 @@ def test_sigmoid_as_this_machine_does_it() -> None:
     with np.errstate(all="ignore"):
         exact = MATH["sigmoid"](x.astype(np.float64))
     error, where = worst(onnxc.compile(model)(x), exact, x)
-    assert error <= 3, where
+    assert error <= 2, where
 
 
 def doubles(count: int) -> Array:
@@ -139,7 +138,7 @@ def test_f64_erf(fused: bool) -> None:
     with np.errstate(all="ignore"):
         expected = MATH["erf"](x)
     error, where = worst(compute("erf", x, fused=fused), expected, x)
-    assert error <= 2.5, where
+    assert error <= 2, where
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
