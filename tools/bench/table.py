@@ -107,7 +107,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     )
     lines = [
         f"{machine['cpu']}, {machine['system']}; {versions}; {dates}. Columns of other engines tell their time over "
-        "that of onnxc: above 1 onnxc is faster.",
+        "that of onnxc; above 1 it is slower than onnxc.",
         "",
         *_table("model, f32", "onnxc ms", "ONNX Runtime", "OpenVINO", "onnxc ms, 2 threads", "ONNX Runtime", "OpenVINO",
                 "gain by the 2nd thread", "compile s", "from the cache s", "code KB"),
