@@ -41,7 +41,7 @@ def compile(
     sums are f32 in all of them. `max_memory` (bytes, or "2G") limits what the model's constants may take, and what a
     run may for intermediate values and outputs; without it the limit is this machine's memory. `winograd` "auto" lets
     CPUs compute convolutions by minimal filtering where that is faster: errors are up to 6e-6 of the largest output of
-    a layer, one to three times those of the definition, which "off" asks for. `strassen` "auto" lets CPUs form
+    a layer, one to three times those of the definition (5x5: six), which "off" asks for. `strassen` "auto" lets CPUs form
     products by constant matrices of seven half as large instead of eight where that is faster, "two" do so twice: the
     packed weights become 1.75 or 3.1 times larger, errors are up to 3e-6 of a layer's largest output, some two times
     those of the definition.

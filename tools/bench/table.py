@@ -107,9 +107,9 @@ def markdown(record: Mapping[str, Any]) -> str:
     )
     lines = [
         f"{machine['cpu']}, {machine['system']}; {versions}; {dates}. Columns of other engines tell their time over "
-        "that of onnxc; above 1 it is slower than onnxc.",
+        "that of onnxc, whose milliseconds the others show: above 1 they are slower.",
         "",
-        *_table("model, f32", "onnxc ms", "ONNX Runtime", "OpenVINO", "onnxc ms, 2 threads", "ONNX Runtime", "OpenVINO",
+        *_table("model, f32", "ms", "ONNX Runtime", "OpenVINO", "ms, 2 threads", "ONNX Runtime", "OpenVINO",
                 "gain by the 2nd thread", "compile s", "from the cache s", "code KB"),
     ]  # fmt: skip
     for name, subject in CATALOGUE.items():
@@ -119,7 +119,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     for title, batch, precision in ((f"batch {BATCH}, f32", BATCH, ""), (f"{LOW}, OpenVINO's too", None, LOW)):
         rows = [(name, found.get(Row(name, 1, batch, precision).key)) for name in CATALOGUE]
         if any(row for _, row in rows):
-            lines += ["", *_table(title, "onnxc ms", "ONNX Runtime f32", "OpenVINO", "largest difference")]
+            lines += ["", *_table(title, "ms", "ONNX Runtime f32", "OpenVINO", "largest difference")]
         for name, row in rows:
             if row is not None:
                 own = next(iter(row["engines"].values()))
