@@ -41,10 +41,10 @@ def compile(
     sums are f32 in all of them. `max_memory` (bytes, or "2G") limits what the model's constants may take, and what a
     run may for intermediate values and outputs; without it the limit is this machine's memory. `winograd` "auto" lets
     CPUs compute convolutions by minimal filtering where that is faster: errors are up to 6e-6 of the largest output of
-    a layer, one to three times those of the definition (5x5: six), which "off" asks for. `strassen` "auto" lets CPUs form
-    products by constant matrices of seven half as large instead of eight where that is faster, "two" do so twice: the
-    packed weights become 1.75 or 3.1 times larger, errors are up to 3e-6 of a layer's largest output, some two times
-    those of the definition.
+    a layer, one to three times those of the definition (of 5x5 kernels six times), which "off" asks for. `strassen`
+    "auto" lets CPUs form products by constant matrices of seven half as large instead of eight where that is faster,
+    "two" do so twice: the packed weights become 1.75 or 3.1 times larger, errors are up to 3e-6 of a layer's largest
+    output, some two times those of the definition.
     `donate` names inputs that the model does nothing with but append to, the caches of a decoder's step (True: all such
     inputs). They are arrays with room for more along that axis; a run writes only what is new into them, and they are
     the outputs too. How much of them is filled is told by a further input, named after the symbol of that size, as an
