@@ -191,19 +191,20 @@ def compiled_model(model: Model, options: Options) -> Compiled:
         return _compiled_model(model, options)
     except HostNeeded as error:
         return _for_host(model, options, error).compiled
-    except RecursionError as error:
-        raise LimitError("the model's expressions are nested too deeply to be compiled") from error
-    except MemoryError as error:
-        raise LimitError("compiling the model takes more memory than there is") from error
 
 
 def _compiled_model(model: Model, options: Options) -> Compiled:
     target = target_of(options)
-    graphs = [imported(model, options)]
-    texts = {"import": print_graph(graphs[0])}
-    donated = donations(graphs[0])
-    graphs.append(passed(graphs.pop(), options))
-    return replace(compiled_graph(graphs.pop(), target, options, texts), donated=donated)
+    try:
+        graphs = [imported(model, options)]
+        texts = {"import": print_graph(graphs[0])}
+        donated = donations(graphs[0])
+        graphs.append(passed(graphs.pop(), options))
+        return replace(compiled_graph(graphs.pop(), target, options, texts), donated=donated)
+    except RecursionError as error:
+        raise LimitError("the model's expressions are nested too deeply to be compiled") from error
+    except MemoryError as error:
+        raise LimitError("compiling the model takes more memory than there is") from error
 
 
 def compile_graph(graph: Graph, target: Target, options: Options) -> Interface:

@@ -26,7 +26,7 @@ DEFAULT_PIPELINE = (
 )
 """What `compile` runs: a text that `parse_pipeline` reads. Running it once more changes nothing."""
 
-PIPELINES = {"cpu": DEFAULT_PIPELINE, "cuda": DEFAULT_PIPELINE}
+PIPELINES = {"cpu": DEFAULT_PIPELINE.replace("attention", "attention{narrow=0}"), "cuda": DEFAULT_PIPELINE}
 """The same by the kind of target."""
 
 __all__ = [

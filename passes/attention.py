@@ -15,7 +15,7 @@ import numpy as np
 
 from ..ir import scalars as s
 from ..ir.dims import Dim, as_symbol, linear, product
-from ..ir.dtypes import BF16, F16, F32
+from ..ir.dtypes import BF16, F16, F32, DType
 from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Value, unite
 from ..ir.infer import Inference
 from ..ir.ops import REGISTRY
@@ -33,16 +33,20 @@ TYPES = (F16, BF16, F32)
 @register
 @dataclass(frozen=True)
 class Attention(Pass):
-    """Makes one group of every attention whose queries, keys and values have at most `max_width` channels a head."""
+    """Makes one group of every attention whose queries, keys and values have at most `max_width` channels a head.
+
+    Scores in 16 bits, which a group keeps in f32 where the definition rounds them, are grouped where `narrow` is 1.
+    """
 
     name = "attention"
     max_width: int = 256
+    narrow: int = 1
 
     def run(self, graph: Graph) -> Graph:
         plain = as_matrix_products(graph)
         inference = Inference()
         inference.graph(plain)
-        found = _Finder(plain, inference, Names(plain), self.max_width).run()
+        found = _Finder(plain, inference, Names(plain), self.max_width, TYPES if self.narrow else (F32,)).run()
         return graph if found is plain else without_dead_code(found)
 
 
@@ -60,8 +64,10 @@ class _Weights:
 class _Finder:
     """Looks through one graph and its regions."""
 
-    def __init__(self, graph: Graph, inference: Inference, names: Names, max_width: int) -> None:
-        self.graph, self.inference, self.names, self.max_width = graph, inference, names, max_width
+    def __init__(
+        self, graph: Graph, inference: Inference, names: Names, max_width: int, types: tuple[DType, ...]
+    ) -> None:
+        self.graph, self.inference, self.names, self.max_width, self.types = graph, inference, names, max_width, types
         self.outputs = set(graph.outputs)
         self.masks = Masks(graph, inference, names)
 
@@ -83,7 +89,7 @@ class _Finder:
         if not node.regions or node.op == "Fused":
             return node
         regions = {
-            name: _Finder(region, self.inference, self.names, self.max_width).run()
+            name: _Finder(region, self.inference, self.names, self.max_width, self.types).run()
             for name, region in node.regions.items()
         }
         return node if all(regions[n] is r for n, r in node.regions.items()) else replace(node, regions=regions)
@@ -100,7 +106,7 @@ class _Finder:
     def attention(self, softmax: Node) -> Node | None:
         """The group that makes what a softmax is part of; None where that is no attention, or none that fits."""
         scores, axis = softmax.operands[0], softmax.attributes.get("axis", -1)
-        if scores.tensor.rank < 2 or axis not in (-1, scores.tensor.rank - 1) or scores.dtype not in TYPES:
+        if scores.tensor.rank < 2 or axis not in (-1, scores.tensor.rank - 1) or scores.dtype not in self.types:
             return None
         weights = self.weights(softmax)
         for first in self.products_before(scores) if weights is not None else ():

@@ -90,7 +90,8 @@ def test_sizes_that_inputs_tell_are_measured_before_a_run_allocates() -> None:
     assert outer(np.ones((3, 1), np.float32), np.ones((1, 5), np.float32)).shape == (3, 5)
     with pytest.raises(LimitError, match="output 'y' takes 256 MB; the limit is 64 MB"):
         outer(np.ones((8192, 1), np.float32), np.ones((1, 8192), np.float32))
-    soft = compiled(of("t = MatMul (a, b) u = Softmax (t) y = MatMul (u, a)", "float[n, 1] a, float[1, n] b"))
+    nodes = "t = MatMul (a, b) u = Softmax <axis = 0> (t) y = MatMul (u, a)"
+    soft = compiled(of(nodes, "float[n, 1] a, float[1, n] b"))
     with pytest.raises(LimitError, match="intermediate value"):
         soft(np.ones((8192, 1), np.float32), np.ones((1, 8192), np.float32))
 

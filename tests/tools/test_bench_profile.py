@@ -22,7 +22,7 @@ DIGITS = str(Path(__file__).parents[2] / "tools" / "digits.onnx")
 
 def test_walked_as_compiled() -> None:
     x = np.random.default_rng(0).random((3, 1, 8, 8), np.float32)
-    compiled = compiled_model(DIGITS, Options(Target.host()))
+    compiled = compiled_model(DIGITS, Options(Target.host(), threads=1))
     entries, outputs = profile(compiled, {"image": x}, 1, runs=2, least=0.0)
     np.testing.assert_array_equal(outputs[0], onnxc.compile(DIGITS, threads=1)(x))
     assert compiled.program is not None
