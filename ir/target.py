@@ -91,7 +91,7 @@ class Target:
     generated for ("sm_90,compute_90"); `multiprocessors` and `shared_bytes` (of one block) are its facts, `products` is
     the type that products of f32 may be computed in: "f32" or "tf32".
 
-    `winograd` allows convolutions by minimal filtering, whose rounding errors are one to three times those of the
+    `winograd` allows convolutions by minimal filtering, whose rounding errors are one to six times those of the
     definition. Without `subnormals` rounding to bf16 may make zeros of numbers below the least normal one, as
     VCVTNEPS2BF16 does.
     `strassen` is how many levels of Strassen's method products of matrices may use; their errors are some two times

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -215,6 +215,21 @@ def test_sizes_of_zero() -> None:
     assert result.shape == (0, 5, 6, 20)
 
 
+def region_of_view(
+    stored: np.ndarray, w: np.ndarray, attributes: dict[str, Any], image: Callable[[Tensor], Tensor]
+) -> Region:
+    """A convolution of what `image` sees in a stored array."""
+    region = make_region(
+        "Conv",
+        [(stored.shape, "f4"), w],
+        attributes,
+        define=lambda memory, weights: REGISTRY["Conv"]([image(memory), weights], attributes)[0],  # type: ignore[arg-type, return-value]
+    )
+    memory, weights = region.operands
+    assert memory is not None
+    return replace(region, operands=(image(memory), weights))
+
+
 @pytest.mark.parametrize("group", [1, 5])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_operand_that_is_a_view(group: int, transposed: bool) -> None:
@@ -226,15 +241,7 @@ def test_operand_that_is_a_view(group: int, transposed: bool) -> None:
     def image(memory: Tensor) -> Tensor:
         return view(memory, (1, 9, 10, 5), lambda n, h, w, c: (n, c + 4, h, w) if transposed else (n, h, w, c + 4))
 
-    region = make_region(
-        "Conv",
-        [(stored.shape, "f4"), w],
-        attributes,
-        define=lambda memory, weights: REGISTRY["Conv"]([image(memory), weights], attributes)[0],  # type: ignore[arg-type, return-value]
-    )
-    memory, weights = region.operands
-    assert memory is not None
-    region = replace(region, operands=(image(memory), weights))
+    region = region_of_view(stored, w, attributes, image)
     host = Target.host()
     lowered = schedule(region, host)
     assert len(lowered.calls) == 1 + transposed
@@ -295,15 +302,7 @@ def test_images_of_few_channels_are_copied_by_vectors(target: str, channels: int
     def image(memory: Tensor) -> Tensor:
         return view(memory, (images, height, width, channels), lambda n, h, w, c: (n, c, h, w))
 
-    region = make_region(
-        "Conv",
-        [(x.shape, "f4"), w],
-        attributes,
-        define=lambda memory, weights: REGISTRY["Conv"]([image(memory), weights], attributes)[0],  # type: ignore[arg-type, return-value]
-    )
-    memory, weights = region.operands
-    assert memory is not None
-    region = replace(region, operands=(image(memory), weights))
+    region = region_of_view(x, w, attributes, image)
     chosen = Target.parse(target)
     lowered = schedule(region, chosen)
     assert "interleave" in lowered.calls[0].kernel.name  # type: ignore[union-attr]

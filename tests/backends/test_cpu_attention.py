@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
+from attention_graphs import (
+    BIASED,
+    CAPPED,
+    CAUSAL,
+    CHOSEN,
+    PLAIN,
+    WHOLE,
+    WINDOW,
+    ZEROED,
+    attention_text,
+    expected_attention,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxc.backends.cpu.kernels.attention import few
@@ -26,59 +37,16 @@ Array = np.ndarray[Any, Any]
 TOLERANCE = 2e-6
 """Of the greatest number of the result."""
 
-TEXT = """
-graph @g(%q: T[b, l, H*D], %k: T[b, s, G*D], %v: T[b, s, G*E] INPUTS) -> (%y: T[b, l, H, E]) {
-  %scale = constant 0.3 : T[]
-  %lowest = constant -inf : T[]
-  %cap = constant 2.0 : T[]
-  %zero = constant 0.0 : T[]
-  %q1 = Reshape(%q) {shape = [b, l, H, D]} : T[b, l, H, D]
-  %k1 = Reshape(%k) {shape = [b, s, G, D]} : T[b, s, G, D]
-  %v1 = Reshape(%v) {shape = [b, s, G, E]} : T[b, s, G, E]
-  %q2 = Transpose(%q1) {perm = [0, 2, 1, 3]} : T[b, H, l, D]
-  %k2 = Transpose(%k1) {perm = [0, 2, 3, 1]} : T[b, G, D, s]
-  %v2 = Transpose(%v1) {perm = [0, 2, 1, 3]} : T[b, G, s, E]
-  %k3 = Reshape(%k2) {shape = [b, G, 1, D, s]} : T[b, G, 1, D, s]
-  %k4 = Expand(%k3) {shape = [b, G, R, D, s]} : T[b, G, R, D, s]
-  %k5 = Reshape(%k4) {shape = [b, H, D, s]} : T[b, H, D, s]
-  %v3 = Reshape(%v2) {shape = [b, G, 1, s, E]} : T[b, G, 1, s, E]
-  %v4 = Expand(%v3) {shape = [b, G, R, s, E]} : T[b, G, R, s, E]
-  %v5 = Reshape(%v4) {shape = [b, H, s, E]} : T[b, H, s, E]
-  %products = MatMul(%q2, %k5) : T[b, H, l, s]
-  %scaled = Mul(%products, %scale) : T[b, H, l, s]
-  SCORES
-  %weights = Softmax(%scores) : T[b, H, l, s]
-  WEIGHTS
-  %heads = MatMul(%whole, %v5) : T[b, H, l, E]
-  %y = Transpose(%heads) {perm = [0, 2, 1, 3]} : T[b, l, H, E]
-}
-"""
-POSITIONS = """
-  %rows = Range() {start = [s-l], limit = [s], delta = [1], dtype = i64} : i64[l]
-  %row = Reshape(%rows) {shape = [l, 1]} : i64[l, 1]
-  %key = Range() {start = [0], limit = [s], delta = [1], dtype = i64} : i64[s]
-  %seen = LessOrEqual(%key, %row) : bool[l, s]
-  %width = constant 3 : i64[]
-  %behind = Sub(%row, %width) : i64[l, 1]
-  %near = Less(%behind, %key) : bool[l, s]
-  %window = And(%seen, %near) : bool[l, s]
-"""
 SCORES = {
-    "plain": "%scores = Identity(%scaled) : T[b, H, l, s]",
-    "causal": f"{POSITIONS} %scores = Where(%seen, %scaled, %lowest) : T[b, H, l, s]",
-    "window": f"{POSITIONS} %scores = Where(%window, %scaled, %lowest) : T[b, H, l, s]",
-    "capped": """%a = Div(%scaled, %cap) : T[b, H, l, s]
-                 %t = Tanh(%a) : T[b, H, l, s]
-                 %scores = Mul(%t, %cap) : T[b, H, l, s]""",
-    "biased": "%scores = Add(%scaled, %m) : T[b, H, l, s]",
-    "row": "%scores = Add(%scaled, %m) : T[b, H, l, s]",
-    "chosen": """%bias = Where(%m, %zero, %lowest) : T[b, 1, l, s]
-                 %scores = Add(%scaled, %bias) : T[b, H, l, s]""",
+    "plain": PLAIN,
+    "causal": CAUSAL,
+    "window": WINDOW,
+    "capped": CAPPED,
+    "biased": BIASED,
+    "row": BIASED,
+    "chosen": CHOSEN,
 }
 MASKS = {"biased": "T[b, H, l, s]", "row": "T[b, 1, 1, s]", "chosen": "bool[b, 1, l, s]"}
-WHOLE = "%whole = Identity(%weights) : T[b, H, l, s]"
-ZEROED = """%none = IsNaN(%weights) : bool[b, H, l, s]
-            %whole = Where(%none, %zero, %weights) : T[b, H, l, s]"""
 
 
 @dataclass(frozen=True)
@@ -97,12 +65,10 @@ class Model:
     def graph(self, **sizes: int) -> Graph:
         """For given sizes of b, l and s, the others open."""
         mask = MASKS.get(self.scores)
-        words = {"SCORES": SCORES[self.scores], "WEIGHTS": ZEROED if self.zeroed else WHOLE}
-        words |= {"INPUTS": f", %m: {mask}" if mask else "", "T": self.type, "R": str(self.heads // self.groups)}
-        words |= {"H": str(self.heads), "G": str(self.groups), "D": str(self.width), "E": str(self.depth)}
-        text = TEXT
-        for word, value in words.items():
-            text = re.sub(rf"\b{word}\b", value, text)
+        text = attention_text(
+            self.type, self.heads, self.groups, self.width, self.depth, SCORES[self.scores],
+            ZEROED if self.zeroed else WHOLE, f", %m: {mask}" if mask else "",
+        )  # fmt: skip
         graph = specialised(parsed(text), sizes, {})
         graph = run_pipeline(graph, parse_pipeline("canonicalize,fold,cleanup,attention,fuse"))
         assert sum(node.op == "onnxc.Attention" for node in graph.walk()) == 1
@@ -140,16 +106,8 @@ class Model:
         return [], 0
 
     def expected(self, q: Array, k: Array, v: Array, mask: Any) -> Array:
-        (b, rows), keys = q.shape[:2], k.shape[1]
-        q = q.astype(np.float64).reshape(b, rows, self.heads, self.width)
-        k, v = (x.astype(np.float64).reshape(b, keys, self.groups, n) for x, n in ((k, self.width), (v, self.depth)))
-        k, v = (np.repeat(x, self.heads // self.groups, axis=2) for x in (k, v))
-        scores = np.einsum("bqhd,bkhd->bhqk", q, k) * 0.3
-        scores = (np.tanh(scores / 2) * 2 if self.scores == "capped" else scores) + mask
-        with np.errstate(invalid="ignore"):
-            weights = np.exp(scores - scores.max(-1, keepdims=True, initial=-np.inf))
-            weights /= weights.sum(-1, keepdims=True)
-        return np.einsum("bhqk,bkhe->bqhe", np.nan_to_num(weights) if self.zeroed else weights, v)
+        cap, empty = 2.0 * (self.scores == "capped"), 0.0 if self.zeroed else np.nan
+        return expected_attention(q, k, v, self.heads, self.groups, mask, cap, empty)
 
 
 @settings(max_examples=12, deadline=None)

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import onnxc
 import pytest
+from convolution_reference import convolution
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowered import run
@@ -68,16 +69,6 @@ def check(
 
 def f32(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32)
-
-
-def convolution(x: np.ndarray, w: np.ndarray, pads: Sequence[int], strides: Sequence[int], group: int) -> np.ndarray:
-    """The convolution of a channels-last image in f64."""
-    top, left, bottom, right = pads
-    padded = np.pad(x.astype(np.float64), ((0, 0), (top, bottom), (left, right), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, w.shape[2:], axis=(1, 2))
-    windows = windows[:, :: strides[0], :: strides[1]]
-    parts = zip(np.split(windows, group, axis=3), np.split(w.astype(np.float64), group), strict=True)
-    return np.concatenate([np.einsum("nhwckl,fckl->nhwf", *part) for part in parts], axis=3)
 
 
 # The instruction, and what stands in for it.

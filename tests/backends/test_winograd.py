@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from operator import mul
@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxc
 import pytest
+from convolution_reference import convolution
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowered import run, spills, summing_loops
@@ -48,18 +49,6 @@ def lowered_by(region: Region, target: Target, pick: Callable[[list[Plan]], Plan
 
 def fastest(plans: list[Plan]) -> Plan:
     return min(plans, key=lambda plan: plan.cycles)
-
-
-def convolution(
-    x: np.ndarray, w: np.ndarray, pads: Sequence[int], strides: Sequence[int] = (1, 1), group: int = 1
-) -> np.ndarray:
-    """The convolution of a channels-last image in f64."""
-    top, left, bottom, right = pads
-    padded = np.pad(x.astype(np.float64), ((0, 0), (top, bottom), (left, right), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, w.shape[2:], axis=(1, 2))
-    windows = windows[:, :: strides[0], :: strides[1]]
-    parts = zip(np.split(windows, group, axis=3), np.split(w.astype(np.float64), group), strict=True)
-    return np.concatenate([np.einsum("nhwckl,fckl->nhwf", *part) for part in parts], axis=3)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
@@ -15,15 +15,14 @@ Run: TypeAlias = "Callable[[Arrays], Mapping[str, Any]]"
 @dataclass(frozen=True)
 class Job:
     """A model to run: its file, the symbols' sizes, the shapes of its inputs, threads, the precision ("" for that
-    of the model), and whether onnxc may use minimal filtering ("auto")."""
+    of the model), and further options of onnxc's `compile`."""
 
     path: str
     dims: Mapping[str, int]
     shapes: Mapping[str, tuple[int, ...]]
     threads: int
     precision: str = ""
-    winograd: str = "auto"
-    strassen: str = "auto"
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,8 @@ def load_onnxc(job: Job) -> Loaded:
     from ...compiler.deferred import Deferred
 
     executable = compile_model(
-        job.path, dims=dict(job.dims), threads=job.threads, precision=job.precision or "f32", target="host",
-        winograd=job.winograd, strassen=job.strassen,
-    )  # fmt: skip
+        job.path, dims=dict(job.dims), threads=job.threads, precision=job.precision or "f32", **job.options
+    )
     if isinstance(executable, Deferred):  # its code comes with the first run
         return Loaded(executable.run)
     return Loaded(executable.run, sum(map(len, executable.compiled.objects)))

@@ -29,15 +29,15 @@ OWN = "onnxc"
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table: a model at certain sizes, a number of threads, and inputs for it."""
+    """One row of the table: a model at certain sizes, a number of threads, inputs for it, the name to show, and options
+    of onnxc's `compile`."""
 
     path: str
     dims: Mapping[str, int]
     inputs: Mapping[str, np.ndarray]
     threads: int = 1
-    winograd: str = "auto"
     name: str = ""
-    strassen: str = "auto"
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cpus(self) -> list[int]:
@@ -161,8 +161,7 @@ def _started(stack: ExitStack, engine: str, setting: Setting, folder: Path, cold
         "do": "load", "engine": engine, "inputs": str(folder / "inputs.npz"), "cpus": setting.cpus,
         "job": {
             "path": setting.path, "dims": dict(setting.dims), "threads": setting.threads,
-            "winograd": setting.winograd,
-            "strassen": setting.strassen,
+            "options": dict(setting.options),
             "shapes": {name: array.shape for name, array in setting.inputs.items()},
         },
     }  # fmt: skip

@@ -69,6 +69,7 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @click.option(
     "--strassen", type=click.Choice(("off", "auto", "two")), default="auto", show_default=True, help="Of onnxc."
 )
+@click.option("--target", default="host", show_default=True, metavar="TARGET", help="Of onnxc: such as haswell.")
 @click.option("--threads", type=Numbers(), default=(1,), metavar="N,N", help="Threads; one table row for each number.")
 @click.option("--batch", type=Numbers(), default=(), metavar="N,N", help="Sizes of the open first axis of the inputs.")
 @click.option("--dim", "dims", type=Size(), multiple=True, metavar="SYMBOL=N", help="Fix a symbolic size. Repeatable.")
@@ -88,10 +89,10 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 )
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Write all that was measured to a file.")
 def command(
-    models: tuple[str, ...], against: str, precision: str, winograd: str, strassen: str, threads: tuple[int, ...],
-    batch: tuple[int, ...], dims: tuple[tuple[str, int], ...], shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    given: tuple[str, ...], rounds: int, seconds: float, seed: int, no_cold: bool, profile: bool, top: int,
-    file: str | None,
+    models: tuple[str, ...], against: str, precision: str, winograd: str, strassen: str, target: str,
+    threads: tuple[int, ...], batch: tuple[int, ...], dims: tuple[tuple[str, int], ...],
+    shapes: tuple[tuple[str, tuple[int, ...]], ...], given: tuple[str, ...], rounds: int, seconds: float, seed: int,
+    no_cold: bool, profile: bool, top: int, file: str | None,
 ) -> None:  # fmt: skip
     """Times MODELS (files, or names of `--list`) beside other engines: each in a process of its own, on the same
     processors, in turns of fractions of a second, the others stopped meanwhile. Outputs are compared first.
@@ -112,7 +113,8 @@ def command(
 
     engines = [f"{OWN}:{precision}" if precision else OWN, *_engines(against)]
     records: list[dict[str, Any]] = []
-    for setting in _settings(models, threads, batch, dict(dims), dict(shapes), given, seed, winograd, strassen):
+    options = {"winograd": winograd, "strassen": strassen, "target": target}
+    for setting in _settings(models, threads, batch, dict(dims), dict(shapes), given, seed, options):
         note(f"{setting.name}: {_sizes(setting)}")
         if profile:
             records.append(_profile(setting, precision, top))
@@ -145,7 +147,7 @@ def _engines(text: str) -> list[str]:
 
 def _settings(
     models: Sequence[str], threads: Sequence[int], batch: Sequence[int], dims: Mapping[str, int],
-    shapes: Mapping[str, tuple[int, ...]], given: Sequence[str], seed: int, winograd: str, strassen: str,
+    shapes: Mapping[str, tuple[int, ...]], given: Sequence[str], seed: int, options: Mapping[str, str],
 ) -> list[Setting]:  # fmt: skip
     """Every model at every batch size and number of threads, with inputs that suit it."""
     from ..bench.rounds import Setting
@@ -160,7 +162,7 @@ def _settings(
         for size in batch or (None,):
             chosen = {**dims, **dict.fromkeys(leading, size)} if size is not None else dims
             sizes, inputs = inputs_of(path, chosen, {**usual.shapes, **shapes}, given or usual.inputs, seed)
-            found += [Setting(path, sizes, inputs, count, winograd, name, strassen) for count in threads]
+            found += [Setting(path, sizes, inputs, count, name, options) for count in threads]
     return found
 
 
@@ -187,15 +189,9 @@ def _profile(setting: Setting, precision: str, top: int) -> dict[str, Any]:
     from ..bench.profile import profile
     from ..terminal import console, table_of
 
-    target = Target.host()
-    options = Options(
-        target,
-        setting.dims,
-        threads=setting.threads,
-        precision=precision or "f32",
-        winograd=setting.winograd,
-        strassen=setting.strassen,
-    )
+    target = Target.parse(setting.options["target"])
+    how = {**setting.options, "target": target}
+    options = Options(dims=setting.dims, threads=setting.threads, precision=precision or "f32", **how)
     limits = limits_of(target)
     try:
         compiled = compiled_model(setting.path, options)

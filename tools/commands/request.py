@@ -251,7 +251,7 @@ _OPTIONS = (
     click.option("--precision", type=click.Choice(PRECISIONS), default="f32", show_default=True,
                  help="Weights and what lies between kernels in 16 bits, or products of tf32 (GPUs); sums are f32."),
     click.option("--winograd", type=click.Choice(("off", "auto")), default="auto", show_default=True,
-                 help="Convolutions by minimal filtering where it is faster; errors are one to three times larger."),
+                 help="Convolutions by minimal filtering where it is faster; errors are one to six times larger."),
     click.option("--strassen", type=click.Choice(("off", "auto", "two")), default="auto", show_default=True,
                  help="Products by constant matrices of seven half as large instead of eight, where it is faster; "
                  "packed weights are 1.75 times larger (two: 3.1 times, done twice)."),

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
+from attention_graphs import (
+    BIASED,
+    CAPPED,
+    CAUSAL,
+    CHOSEN,
+    FINITE,
+    PLAIN,
+    WHOLE,
+    WINDOW,
+    ZEROED,
+    attention_text,
+    expected_attention,
+)
 from cuda_lowered import run_program
 from emulator import harness
 from onnxc.backends.cuda import nvrtc, report
@@ -36,57 +48,6 @@ LARGE, SMALL = 1, 1000
 emulated = pytest.mark.skipif(harness.compiler() is None, reason="the emulator needs g++")
 compiled = pytest.mark.skipif(not nvrtc.is_available(), reason="NVRTC is not installed")
 
-TEXT = """
-graph @g(%q: T[b, l, H*D], %k: T[b, s, G*D], %v: T[b, s, G*E] INPUTS) -> (%y: T[b, l, H, E]) {
-  %scale = constant 0.3 : T[]
-  %lowest = constant -inf : T[]
-  %least = constant LEAST : T[]
-  %cap = constant 2.0 : T[]
-  %zero = constant 0.0 : T[]
-  %q1 = Reshape(%q) {shape = [b, l, H, D]} : T[b, l, H, D]
-  %k1 = Reshape(%k) {shape = [b, s, G, D]} : T[b, s, G, D]
-  %v1 = Reshape(%v) {shape = [b, s, G, E]} : T[b, s, G, E]
-  %q2 = Transpose(%q1) {perm = [0, 2, 1, 3]} : T[b, H, l, D]
-  %k2 = Transpose(%k1) {perm = [0, 2, 3, 1]} : T[b, G, D, s]
-  %v2 = Transpose(%v1) {perm = [0, 2, 1, 3]} : T[b, G, s, E]
-  %k3 = Reshape(%k2) {shape = [b, G, 1, D, s]} : T[b, G, 1, D, s]
-  %k4 = Expand(%k3) {shape = [b, G, R, D, s]} : T[b, G, R, D, s]
-  %k5 = Reshape(%k4) {shape = [b, H, D, s]} : T[b, H, D, s]
-  %v3 = Reshape(%v2) {shape = [b, G, 1, s, E]} : T[b, G, 1, s, E]
-  %v4 = Expand(%v3) {shape = [b, G, R, s, E]} : T[b, G, R, s, E]
-  %v5 = Reshape(%v4) {shape = [b, H, s, E]} : T[b, H, s, E]
-  %products = MatMul(%q2, %k5) : T[b, H, l, s]
-  %scaled = Mul(%products, %scale) : T[b, H, l, s]
-  SCORES
-  %weights = Softmax(%scores) : T[b, H, l, s]
-  WEIGHTS
-  %heads = MatMul(%whole, %v5) : T[b, H, l, E]
-  %y = Transpose(%heads) {perm = [0, 2, 1, 3]} : T[b, l, H, E]
-}
-"""
-POSITIONS = """
-  %rows = Range() {start = [s-l], limit = [s], delta = [1], dtype = i64} : i64[l]
-  %row = Reshape(%rows) {shape = [l, 1]} : i64[l, 1]
-  %key = Range() {start = [0], limit = [s], delta = [1], dtype = i64} : i64[s]
-  %seen = LessOrEqual(%key, %row) : bool[l, s]
-  %width = constant 3 : i64[]
-  %behind = Sub(%row, %width) : i64[l, 1]
-  %near = Less(%behind, %key) : bool[l, s]
-  %window = And(%seen, %near) : bool[l, s]
-"""
-PLAIN = "%scores = Identity(%scaled) : T[b, H, l, s]"
-CAUSAL = f"{POSITIONS} %scores = Where(%seen, %scaled, %lowest) : T[b, H, l, s]"
-FINITE = f"{POSITIONS} %scores = Where(%seen, %scaled, %least) : T[b, H, l, s]"
-WINDOW = f"{POSITIONS} %scores = Where(%window, %scaled, %lowest) : T[b, H, l, s]"
-CAPPED = """%a = Div(%scaled, %cap) : T[b, H, l, s]
-            %t = Tanh(%a) : T[b, H, l, s]
-            %scores = Mul(%t, %cap) : T[b, H, l, s]"""
-BIASED = "%scores = Add(%scaled, %m) : T[b, H, l, s]"
-CHOSEN = """%bias = Where(%m, %zero, %lowest) : T[b, 1, l, s]
-            %scores = Add(%scaled, %bias) : T[b, H, l, s]"""
-ZEROED = """%none = IsNaN(%weights) : bool[b, H, l, s]
-            %whole = Where(%none, %zero, %weights) : T[b, H, l, s]"""
-
 
 @dataclass(frozen=True)
 class Model:
@@ -100,7 +61,7 @@ class Model:
     depth: int = 16
     scores: str = PLAIN
     inputs: str = ""
-    weights: str = "%whole = Identity(%weights) : T[b, H, l, s]"
+    weights: str = WHOLE
 
     @property
     def type(self) -> str:
@@ -108,16 +69,9 @@ class Model:
 
     def program(self, multiprocessors: int | None = None, **sizes: int) -> Program:
         """For given sizes, the others open; a GPU of fewer multiprocessors gets larger tiles."""
-        words = {"SCORES": self.scores, "WEIGHTS": self.weights, "INPUTS": self.inputs}
-        words |= {
-            "LEAST": "-3e38" if self.type != "f16" else "-6e4",
-            "T": self.type,
-            "R": str(self.heads // self.groups),
-        }
-        words |= {"H": str(self.heads), "G": str(self.groups), "D": str(self.width), "E": str(self.depth)}
-        text = TEXT
-        for word, value in words.items():
-            text = re.sub(rf"\b{word}\b", str(value), text)
+        text = attention_text(
+            self.type, self.heads, self.groups, self.width, self.depth, self.scores, self.weights, self.inputs
+        )
         graph = specialised(parsed(text), sizes, {})
         graph = run_pipeline(graph, parse_pipeline("canonicalize,fold,cleanup,attention,fuse"))
         assert sum(node.op == "onnxc.Attention" for node in graph.walk()) == 1
@@ -131,18 +85,8 @@ class Model:
         return [random.normal(size=shape).astype(BY_NAME[self.type].numpy) for shape in shapes]
 
     def expected(self, q: Array, k: Array, v: Array, mask: Any = 0, cap: float = 0, empty: float = np.nan) -> Array:
-        """In f64 but for the scores, to which the mask is added; rows without any score give `empty`."""
-        (b, rows), keys = q.shape[:2], k.shape[1]
-        q = q.astype(np.float64).reshape(b, rows, self.heads, self.width)
-        k, v = (x.astype(np.float64).reshape(b, keys, self.groups, -1) for x in (k, v))
-        k, v = (np.repeat(x, self.heads // self.groups, axis=2) for x in (k, v))
-        scores = np.einsum("bqhd,bkhd->bhqk", q, k) * 0.3
-        scores = ((np.tanh(scores / cap) * cap if cap else scores) + mask).astype(np.float32).astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            weights = np.exp(scores - scores.max(-1, keepdims=True, initial=-np.inf))
-            weights /= weights.sum(-1, keepdims=True)
-        weights = np.where(np.isnan(weights), empty, weights)
-        return np.einsum("bhqk,bkhe->bqhe", weights, v)
+        """As `attention_graphs.expected_attention` has it."""
+        return expected_attention(q, k, v, self.heads, self.groups, mask, cap, empty)
 
     def check(
         self,
