@@ -259,7 +259,7 @@ class Cast(Scalar):
 
 @dataclass(frozen=True, eq=False)
 class Bitcast(Scalar):
-    """The same bits as another type of the same width."""
+    """The same bits as lanes of another type, perhaps wider or narrower ones."""
 
     operand: Scalar
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..backends.cpu.build import scheduled
+from ..backends.cpu.dot_products import PAIRS
 from ..backends.cpu.jit import CodeImage
-from ..backends.cpu.kernels.register_tile import PAIRS
 from ..backends.cpu.llvm import render_kernel
 from ..backends.cpu.objects import compile_objects
 from ..backends.cpu.schedules import schedule
@@ -154,7 +154,7 @@ def multiply_adds(target: Target, narrow: bool = False) -> tuple[Callable[[], No
     pairs = s.const(0x3F003F00, U32, lanes)  # a half, twice
 
     def added(total: Scalar) -> Scalar:
-        return s.Call(F32, lanes, PAIRS, (total, pairs, pairs)) if narrow else s.fma(total, factor, factor)
+        return PAIRS(total, pairs, pairs) if narrow else s.fma(total, factor, factor)
 
     step = [k.Store(sums, i, added(s.load(sums, i, lanes))) for i in range(chains)]
     body.append(k.For("i", steps, tuple(step)))

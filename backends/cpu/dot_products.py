@@ -1,7 +1,8 @@
 """Dot-product instructions: `Call(name, (accumulator, a, b))` adds to each 32-bit lane the products of 4 or 2 pairs.
 
 Lane i of the result is accumulator[i] + sum of a[g*i + j] * b[g*i + j] for j < g; `a` and `b` have g times the lanes,
-or are u32 that hold the g elements of a lane, the first one in the low bits.
+or are u32 that hold the g elements of a lane, the first one in the low bits. Sums of integers wrap, so that they are
+the same in whatever order: where there is no instruction for four 8-bit elements, two for pairs of i16 are exact too.
 
 Of bf16 the second product is added first, each rounded once: what VDPBF16PS does ("Intel 64 and IA-32 Architectures
 Software Developer's Manual", volume 2), which also takes subnormal operands and results for zeros.
@@ -12,9 +13,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...ir import scalars as s
-from ...ir.dtypes import BF16, F32, U32
+from ...ir.dtypes import BF16, F32, I8, I16, I32, U8, U32, DType
 from ...ir.scalars import Scalar
 from ...ir.target import Target
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A sum of products of `group` neighbours of `left` and `right` elements, added to a number of type `sums`."""
+
+    name: str
+    group: int
+    left: DType
+    right: DType
+    sums: DType
+
+    def __call__(self, total: Scalar, a: Scalar, b: Scalar) -> Scalar:
+        """`total` and the products of two operands' groups, each group one u32."""
+        return s.Call(self.sums, total.lanes, self.name, (total, a, b))
+
+
+PAIRS = Dot("dot2_bf16_bf16", 2, BF16, BF16, F32)
+DOTS = {
+    dot.name: dot
+    for dot in (
+        PAIRS,
+        Dot("dot4_u8_i8", 4, U8, I8, I32),
+        Dot("dot4_i8_i8", 4, I8, I8, I32),
+        Dot("dot4_u8_u8", 4, U8, U8, I32),
+        Dot("dot2_i16_i16", 2, I16, I16, I32),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +88,7 @@ def find(call: s.Call, target: Target) -> DotInstruction | None:
 
 def split(call: s.Call, target: Target) -> Scalar:
     """A call that is no instruction: two halves, down to one lane, where it is a sum of products."""
-    assert any(entry.product == call.name for entry in INSTRUCTIONS), f"no intrinsic {call.name}"
+    dot = DOTS[call.name]
     total, a, b = call.arguments
     group = a.lanes // call.lanes
     narrower = [entry.lanes for entry in INSTRUCTIONS if entry.product == call.name and entry.lanes < call.lanes]
@@ -68,10 +97,10 @@ def split(call: s.Call, target: Target) -> Scalar:
             for part in (1, 0):
                 total = s.fma(_float(a, part, call.lanes), _float(b, part, call.lanes), total)
             return total
-        for part in range(group):
-            pick = tuple(range(part, a.lanes, group))
-            x, y = (s.cast(s.Shuffle(v.dtype, call.lanes, v, v, pick), call.dtype) for v in (a, b))
-            total = total + x * y
+        if dot.group == 4 and "dot2_i16_i16" in target.dot_products:
+            return _by_pairs(dot, total, _grouped(a, call.lanes), _grouped(b, call.lanes))
+        for part in range(dot.group):
+            total = total + _element(a, dot.left, part, call.lanes) * _element(b, dot.right, part, call.lanes)
         return total
     half = call.lanes // 2
 
@@ -88,6 +117,42 @@ def split(call: s.Call, target: Target) -> Scalar:
         for at in (0, half)
     )
     return s.Shuffle(call.dtype, call.lanes, low, high, tuple(range(call.lanes)))
+
+
+def _grouped(value: Scalar, lanes: int) -> Scalar:
+    return value if value.dtype == U32 else s.Bitcast(U32, lanes, value)
+
+
+def _by_pairs(dot: Dot, total: Scalar, a: Scalar, b: Scalar) -> Scalar:
+    """The even and the odd bytes of groups of four, widened to pairs of i16."""
+    pairs = DOTS["dot2_i16_i16"]
+    for part in (0, 1):
+        total = pairs(total, _widened(a, dot.left, part), _widened(b, dot.right, part))
+    return total
+
+
+def _widened(groups: Scalar, dtype: DType, part: int) -> Scalar:
+    """Bytes `part` and `part` + 2 of each u32, as two i16 in a u32."""
+    lanes = groups.lanes
+    if dtype == U8:
+        shifted = s.binary("shr", groups, s.const(8, U32, lanes)) if part else groups
+        return shifted & s.const(0x00FF00FF, U32, lanes)
+    halves: Scalar = s.Bitcast(I16, 2 * lanes, groups)
+    eight = s.const(8, I16, 2 * lanes)
+    halves = halves if part else s.binary("shl", halves, eight)
+    return s.Bitcast(U32, lanes, s.binary("shr", halves, eight))
+
+
+def _element(groups: Scalar, dtype: DType, part: int, lanes: int) -> Scalar:
+    """One element of each group, as i32."""
+    if groups.dtype != U32:
+        pick = tuple(range(part, groups.lanes, groups.lanes // lanes))
+        return s.cast(s.Shuffle(groups.dtype, lanes, groups, groups, pick), I32)
+    left = s.const(32 - dtype.bits * (part + 1), U32, lanes)
+    top = s.binary("shl", groups, left)
+    if dtype.kind == "int":
+        top = s.bitcast(top, I32)
+    return s.cast(s.binary("shr", top, s.const(32 - dtype.bits, top.dtype, lanes)), I32)
 
 
 def _float(pairs: Scalar, part: int, lanes: int) -> Scalar:

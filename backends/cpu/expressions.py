@@ -345,8 +345,8 @@ class ExpressionRenderer(BoundsRenderer):
         source, wanted, lanes = scalar.operand.dtype, scalar.dtype, scalar.lanes
         x = self.value(scalar.operand)
         if source in HALF:
-            x = self._half_bits.get(x) or self._narrowed(x, source, lanes)
-        have, want = memory_type(source, lanes), memory_type(wanted, lanes)
+            x = self._half_bits.get(x) or self._narrowed(x, source, scalar.operand.lanes)
+        have, want = memory_type(source, scalar.operand.lanes), memory_type(wanted, lanes)
         if have != want:
             x = self.emit(f"bitcast {have} {x} to {want}")
         return self.widened(x, wanted, lanes) if wanted in HALF else x

@@ -14,7 +14,7 @@ import numpy as np
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, symbol
-from ....ir.dtypes import BF16, I64, U32
+from ....ir.dtypes import I64
 from ....ir.loops import Alias, For, If, Let, Statement
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
@@ -25,7 +25,7 @@ from ...kernels.operands import joined
 from .convolution import Convolution, axes, find_convolution, find_phases, inside_pixels, tap_rows
 from .division import TASKS_PER_THREAD, divides_rows, row_blocks
 from .epilogue import finish_tile
-from .packing import Columns, Panels, column_runs, packed
+from .packing import Columns, Panels, column_runs, known, packed
 from .register_tile import Tile, choose_tile, multiply_accumulate
 
 # Output rows in one task of a parallel loop where their number is only known at run time.
@@ -68,13 +68,13 @@ class _Conv:
         region = found.region
         self.region, self.target, self.found, self.outputs = region, target, found, outputs
         windows = found.windows
-        self.kernel = tuple(_known(d) for d in windows.kernel)
+        self.kernel = tuple(known(d) for d in windows.kernel)
         self.depth = self.kernel[0] * self.kernel[1] * found.channels
         height = windows.output[0] if isinstance(windows.output[0], int) else 32
         rows = windows.output[1]
         self.tile = choose_tile(rows, found.filters, self.depth, found.dtype, target, height, whole=True)
         self.panels = Panels(self.tile, found.filters, self.depth)
-        self.packed = Buffer(f"packed{suffix}", found.dtype, found.group * _known(self.panels.size))
+        self.packed = Buffer(f"packed{suffix}", found.dtype, found.group * known(self.panels.size))
         self.zeros = Buffer(f"zeros{suffix}", found.input.dtype, found.channels)
         self.masked = target.has("avx512vl")
 
@@ -96,7 +96,7 @@ class _Conv:
     def lowered(self) -> Lowered:
         found = self.found
         stride = f"s{found.windows.strides[1]}" if found.windows.strides[1] != 1 else ""
-        operands = BF16 if found.dtype == U32 else found.dtype
+        operands = found.dtype if found.dot is None else found.dot.left
         name = f"{operands}_conv{self.kernel[0]}x{self.kernel[1]}{stride}_{self.tile}"
         convolve = call(self.region, name, self._body(), (self.packed, self.zeros), shared=True)
         made: dict[str, Callable[[], np.ndarray]] = {self.packed.name: self._pack}
@@ -115,7 +115,7 @@ class _Conv:
     def _body(self) -> Iterator[Statement]:
         found, windows = self.found, self.found.windows
         height = windows.output[0]
-        panels = _known(self.panels.count)
+        panels = known(self.panels.count)
         block = self._block_rows()
         blocks = ceildiv(height, block)
         tasks = found.group * panels * found.images * blocks
@@ -150,7 +150,7 @@ class _Conv:
         height, images = self.found.windows.output[0], self.found.images
         if not isinstance(height, int):
             return TASK_ROWS
-        others = self.found.group * _known(self.panels.count) * (images if isinstance(images, int) else 1)
+        others = self.found.group * known(self.panels.count) * (images if isinstance(images, int) else 1)
         if self.by_rows:
             return -(-height // row_blocks(height, others, self.target.threads))
         blocks = max(1, -(-self.target.threads * TASKS_PER_THREAD // max(others, 1)))
@@ -255,7 +255,7 @@ class _Conv:
             inside = (tap * (self.kernel[1] * channels) + weight) * (columns.vectors * lanes)
             return s.load(panel, inside + v * lanes, lanes)
 
-        yield from multiply_accumulate(tile, found.sums, taps, left, right, setup)
+        yield from multiply_accumulate(tile, found.sums, taps, left, right, setup, dot=found.dot)
         yield from self._finish(tile, columns, column, row, at, border and not self._whole)
 
     @property
@@ -279,8 +279,3 @@ class _Conv:
             (lambda i: s.index(at + i) < s.index(width)) if partial else None,
             dim_min(tile.rows, width - at) if partial else None,
         )
-
-
-def _known(dim: Dim) -> int:
-    assert isinstance(dim, int), f"{dim} is not a constant"
-    return dim

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ....ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv
-from ....ir.dtypes import F32, F64, U32, DType
+from ....ir.dtypes import F32, F64, DType
 from ....ir.ops.declare import CHANNELS_LAST
 from ....ir.ops.windows import Windows
 from ....ir.scalars import Buffer
@@ -16,6 +16,7 @@ from ....passes.regions import Lowered, Region
 from ...kernels import convolution
 from ...kernels.epilogue import Epilogue
 from ...kernels.operands import Affine, affine
+from ..dot_products import Dot
 from .interleave import copied_image
 
 
@@ -26,7 +27,7 @@ class Convolution:
     `strides` are those of the input in memory: batch, height, width (channels: 1). `pixel` gives the anchor's indices
     for an image, row and column; `outputs` is None where an output needs other elements of the anchor than its own.
     `copies` are kernels that come first: `region` reads what they make. Weights are [filters, channels, *kernel].
-    Elements of `dtype` u32 are pairs of bf16, two channels each.
+    Elements of `dtype` u32 are groups of channels that `dot` multiplies.
     """
 
     windows: Windows
@@ -44,11 +45,12 @@ class Convolution:
     column: str
     region: Region
     copies: Lowered
+    dot: Dot | None = None
 
     @property
     def sums(self) -> DType:
         """The type of the sums."""
-        return F32 if self.dtype == U32 else self.dtype
+        return self.dtype if self.dot is None else self.dot.sums
 
 
 def find_convolution(region: Region) -> Convolution | None:

@@ -13,7 +13,7 @@ import numpy as np
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, dim_min, linear, product, symbol
-from ....ir.dtypes import I64, U32
+from ....ir.dtypes import I64
 from ....ir.loops import Alias, For, If, Let, Statement
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
@@ -82,7 +82,7 @@ class _Gemm:
         self.in_place = array is None and self._reads_in_place()
         # Weights that are read once, by one tile of rows, stay as narrow as the model has them.
         once = array is not None and isinstance(self.rows, int) and self.rows <= self.tile.rows
-        stored = found.right.dtype if once and found.dtype != U32 else found.dtype
+        stored = found.right.dtype if once and found.dot is None else found.dtype
         self.packed = Buffer("packed", stored, self.batches * self.panels.size)
         self.by_rows = self._divides_rows()
 
@@ -207,7 +207,7 @@ class _Gemm:
         yield alias
         depth = self.found.depth
         loops = [(axis.name, axis.extent) for axis in depth] or [("once", 1)]
-        yield from multiply_accumulate(tile, self.found.sums, loops, left, right)
+        yield from multiply_accumulate(tile, self.found.sums, loops, left, right, dot=self.found.dot)
         yield from self._finish(tile, columns, column, row)
 
     def _batch(self) -> dict[str, Dim]:

@@ -80,10 +80,10 @@ def column_runs(panels: Panels) -> Iterator[Columns]:
 def matrices(product_: Product, array: np.ndarray) -> np.ndarray:
     """The constant right operand as matrices [batches, depth, columns]."""
     axes = (*product_.batch, *product_.depth, product_.column)
-    extents = [_known(axis.extent) for axis in axes]
-    strides = [_known(axis.right) for axis in axes]
-    batches = int(np.prod([_known(axis.extent) for axis in product_.batch], dtype=np.int64))
-    flat = np.ascontiguousarray(array).reshape(-1)[_known(product_.right_start) :]
+    extents = [known(axis.extent) for axis in axes]
+    strides = [known(axis.right) for axis in axes]
+    batches = int(np.prod([known(axis.extent) for axis in product_.batch], dtype=np.int64))
+    flat = np.ascontiguousarray(array).reshape(-1)[known(product_.right_start) :]
     view = np.lib.stride_tricks.as_strided(
         flat, extents, [stride * flat.itemsize for stride in strides], writeable=False
     )
@@ -93,7 +93,7 @@ def matrices(product_: Product, array: np.ndarray) -> np.ndarray:
 def packed(matrices: np.ndarray, panels: Panels, dtype: DType) -> np.ndarray:
     """The panels of matrices [batches, depth, columns] in one row."""
     batches, depth, columns = matrices.shape
-    size, width, all_columns = _known(panels.size), panels.tile.width, _known(panels.padded)
+    size, width, all_columns = known(panels.size), panels.tile.width, known(panels.padded)
     result = np.zeros(batches * size, dtype.numpy)
     for batch in range(batches):
         at = batch * size
@@ -115,7 +115,8 @@ def pairs_of(array: np.ndarray) -> np.ndarray:
     return found.view(np.uint32)[..., 0]
 
 
-def _known(dim: Dim) -> int:
+def known(dim: Dim) -> int:
+    """A size that schedules need as a number; they look before."""
     assert isinstance(dim, int), f"{dim} is not a constant"
     return dim
 

@@ -23,6 +23,7 @@ from ....passes.regions import Call, Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, through_memory
 from ...kernels.operands import joined
+from ..dot_products import PAIRS
 from .conv import _Conv
 from .convolution import Convolution, find_convolution, find_phases
 from .packing import Columns, packed, pairs_of
@@ -122,6 +123,7 @@ class _PairConv(_Conv):
             strides=(image, row, pixel),
             channels=whole.channels // 2,
             dtype=U32,
+            dot=PAIRS,
         )
         super().__init__(target, found, outputs, suffix)
 

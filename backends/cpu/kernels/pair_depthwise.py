@@ -21,10 +21,11 @@ from ....passes.regions import Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, through_memory
 from ...kernels.operands import joined
+from ..dot_products import PAIRS
 from .convolution import Convolution, find_convolution
 from .depthwise import _Depthwise
 from .packing import first_lanes, pairs_of
-from .register_tile import PAIRS, Tile, accumulators
+from .register_tile import Tile, accumulators
 
 LANES = (4, 8, 16)
 """Of sums, for which there is the instruction."""
@@ -34,7 +35,7 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     """The kernel of a depthwise convolution of bf16 over an image of known width, where pairs are multiplied by one
     instruction; None for others."""
     found = find_convolution(region)
-    if found is None or found.channels != 1 or found.filters != 1 or PAIRS not in target.dot_products:
+    if found is None or found.channels != 1 or found.filters != 1 or PAIRS.name not in target.dot_products:
         return None
     if found.input.dtype != BF16 or found.dtype != F32 or found.windows.kernel[0] == 1:
         return None
@@ -127,5 +128,5 @@ class _PairDepthwise(_Depthwise):
                 yield Define(register, s.Shuffle(U16, 2 * lanes, *both, order))
                 for i, t in users:
                     x, w = s.load(register, 0, 2 * lanes), s.load(weights[t], 0, lanes)
-                    yield Store(sums, i, s.Call(F32, lanes, PAIRS, (s.load(sums, i, lanes), x, w)))
+                    yield Store(sums, i, PAIRS(s.load(sums, i, lanes), x, w))
         yield from self._finish(tile, row, at, channel, valid)

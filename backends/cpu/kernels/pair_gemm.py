@@ -23,6 +23,7 @@ from ....ir.target import Target
 from ....passes.regions import Call, Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, epilogue, through_memory
+from ..dot_products import PAIRS
 from .gemm import _Gemm
 from .packing import matrices, packed, pairs_of, transposed
 from .product import Axis, Product, find_product, flattened
@@ -210,4 +211,6 @@ def _pairwise(
     if _right_in_pairs(whole):
         column = replace(column, right=floordiv(column.right, 2))
     assert isinstance(left, Load)
-    return replace(whole, dtype=U32, left=left, left_start=start, batch=batch, rows=rows, depth=depth, column=column)
+    return replace(
+        whole, dtype=U32, left=left, left_start=start, batch=batch, rows=rows, depth=depth, column=column, dot=PAIRS
+    )

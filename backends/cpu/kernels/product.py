@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from ....ir import scalars as s
 from ....ir.dims import Dim, linear, symbol
-from ....ir.dtypes import F32, F64, U32, DType
+from ....ir.dtypes import F32, F64, DType
 from ....ir.scalars import Load, Scalar
 from ....ir.tensors import Indices
 from ....passes.regions import Region
-from ...kernels.product import find_factors
+from ...kernels.product import Factors, find_factors
+from ..dot_products import Dot
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Product:
 
     `left` and `right` are loads whose offsets are linear in all axes: `left_start` and `right_start` are what remains
     at index 0. `element` is the anchor's element over `accumulator_leaf`, `dtype` the type of the factors: f32, f64, or
-    u32 for pairs of bf16 that follow one another along the depth. Right is the operand with columns; `batch` axes are
-    those that both operands have, and columns before the last.
+    u32 for groups of elements that follow one another along the depth and that `dot` multiplies. Right is the operand
+    with columns; `batch` axes are those that both operands have, and columns before the last.
     """
 
     indices: Indices
@@ -50,11 +51,12 @@ class Product:
     column: Axis
     depth: tuple[Axis, ...]
     element: Scalar
+    dot: Dot | None = None
 
     @property
     def sums(self) -> DType:
         """The type of the sum."""
-        return F32 if self.dtype == U32 else self.dtype
+        return self.dtype if self.dot is None else self.dot.sums
 
 
 def find_product(region: Region) -> Product | None:
@@ -62,10 +64,15 @@ def find_product(region: Region) -> Product | None:
     found = find_factors(region)
     if found is None or found.total.dtype not in (F32, F64) or isinstance(found.indices[-1], int):
         return None
-    shape, total = found.shape, found.total
     left, right = _buffer_read(found.left), _buffer_read(found.right)
     if left is None or right is None or left.dtype != right.dtype:
         return None
+    return product_of(found, left, right)
+
+
+def product_of(found: Factors, left: Load, right: Load) -> Product | None:
+    """The product of what two loads read, or None where their offsets are not linear in the indices."""
+    shape, total = found.shape, found.total
     names = [*((f"o{a}", d) for a, d in enumerate(shape) if d != 1), *found.ranges]
     axes: list[Axis] = []
     left_start, right_start = left.offset, right.offset

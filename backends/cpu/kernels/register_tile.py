@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from ....ir import scalars as s
 from ....ir.dims import Dim, symbol
-from ....ir.dtypes import U32, DType
+from ....ir.dtypes import DType
 from ....ir.loops import Alloc, Define, For, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
+from ..dot_products import Dot
 
 # Rows of a tile: each one is a stream of its own for the prefetcher, and where the distance between rows is not a
 # constant it takes a general register.
@@ -28,8 +29,6 @@ L2_BYTES_PER_CYCLE = 24.0
 L3_BYTES_PER_CYCLE = 8.0
 # What one more variant of the inner loop must save of the running time to be worth its code.
 VARIANT_COST = 0.015
-# What adds the products of pairs of bf16.
-PAIRS = "dot2_bf16_bf16"
 # Rows to plan for where their number is only known at run time.
 USUAL_ROWS = 120
 
@@ -113,6 +112,7 @@ def choose_tile(
 
 Loops = Sequence[tuple[str, Dim]]
 Reads = Callable[[int], Scalar]
+Starts = Callable[[int, int], Scalar]
 
 
 def accumulators(tile: Tile, dtype: DType) -> Buffer:
@@ -128,25 +128,27 @@ def multiply_accumulate(
     right: Reads,
     setup: Sequence[Statement] = (),
     beside: Sequence[Statement] = (),
+    dot: Dot | None = None,
+    start: Starts | None = None,
 ) -> Iterator[Statement]:
     """Defines the tile's accumulators and adds to them left(row) * right(vector) over all of `loops` (outermost first).
 
-    `left` gives a scalar of `dtype`, `right` a vector of it, over the loops' indices; or both u32, which are pairs of
-    bf16. A small tile sums in several sets of accumulators, which are added up at the end. `setup` comes right before
-    the innermost loop.
+    `left` gives a scalar of `dtype`, `right` a vector of it, over the loops' indices; or both u32, the groups of
+    elements that `dot` multiplies and adds. A small tile sums in several sets of accumulators, which are added up at
+    the end. `setup` comes right before the innermost loop. `start(row, vector)` is what sums begin with, else 0.
     """
     sums = accumulators(tile, dtype)
     yield Alloc(sums)
     count = tile.rows * tile.vectors
     zero = s.const(0, dtype, tile.lanes)
     for number in range(count):
-        yield Store(sums, number, zero)
+        yield Store(sums, number, zero if start is None else start(*divmod(number, tile.vectors)))
     name, depth = loops[-1]
     sets = 1
     while sets * count < CHAINS and not (isinstance(depth, int) and depth < 4 * sets):
         sets *= 2
     if sets == 1:
-        step = tuple(_step(tile, dtype, sums, left, right))
+        step = tuple(_step(tile, sums, dot, left, right))
         yield from _nested(loops[:-1], [*setup, For(name, depth, (*beside, *step))])
         return
     extra = Buffer("more", dtype, (sets - 1) * count, "register", tile.lanes)
@@ -158,9 +160,9 @@ def multiply_accumulate(
     for copy in range(sets):
         at = s.Rewriter(dims={name: symbol(name, 0, main - 1) * sets + copy})
         into, first = (sums, 0) if copy == 0 else (extra, (copy - 1) * count)
-        steps += _step(tile, dtype, into, lambda i, at=at: at(left(i)), lambda v, at=at: at(right(v)), first, copy)  # type: ignore[misc]
+        steps += _step(tile, into, dot, lambda i, at=at: at(left(i)), lambda v, at=at: at(right(v)), first, copy)  # type: ignore[misc]
     rest = s.Rewriter(dims={name: symbol(name, 0, depth - main * sets - 1) + main * sets})
-    tail = list(_step(tile, dtype, sums, lambda i: rest(left(i)), lambda v: rest(right(v))))
+    tail = list(_step(tile, sums, dot, lambda i: rest(left(i)), lambda v: rest(right(v))))
     inner = [For(name, main, tuple(steps)), For(name, depth - main * sets, tuple(tail))]
     yield from _nested(loops[:-1], [*setup, *inner])
     for number in range(count):
@@ -177,7 +179,7 @@ def _nested(loops: Loops, inner: Sequence[Statement]) -> Sequence[Statement]:
 
 
 def _step(
-    tile: Tile, dtype: DType, sums: Buffer, left: Reads, right: Reads, first: int = 0, copy: int = 0
+    tile: Tile, sums: Buffer, dot: Dot | None, left: Reads, right: Reads, first: int = 0, copy: int = 0
 ) -> Iterator[Statement]:
     lanes = tile.lanes
     vectors = [right(v) for v in range(tile.vectors)]
@@ -191,5 +193,4 @@ def _step(
         for v, column in enumerate(columns):
             number = first + i * tile.vectors + v
             a, b, total = s.load(row, 0, lanes), s.load(column, 0, lanes), s.load(sums, number, lanes)
-            pairs = value.dtype == U32
-            yield Store(sums, number, s.Call(dtype, lanes, PAIRS, (total, a, b)) if pairs else s.fma(a, b, total))
+            yield Store(sums, number, s.fma(a, b, total) if dot is None else dot(total, a, b))

@@ -38,9 +38,10 @@ from ....ir.target import Target
 from ....passes.regions import Call, Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue
-from .packing import matrices, pairs_of
+from ..dot_products import PAIRS
+from .packing import known, matrices, pairs_of
 from .product import Product, flattened
-from .register_tile import PAIRS, Tile, accumulators, choose_tile, multiply_accumulate, pieces
+from .register_tile import Tile, accumulators, choose_tile, multiply_accumulate, pieces
 
 # Of blocks 11, 12, 21, 22: what the seven products take from the left and the right operand, and which blocks of the
 # result they are added to.
@@ -106,13 +107,13 @@ class Plan:
 def choose_plan(found: Product, target: Target, levels: int = 1) -> Plan | None:
     """The fastest plan of at most `levels` levels; None where the definition is about as fast, or sizes do not fit."""
     sizes = [axis.extent for axis in (*found.rows, *found.depth, found.column)]
-    narrow = found.left.dtype == BF16 and PAIRS in target.dot_products
+    narrow = found.left.dtype == BF16 and PAIRS.name in target.dot_products
     if found.batch or not found.depth or found.dtype != F32 or not (narrow or found.left.dtype == F32):
         return None
     if not all(isinstance(size, int) and size > 0 for size in sizes) or found.depth[-1].left != 1:
         return None
-    rows, depth = (_known(product(axis.extent for axis in axes)) for axes in (found.rows, found.depth))
-    columns, lanes = _known(found.column.extent), target.lanes(32)
+    rows, depth = (known(product(axis.extent for axis in axes)) for axes in (found.rows, found.depth))
+    columns, lanes = known(found.column.extent), target.lanes(32)
     weights = depth * columns * found.left.dtype.bytes / MEMORY_BYTES_PER_CYCLE
     arithmetic = CLASSICAL * rows * (depth // (1 + narrow)) * -(-columns // lanes) / target.multiply_adds
     least = max(arithmetic, weights) + CLASSICAL_SHARE * weights
@@ -132,7 +133,7 @@ def _plan(
 ) -> Plan | None:
     """What so many levels cost; None where the operands cannot be cut so."""
     parts, lanes, rows = 1 << levels, target.lanes(32), rows // chunks
-    outer, inner = _known(found.depth[0].extent), _known(found.depth[-1].extent)
+    outer, inner = known(found.depth[0].extent), known(found.depth[-1].extent)
     if outer % parts or (inner // parts if len(found.depth) == 1 else inner) % lanes:
         return None
     height, wide = -(-rows // parts), -(-columns // (parts * lanes))
@@ -175,10 +176,10 @@ class Strassen:
     def __init__(self, region: Region, found: Product, outputs: Epilogue, array: np.ndarray, plan: Plan) -> None:
         self.region, self.found, self.outputs, self.array = region, found, outputs, array
         self.plan, self.tile, self.lanes = plan, plan.tile, plan.tile.lanes
-        self.rows = _known(product(axis.extent for axis in found.rows)) // plan.chunks
+        self.rows = known(product(axis.extent for axis in found.rows)) // plan.chunks
         self.start: Dim = symbol("start", 0, (plan.chunks - 1) * self.rows) if plan.chunks > 1 else 0
-        self.depth = _known(product(axis.extent for axis in found.depth)) // plan.parts
-        self.columns = _known(found.column.extent)
+        self.depth = known(product(axis.extent for axis in found.depth)) // plan.parts
+        self.columns = known(found.column.extent)
         self.height = -(-self.rows // plan.parts)
         self.missing = self.height * plan.parts - self.rows
         self.kept, self.factors = (BF16, U32) if plan.narrow else (F32, F32)
@@ -229,7 +230,7 @@ class Strassen:
         """Sums of the weights' blocks: [group of panels][product][depth][columns of a part]."""
         (weights,) = matrices(self.found, self.array)
         parts, products = self.plan.parts, self.plan.products
-        result = np.empty(_known(self.packed.size), self.factors.numpy)
+        result = np.empty(known(self.packed.size), self.factors.numpy)
         at = column = 0
         for _, count, vectors in self.groups:
             width = vectors * self.lanes
@@ -283,12 +284,12 @@ class Strassen:
         """The sums of one row of each part of rows, of which the first `there` have it; behind the first product's,
         a vector that tells by a NaN whether all their numbers are finite."""
         parts, found, lanes = self.plan.parts, self.found, self.lanes
-        extents = [_known(axis.extent) for axis in found.depth]
+        extents = [known(axis.extent) for axis in found.depth]
         extents[0] //= parts
         extents[-1] //= lanes
         at = [k.index_symbol(axis.name, extent) for axis, extent in zip(found.depth, extents, strict=True)]
         at[-1] = at[-1] * lanes
-        half = _known(found.depth[0].extent) // parts * found.depth[0].left
+        half = known(found.depth[0].extent) // parts * found.depth[0].left
         inside = sum((index * axis.left for index, axis in zip(at, found.depth, strict=True)), 0)
         body: list[Statement] = []
         blocks: list[list[Scalar]] = []
@@ -400,6 +401,7 @@ class Strassen:
             lambda i: s.load(left, i * row_step + c),
             lambda v: s.load(right, c * tile.width + v * lanes, lanes),
             beside=fetch,
+            dot=PAIRS if self.plan.narrow else None,
         )
         sums, target = accumulators(tile, F32), k.index_symbol("target", self.most)
         sign, into = Buffer("sign", F32, 1, "register", lanes), Buffer("into", F32)
@@ -475,8 +477,3 @@ def _named(body: list[Statement], name: str, value: Scalar) -> Scalar:
     register = Buffer(name, F32, 1, "register", value.lanes)
     body.append(Define(register, value))
     return s.load(register, 0, value.lanes)
-
-
-def _known(dim: Dim) -> int:
-    assert isinstance(dim, int), f"{dim} is not a constant"
-    return dim

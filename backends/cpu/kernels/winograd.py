@@ -26,10 +26,11 @@ from ....passes.regions import Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, through_memory
 from ...kernels.operands import joined
+from ..dot_products import PAIRS
 from .convolution import Convolution, find_convolution
 from .epilogue import finish_tile
 from .filtering import as_array, times
-from .packing import Columns, Panels, column_runs, first_lanes, packed, pairs_of
+from .packing import Columns, Panels, column_runs, first_lanes, known, packed, pairs_of
 from .register_tile import Tile, accumulators, multiply_accumulate, remainders
 from .winograd_plan import Plan, applies, choose_plan
 
@@ -64,14 +65,14 @@ class _Winograd:
         self.depth = -(-self.channels // 2) if plan.narrow else self.channels
         self.panels = Panels(self.tile, self.filters, self.depth)
         self.deep = -(-self.channels // self.lanes) * self.lanes
-        self.broad = _known(self.panels.padded)
+        self.broad = known(self.panels.padded)
         # One vector more between frequencies: distances of powers of 2 would fall into the same sets of the cache.
         self.input_step = self.block * self.deep + self.lanes
         self.output_step = self.block * self.broad + self.lanes
         self.tasks = target.threads
         # What lies between transform and product, and what is multiplied: perhaps bf16, as pairs of channels.
         self.kept, self.factors = (BF16, U32) if plan.narrow else (F32, F32)
-        self.packed = Buffer("packed", self.factors, found.group * self.frequencies * _known(self.panels.size))
+        self.packed = Buffer("packed", self.factors, found.group * self.frequencies * known(self.panels.size))
         self.zeros = Buffer("zeros", found.input.dtype, self.deep)
         self.transformed = Buffer("transformed", self.kept, self.tasks * self.frequencies * self.input_step)
         self.products = Buffer("products", F32, self.tasks * self.frequencies * self.output_step)
@@ -260,6 +261,7 @@ class _Winograd:
             [("c", self.depth)],
             lambda i: s.load(left, i * row_step + c),
             lambda v: s.load(right, c * (columns.vectors * lanes) + v * lanes, lanes),
+            dot=PAIRS if self.plan.narrow else None,
         )
         sums = accumulators(tile, F32)
         for i in range(tile.rows):
@@ -327,8 +329,3 @@ class _Names:
         self.count += 1
         self.body.append(Define(register, value))
         return s.load(register, 0, value.lanes)
-
-
-def _known(dim: Dim) -> int:
-    assert isinstance(dim, int), f"{dim} is not a constant"
-    return dim

@@ -10,9 +10,10 @@ from itertools import product
 
 from ....ir.dtypes import BF16, F16, F32
 from ....ir.target import Target
+from ..dot_products import PAIRS
 from .convolution import Convolution
 from .filtering import Filtering, exists, filtering
-from .register_tile import L2_BYTES_PER_CYCLE, PAIRS, Tile, choose_tile, pieces
+from .register_tile import L2_BYTES_PER_CYCLE, Tile, choose_tile, pieces
 
 OUTPUTS = (2, 3, 4)
 """Of a stretch along an axis with several taps: those to choose from."""
@@ -86,7 +87,7 @@ def choose_plan(found: Convolution, target: Target) -> Plan | None:
         found.group,
         found.channels,
         found.filters,
-        found.input.dtype == BF16 and PAIRS in target.dot_products,
+        found.input.dtype == BF16 and PAIRS.name in target.dot_products,
     )
     if 0 in outputs or problem.images == 0:
         return None
