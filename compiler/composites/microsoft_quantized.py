@@ -341,11 +341,23 @@ def matmul_nbits(
     blocks = ceildiv(K, block_size)
     packed = n.reshape(B, N, blocks * (block_size * bits // 8))
     scales = n.reshape(scales, N, blocks)
-    if g_idx is None:
+    if g_idx is None and all(n.known(value) is not None for value in (B, scales, zero_points) if value is not None):
+        zeros = n.known(zero_points)
+        if zeros is not None and zeros.dtype == np.uint8:
+            shifts = np.arange(8 // bits, dtype=np.uint8) * np.uint8(bits)
+            every = (zeros.reshape(N, -1, 1) >> shifts) & np.uint8((1 << bits) - 1)
+            zeros = every.reshape(N, -1)[:, :blocks]
+        zeros = None if zeros is None else n.constant(zeros.reshape(N, blocks))
+        product = n(
+            "onnxc.PackedMatMul", A, packed, scales, zeros, depth=K, bits=bits, block_size=block_size,
+            accuracy_level=accuracy_level,
+        )  # fmt: skip
+    elif g_idx is None:
         weights = n.slice(unpacked_weights(n, packed, scales, zero_points, bits, block_size), 1, 0, K)
+        product = n("com.microsoft.FusedMatMul", A, weights, transB=1)
     else:
         weights = _grouped(n, packed, scales, zero_points, n.slice(g_idx, 0, 0, K), bits, K)
-    product = n("com.microsoft.FusedMatMul", A, weights, transB=1)
+        product = n("com.microsoft.FusedMatMul", A, weights, transB=1)
     return product if bias is None else n("Add", product, bias)
 
 
