@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,14 +105,20 @@ def packed(matrices: np.ndarray, panels: Panels, dtype: DType) -> np.ndarray:
     return result
 
 
+def groups_of(array: np.ndarray, group: int) -> np.ndarray:
+    """[..., depth, columns] as [..., ceil(depth / group), columns] of u32, the first row of a group in the low bits."""
+    *batch, depth, columns = array.shape
+    bits = {2: np.uint16, 4: np.uint8}[group]
+    found = np.zeros((*batch, -(-depth // group), columns, group), bits)
+    rows = np.ascontiguousarray(array).view(bits)
+    for part in range(group):
+        found[..., : -(-(depth - part) // group), :, part] = rows[..., part::group, :]
+    return found.view(np.uint32)[..., 0]
+
+
 def pairs_of(array: np.ndarray) -> np.ndarray:
     """[..., depth, columns] of bf16 as [..., ceil(depth / 2), columns] of u32, row 2i in the low bits."""
-    *batch, depth, columns = array.shape
-    found = np.zeros((*batch, -(-depth // 2), columns, 2), np.uint16)
-    bits = np.ascontiguousarray(array).view(np.uint16)
-    found[..., 0] = bits[..., ::2, :]
-    found[..., : depth // 2, :, 1] = bits[..., 1::2, :]
-    return found.view(np.uint32)[..., 0]
+    return groups_of(array, 2)
 
 
 def known(dim: Dim) -> int:
@@ -165,9 +171,17 @@ def pack_call(
 
 
 def transposed(
-    product_: Product, panels: Panels, source: Buffer, into: Buffer, padded: Dim, left: Dim, target: Target
+    product_: Product,
+    panels: Panels,
+    source: Buffer,
+    into: Buffer,
+    padded: Dim,
+    left: Dim,
+    target: Target,
+    convert: Callable[[Scalar], Scalar] = lambda x: x,
 ) -> list[Statement]:
-    """Columns that lie contiguous along the depth: squares of lanes x lanes are transposed in registers."""
+    """Columns that lie contiguous along the depth: squares of lanes x lanes are transposed in registers. What is stored
+    are the elements as `convert` makes them."""
     lanes, depth, stride = panels.tile.lanes, panels.depth, product_.column.right
     group = k.index_symbol("group", padded // lanes) * lanes
     square = k.index_symbol("square", depth // lanes) * lanes
@@ -192,13 +206,14 @@ def transposed(
                 statements.append(Define(register, shuffled))
                 mixed[target_lane] = s.load(register, 0, lanes)
         rows = mixed
-    statements += [Store(into, (square + lane) * padded + group, row) for lane, row in enumerate(rows)]
+    statements += [Store(into, (square + lane) * padded + group, convert(row)) for lane, row in enumerate(rows)]
     whole = For("square", depth // lanes, tuple(statements))
     rest, first = depth % lanes, depth // lanes * lanes
     at = k.index_symbol("rest", rest)
     lane_index = k.index_symbol("lane", lanes)
     inside = s.index(group + lane_index) < s.index(left)
-    value = s.select(inside, s.load(source, (group + lane_index) * stride + first + at), s.const(0, product_.dtype))
+    read = convert(s.load(source, (group + lane_index) * stride + first + at))
+    value = s.select(inside, read, s.const(0, product_.dtype))
     store = Store(into, (first + at) * padded + group + lane_index, value)
     tail = For("rest", rest, (For("lane", lanes, (store,), "vector"),))
     return [For("group", padded // lanes, (whole, tail) if rest != 0 else (whole,))]

@@ -26,8 +26,8 @@ from ...kernels.operands import joined
 from ..dot_products import PAIRS
 from .conv import _Conv
 from .convolution import Convolution, find_convolution, find_phases
+from .grouped_gemm import divisible
 from .packing import Columns, packed, pairs_of
-from .pair_gemm import is_even
 
 
 def schedule(region: Region, target: Target) -> Lowered | None:
@@ -46,7 +46,7 @@ def schedule(region: Region, target: Target) -> Lowered | None:
 def transposed(region: Region, target: Target) -> Lowered | None:
     """The kernels of a channels-last transposed convolution of bf16, one for each phase of its stride."""
     phases = find_phases(region)
-    if phases is None or not all(map(_applies, phases)) or not is_even(phases[0].channels):
+    if phases is None or not all(map(_applies, phases)) or phases[0].channels % 2:
         return None
     result: Lowered | None = phases[0].copies
     for number, found in enumerate(phases):
@@ -63,12 +63,12 @@ def _applies(found: Convolution) -> bool:
     """Whether operands are bf16, and pairs of channels neighbours in the image or in a copy of it."""
     if found.input.dtype != BF16 or found.dtype != F32:
         return False
-    even = all(map(is_even, (found.channels, found.start, *found.strides)))
+    even = divisible(2, (found.channels, found.start, *found.strides))
     return even or found.group == 1
 
 
 def _lowered(target: Target, found: Convolution, outputs: Epilogue, suffix: str = "") -> Lowered:
-    if all(map(is_even, (found.channels, found.start, *found.strides))):
+    if divisible(2, (found.channels, found.start, *found.strides)):
         return _PairConv(target, found, outputs, suffix).lowered()
     image, copy = _padded(found)
     strides = _strides(found)
