@@ -8,11 +8,24 @@ into a window per element, and a whole chain of elementwise operators into one l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..ir import loops as k
 from ..ir import scalars as s
-from ..ir.dims import Dim, Opaque, Quotient, Sum, atoms, known_le, linear, product, symbol
+from ..ir.dims import (
+    Dim,
+    Opaque,
+    Quotient,
+    Sum,
+    atoms,
+    ceildiv,
+    dim_max,
+    dim_min,
+    known_le,
+    linear,
+    product,
+    symbol,
+)
 from ..ir.scalars import Buffer, Scalar
 from ..ir.tensors import Indices, Tensor, flat_offset
 
@@ -23,6 +36,10 @@ ROW_BUFFER_BYTES = 16384
 PARALLEL_WORK = 40_000
 # Elements of a flat loop that one thread takes at a time.
 CHUNK = 8192
+# Parts of a reduction of everything to one element, which threads share.
+PARTS = 64
+# What an expression costs from which on it is kept for a later pass, if there is room.
+KEPT_COST = 12
 # Iterations up to which a loop is not worth vectors.
 SHORT = 7
 
@@ -86,7 +103,7 @@ def build_nests(outputs: Sequence[tuple[Buffer, Tensor]], sharing: Sharing | Non
     by_shape: dict[tuple[Dim, ...], list[tuple[Buffer, Tensor]]] = {}
     for buffer, tensor in outputs:
         by_shape.setdefault(tensor.shape, []).append((buffer, tensor))
-    block: list[k.Statement] = []
+    nests: list[tuple[str, list[Axis], list[Output]]] = []
     for number, (shape, group) in enumerate(by_shape.items()):
         if 0 in shape:
             continue
@@ -95,8 +112,40 @@ def build_nests(outputs: Sequence[tuple[Buffer, Tensor]], sharing: Sharing | Non
         names = {a: Axis(f"{prefix}{a}", extent).index for a, extent in enumerate(shape) if extent != 1}
         indices: Indices = tuple(names.get(a, 0) for a in range(len(shape)))
         stores = [Output(buffer, flat_offset(indices, shape), tensor.at(indices)) for buffer, tensor in group]
-        block += _Nest(axes, stores, prefix, sharing or Sharing()).build()
+        nests.append((prefix, axes, stores))
+    sharing = sharing or Sharing()
+    block, done = _whole_reductions([[o.value for o in stores] for _, _, stores in nests], sharing)
+    for prefix, axes, stores in nests:
+        stores = [replace(o, value=_replace(o.value, done, {})) for o in stores]
+        block += _Nest(axes, stores, prefix, sharing).build()
     return tuple(block)
+
+
+def _whole_reductions(
+    nests: Sequence[Sequence[Scalar]], sharing: Sharing
+) -> tuple[list[k.Statement], dict[bytes, Scalar]]:
+    """What is reduced to one element for a whole kernel, and is needed by several of its nests or worth sharing among
+    threads: the loops that do it, and what stands for each in the nests' values."""
+    uses: dict[bytes, list[int]] = {}
+    found: dict[bytes, s.Reduce] = {}
+    for number, values in enumerate(nests):
+        for reduce in (r for value in values for r in all_reductions(value)):
+            indices = [name for name in reduce.free if name.startswith(("i", "n", "r"))]
+            if not indices and not _inside(reduce) - {reduce.digest}:
+                found[reduce.digest] = reduce
+                uses.setdefault(reduce.digest, []).append(number)
+    builder = _Nest([], [], "a", sharing)
+    chosen = [r for r in found.values() if len(set(uses[r.digest])) > 1 or builder.shares(r)]
+    block: list[k.Statement] = []
+    done: dict[bytes, Scalar] = {}
+    while chosen:
+        together = [r for r in chosen if r.ranges == chosen[0].ranges]
+        chosen = [r for r in chosen if r not in together]
+        if all(map(builder.shares, together)):
+            block += builder.reduce_in_parts(together, done)
+        else:
+            block += builder.reduce_together(together, done, {}, [], [])
+    return block, done
 
 
 def unit_stride(value: Scalar, name: str) -> int:
@@ -273,7 +322,7 @@ class _Nest:
             first = ready[0]
             together = [r for r in ready if r.ranges == first.ranges]
             pending = [r for r in pending if r not in together]
-            block += self._reduce_together(together, done, kept, values, pending)
+            block += self.reduce_together(together, done, kept, values, pending)
         values = [_replace(value, done, kept) for value in values]
         body: list[k.Statement] = []
         for output, value in zip(self.outputs, values, strict=True):
@@ -313,8 +362,6 @@ class _Nest:
 
     def _chunks(self, axis: Axis, body: list[k.Statement], size: int) -> list[k.Statement]:
         """A flat loop shared among threads in chunks."""
-        from ..ir.dims import ceildiv, dim_min
-
         chunk = Axis(f"{axis.name}c", ceildiv(axis.extent, size))
         within = f"{axis.name}v"
         length = f"{axis.name}n"
@@ -331,7 +378,7 @@ class _Nest:
             )
         ]
 
-    def _reduce_together(
+    def reduce_together(
         self,
         group: list[s.Reduce],
         done: dict[bytes, Scalar],
@@ -369,6 +416,47 @@ class _Nest:
             body = [k.loop(axis.name, axis.extent, body, kind)]
         return block + body
 
+    def shares(self, reduce: s.Reduce) -> bool:
+        """Whether threads share a reduction: where it is long, and nothing of it is worth keeping."""
+        size, work = product(extent for _, extent in reduce.ranges), max(1, cost(reduce.body))
+        long = not isinstance(size, int) or (size >= 2 * CHUNK and size * work >= self.sharing.work)
+        return self.sharing.chunk is not None and long and work < KEPT_COST
+
+    def reduce_in_parts(self, group: list[s.Reduce], done: dict[bytes, Scalar]) -> list[k.Statement]:
+        """As `reduce_together`, in `PARTS` parts that are combined in the end, however many threads there are."""
+        self.registers += 1
+        stem = f"{self.prefix}{self.registers}"
+        axes = [Axis(f"{stem}_{a}", extent) for a, (_, extent) in enumerate(group[0].ranges)]
+        renamed = {old: axis.index for (old, _), axis in zip(group[0].ranges, axes, strict=True)}
+        axes, bodies, _ = collapse(axes, [s.Rewriter(dims=renamed)(r.body) for r in group], [], "")
+        outer, length = axes[0], ceildiv(axes[0].extent, PARTS)
+        part, count = Axis(f"{stem}c", PARTS).index, symbol(f"{stem}n", 0, length)
+        within = Axis(f"{stem}v", length) if len(axes) == 1 else Axis(f"{stem}o", length)
+        moved = s.Rewriter(dims={outer.name: part * length + symbol(within.name, 0, length - 1)})
+        before: list[k.Statement] = []
+        body: list[k.Statement] = []
+        first: list[k.Statement] = [k.Let(f"{stem}n", dim_max(0, dim_min(length, outer.extent - part * length)))]
+        last: list[k.Statement] = []
+        after: list[k.Statement] = []
+        turn = Axis(f"{stem}t", PARTS).index
+        for reduce, value in zip(group, bodies, strict=True):
+            identity = s.const(s.IDENTITY[reduce.op](reduce.dtype), reduce.dtype)
+            one, total = self._register(reduce.op, reduce.dtype), self._register(reduce.op, reduce.dtype)
+            partial = Buffer(f"{one.name}_parts", reduce.dtype, PARTS, "stack")
+            before += [k.Alloc(partial), k.Define(total, identity)]
+            first.append(k.Define(one, identity))
+            body.append(k.Store(one, 0, combined(reduce.op, s.load(one, 0), moved(value))))
+            last.append(k.Store(partial, part, s.load(one, 0)))
+            after.append(k.Store(total, 0, combined(reduce.op, s.load(total, 0), s.load(partial, turn))))
+            done[reduce.digest] = s.load(total, 0)
+        inner = axes[-1] if len(axes) > 1 else within
+        kind = "vector" if all(unit_stride(value, inner.name) >= 0 for value in bodies) else "serial"
+        for axis in reversed(axes[1:]):
+            body = [k.loop(axis.name, axis.extent, body, kind if axis is inner else "serial")]
+        body = [k.loop(within.name, count, body, kind if len(axes) == 1 else "serial")]
+        parts = k.loop(f"{stem}c", PARTS, [*first, *body, *last], "parallel")
+        return [*before, parts, k.loop(f"{stem}t", PARTS, after, "vector")]
+
     def _row_to_keep(
         self,
         group: list[s.Reduce],
@@ -391,7 +479,7 @@ class _Nest:
             for node in s.walk(body):
                 if not isinstance(node, s.Const | s.Load | s.Index) and node.free & to_inner.keys():
                     moved = rewriter(node)
-                    if moved.digest in later and cost(node) >= 12 and not all_reductions(node):
+                    if moved.digest in later and cost(node) >= KEPT_COST and not all_reductions(node):
                         candidates.append((cost(node), node, moved))
         if not candidates:
             return None

@@ -1,0 +1,148 @@
+"""What QuantizeLinear does to each element, in a few instructions: divide, round, move to the zero point, saturate.
+
+`cast(min(max(round(x / scale) + zero, low), high))` is computed the other way round, with the same bits: first `x` is
+limited to what the range of the result allows (NaN becomes its lowest value), so that everything after is finite.
+
+- A division by a constant is a multiplication by its reciprocal and two fused multiply-adds, which give the correctly
+  rounded quotient where nothing overflows or underflows (P. Markstein, "Computation of elementary functions on the IBM
+  RISC System/6000 processor", 1990; N. Brisebarre, J.-M. Muller and S. K. Raina, "Accelerating correctly rounded
+  floating-point division when the divisor is known in advance", 2004). Targets without them divide.
+- Adding 1.5 * 2^23 rounds an f32 to an integer, half to even, which then stands in the lowest bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..ir import loops
+from ..ir import scalars as s
+from ..ir.dtypes import F32, I8, I16, I32, U8, U16
+from ..ir.loops import Kernel
+from ..ir.scalars import Rewriter, Scalar, bitcast, const
+
+NARROW = (I8, U8, I16, U16)
+WHOLE = 1.5 * 2.0**23
+WHOLE_BITS = 0x4B400000
+LARGEST = 1 << 17
+"""Quotients are limited to less: with a scale's rounding they are still whole numbers in f32."""
+SCALES = 2.0**-64, 2.0**64
+"""Constants by which is divided; with them no step of the division leaves the normal numbers but for results of 0."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """round(value) + zero within [low, high]; `whole` is the integer zero point where it is not a number."""
+
+    value: Scalar
+    low: float
+    high: float
+    zero: float = 0.0
+    whole: Scalar | None = None
+
+
+def round_in_steps(kernel: Kernel, fma: bool) -> Kernel:
+    """`kernel` with its quantizing expressions in their fast form, in any number of lanes."""
+    return replace(kernel, body=loops.rebuild(kernel.body, _Steps(fma)))
+
+
+class _Steps(Rewriter):
+    def __init__(self, fma: bool) -> None:
+        super().__init__()
+        self.fma = fma
+
+    def rebuild(self, scalar: Scalar) -> Scalar:
+        result = super().rebuild(scalar)
+        if isinstance(result, s.Cast) and result.dtype in NARROW and result.operand.dtype == F32:
+            steps = _matched(result.operand)
+            if steps is not None:
+                return s.cast(self._rounded(steps), result.dtype)
+        return result
+
+    def _rounded(self, steps: Steps) -> Scalar:
+        """The integer, i32."""
+        lanes = steps.value.lanes
+        least, most = steps.low - steps.zero, steps.high - steps.zero
+        limits: tuple[Scalar, Scalar] = const(least, F32, lanes), const(most, F32, lanes)
+        value, divisor = steps.value, _divisor(steps.value)
+        if steps.whole is not None:
+            moved = s.cast(steps.whole, F32)
+            value = _limited(value, limits[0] - moved, limits[1] - moved)
+        elif divisor is None:
+            value = _limited(value, *limits)
+        else:
+            assert isinstance(value, s.Binary)
+            ends = (const(float(np.float32(limit * divisor)), F32, lanes) for limit in (least, most))
+            x = _limited(value.left, *ends)
+            value = _quotient(x, divisor) if self.fma else s.binary("div", x, value.right)
+        bits = bitcast(value + const(WHOLE, F32, lanes), I32)
+        if steps.whole is not None:
+            return bits - const(WHOLE_BITS, I32, lanes) + s.cast(steps.whole, I32)
+        return bits - const(WHOLE_BITS - int(steps.zero), I32, lanes)
+
+
+def _limited(x: Scalar, least: Scalar, most: Scalar) -> Scalar:
+    """`x` within limits, the lower one where it is NaN: two instructions."""
+    x = s.select(least < x, x, least)
+    return s.select(x < most, x, most)
+
+
+def _quotient(x: Scalar, divisor: float) -> Scalar:
+    """x / divisor, correctly rounded."""
+    inverse = const(float(np.float32(1) / np.float32(divisor)), F32, x.lanes)
+    estimate = x * inverse
+    rest = s.fma(estimate, const(-divisor, F32, x.lanes), x)
+    return s.fma(rest, inverse, estimate)
+
+
+def _divisor(value: Scalar) -> float | None:
+    """The constant by which a quotient divides."""
+    divisor = _number(value.right) if isinstance(value, s.Binary) and value.op == "div" else None
+    return divisor if divisor is not None and SCALES[0] <= divisor <= SCALES[1] else None
+
+
+def _matched(limited: Scalar) -> Steps | None:
+    """min(max(round(value) + zero, low), high), in any order of the operands."""
+    outer = _with_number(limited, "min")
+    inner = _with_number(outer[0], "max") if outer is not None else None
+    if outer is None or inner is None:
+        return None
+    (whole, low), high = inner, outer[1]
+    zero, point = 0.0, None
+    if isinstance(whole, s.Binary) and whole.op == "add":
+        for one, other in ((whole.left, whole.right), (whole.right, whole.left)):
+            found = _number(other)
+            if found is not None:
+                whole, zero = one, found
+                break
+            if isinstance(other, s.Cast | s.Broadcast) and _whole_number(other) is not None:
+                whole, point = one, _whole_number(other)
+                break
+    if not (isinstance(whole, s.Unary) and whole.op == "round" and whole.dtype == F32):
+        return None
+    small = all(n == int(n) and abs(n) < LARGEST for n in (low, high, zero, low - zero, high - zero))
+    return Steps(whole.operand, low, high, zero, point) if small and low <= high else None
+
+
+def _whole_number(value: Scalar) -> Scalar | None:
+    """The narrow integer that was made a float."""
+    if isinstance(value, s.Broadcast):
+        found = _whole_number(value.operand)
+        return None if found is None else s.widen(found, value.lanes)
+    return value.operand if isinstance(value, s.Cast) and value.operand.dtype in NARROW else None
+
+
+def _with_number(value: Scalar, op: str) -> tuple[Scalar, float] | None:
+    if not (isinstance(value, s.Binary) and value.op == op and value.dtype == F32):
+        return None
+    for one, other in ((value.left, value.right), (value.right, value.left)):
+        number = _number(other)
+        if number is not None:
+            return one, number
+    return None
+
+
+def _number(scalar: Scalar) -> float | None:
+    scalar = scalar.operand if isinstance(scalar, s.Broadcast) else scalar
+    return float(scalar.value) if isinstance(scalar, s.Const) and np.isfinite(float(scalar.value)) else None
