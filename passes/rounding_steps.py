@@ -12,6 +12,7 @@ limited to what the range of the result allows (NaN becomes its lowest value), s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,6 +67,13 @@ class _Steps(Rewriter):
         least, most = steps.low - steps.zero, steps.high - steps.zero
         limits: tuple[Scalar, Scalar] = const(least, F32, lanes), const(most, F32, lanes)
         value, divisor = steps.value, _divisor(steps.value)
+        if size(value) < LARGEST and steps.whole is None:
+            # Limited as an integer, which packing instructions do themselves.
+            if divisor is not None and isinstance(value, s.Binary) and self.fma:
+                value = _quotient(value.left, divisor)
+            bits = bitcast(value + const(WHOLE, F32, lanes), I32) - const(WHOLE_BITS - int(steps.zero), I32, lanes)
+            limits = const(int(steps.low), I32, lanes), const(int(steps.high), I32, lanes)
+            return s.binary("min", s.binary("max", bits, limits[0]), limits[1])
         if steps.whole is not None:
             moved = s.cast(steps.whole, F32)
             value = _limited(value, limits[0] - moved, limits[1] - moved)
@@ -100,6 +108,33 @@ def _divisor(value: Scalar) -> float | None:
     """The constant by which a quotient divides."""
     divisor = _number(value.right) if isinstance(value, s.Binary) and value.op == "div" else None
     return divisor if divisor is not None and SCALES[0] <= divisor <= SCALES[1] else None
+
+
+def size(value: Scalar) -> float:
+    """What the magnitude of a finite value is at most; infinity where nothing is known, or where it might be NaN."""
+    number = _number(value)
+    if number is not None:
+        return abs(number)
+    if isinstance(value, s.Broadcast):
+        return size(value.operand)
+    if isinstance(value, s.Select):
+        return max(size(value.yes), size(value.no))
+    if isinstance(value, s.Cast) and value.dtype in (F32, I32):
+        return size(value.operand)
+    if isinstance(value, s.Binary) and value.dtype in (F32, I32):
+        left, right = size(value.left), size(value.right)
+        if value.op in ("add", "sub"):
+            return left + right
+        if value.op == "mul":
+            return left * right if math.inf not in (left, right) else math.inf
+        if value.op in ("min", "max"):
+            return max(left, right)
+        divisor = _number(value.right)
+        if value.op == "div" and value.dtype == F32 and divisor is not None and divisor:
+            return left / abs(divisor)
+    if value.dtype.is_integer and value.dtype.bits <= 16:
+        return max(abs(limit) for limit in value.dtype.limits)
+    return math.inf
 
 
 def _matched(limited: Scalar) -> Steps | None:
