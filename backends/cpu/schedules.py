@@ -14,11 +14,13 @@ from .kernels import (
     conv,
     depthwise,
     gemm,
+    integer_depthwise,
     pair_conv,
     pair_depthwise,
     pair_gemm,
     recurrent,
     upsampling,
+    weight_only,
     widened_gemm,
     winograd,
 )
@@ -26,6 +28,7 @@ from .kernels import (
 PRODUCTS: tuple[Schedule, ...] = (pair_gemm.schedule, widened_gemm.schedule, gemm.schedule)
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), PRODUCTS),
+    "onnxc.PackedMatMul": (weight_only.schedule,),
     "onnxc.Attention": (attention.schedule,),
     "onnxc.Append": (append.schedule,),
     "Conv": (
@@ -38,6 +41,7 @@ SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
         pair_conv.schedule,
         conv.schedule,
     ),
+    "ConvInteger": (integer_depthwise.schedule,),
     "ConvTranspose": (pair_conv.transposed, upsampling.schedule, conv.transposed),
     **dict.fromkeys(("LSTM", "GRU", "RNN", "com.microsoft.DynamicQuantizeLSTM"), (recurrent.schedule,)),
     **dict.fromkeys(("CumSum", "CumProd"), (scan.schedule,)),

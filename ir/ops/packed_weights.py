@@ -27,10 +27,10 @@ def packed_matmul(
 ) -> Tensor:
     """a [*, depth] @ W' for weights W [N, depth] that are (code - zero point) * scale, summed in f32: [*, N].
 
-    codes: u8 [N, bytes], a row's codes one after the other, the first in the lowest bits; those beyond the depth mean nothing.
-    scales, zero_points: [N, blocks], each for `block_size` neighbours of a row; zero points are u8 or of the type of
-    the scales, where absent 2^(bits - 1). `accuracy_level` is ONNX Runtime's: with 4 a schedule may round each block of
-    a row of `a` to 8 bits.
+    codes: u8 [N, bytes], codes of a row one after the other, the first in the lowest bits; those beyond the depth mean
+    nothing. scales, zero_points: [N, blocks], each for `block_size` neighbours of a row; zero points are u8 or of the
+    type of the scales, where absent 2^(bits - 1). `accuracy_level` is ONNX Runtime's: with 4 a schedule may round each
+    block of a row of `a` to 8 bits.
     """
     if bits not in (2, 4, 8) or block_size < 1 or a.rank < 1:
         raise ShapeError(f"weights of {bits} bits in blocks of {block_size}; there are 2, 4 and 8 bits")

@@ -1,0 +1,265 @@
+"""Products by weights of a few bits, which stay packed in memory and are unpacked in registers.
+
+Few rows are a stream of weights: a vector of words is unpacked once for all rows of a tile, and what a block of codes
+gives is scaled once. Codes are taken where they stand in a word, that is times a power of two, which a copy of the left
+operand is less; and zero points are subtracted by sums of that operand's blocks: sum a * (code - zero) = sum a * code -
+zero * sum a. So a vector of weights takes a mask, a conversion and a multiply-add. Many rows unpack a part of a panel
+to memory that stays in the cache (`weight_only_gemm`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from ....ir import loops as k
+from ....ir import scalars as s
+from ....ir.dims import Dim, dim_min, product, symbol
+from ....ir.dtypes import F32
+from ....ir.loops import Alias, Alloc, Define, For, If, Statement, Store
+from ....ir.scalars import Buffer, Scalar
+from ....ir.target import Target
+from ....passes.regions import Call, Lowered, Region
+from ...kernels.calls import call
+from ...kernels.epilogue import Epilogue, accumulator_leaf, anchor_indices, epilogue, through_memory
+from ...kernels.operands import affine, copied, joined
+from .epilogue import finish_tile
+from .packing import Columns, column_runs
+from .product import flattened
+from .register_tile import Tile, accumulators, choose_tile, pieces, remainders
+from .weight_only_gemm import ManyRows
+from .weight_only_panels import STEP, PackedProduct, WeightPanels, packed_product
+
+FEW_ROWS = 8
+"""Rows up to which weights are unpacked for each tile of rows."""
+MOST_VECTORS = 4
+"""Vectors of a panel for few rows: as many streams of words."""
+CHAINS = 4
+"""Sums in flight for each multiply-add of a cycle, whose latency is four."""
+
+
+def schedule(region: Region, target: Target) -> Lowered | None:
+    """The kernels of a product by packed weights; None where its weights are no constants or of an odd layout."""
+    first = region.operands[0]
+    if first is not None and first.kind != "opaque" and affine(first) is None:
+        changed, copies = copied(region, [0])
+        return joined(copies, schedule(changed, target))
+    found = packed_product(region)
+    if found is None or region.anchor_output is None:
+        return None
+    shape = region.anchor_output.shape
+    indices = anchor_indices(shape)
+    element = s.cast(accumulator_leaf(F32, indices[-1]), region.anchor_output.dtype)
+    outputs = epilogue(region, indices, shape, element, found.column, F32)
+    if outputs is None:
+        return through_memory(region, lambda alone: schedule(alone, target))
+    rows = product(axis.extent for axis in found.rows)
+    if isinstance(rows, int) and rows <= FEW_ROWS:
+        tile = few_rows_tile(rows, found.columns, target)
+    else:
+        tile = choose_tile(rows, found.columns, found.depth, F32, target)
+    panels = WeightPanels(found, tile, target)
+    few, many = FewRows(region, found, panels, outputs, target), ManyRows(region, found, panels, outputs, target)
+    name = f"w{found.bits}_gemm_{tile}"
+    scratch: tuple[Buffer, ...] = ()
+    prepared: tuple[Call, ...] = ()
+    if isinstance(rows, int) and rows > FEW_ROWS:
+        body: Callable[[], Iterator[Statement]] = many.body
+    else:
+        scratch, prepared = few.buffers, (few.prepared(None if isinstance(rows, int) else FEW_ROWS),)
+        body = few.body if isinstance(rows, int) else lambda: _either(rows, few, many)
+    made = call(region, name, body(), (*panels.buffers, *scratch), shared=True)
+    factors = {few.factors.name: few.powers} if prepared else {}
+    return Lowered((*prepared, made), scratch[:-1], {**panels.packed(), **factors})
+
+
+def _either(rows: Dim, few: FewRows, many: ManyRows) -> Iterator[Statement]:
+    """Few rows or many, as the run tells."""
+    yield If(s.index(rows) <= s.index(FEW_ROWS), tuple(few.body()), tuple(many.body()))
+
+
+def few_rows_tile(rows: int, columns: int, target: Target) -> Tile:
+    """The tile for so many rows: as many vectors as registers allow."""
+    lanes = target.lanes(32)
+    while lanes >= 2 * max(columns, 2):
+        lanes //= 2
+    vectors = MOST_VECTORS
+    while vectors > 1 and (rows_at_once(vectors, target) < rows or lanes * vectors >= 2 * columns):
+        vectors //= 2
+    return Tile(min(rows, rows_at_once(vectors, target)), vectors, lanes)
+
+
+def rows_at_once(vectors: int, target: Target) -> int:
+    """Rows whose sums, of a block and in all, have registers beside words, weights and a mask."""
+    return max(1, (target.vector_registers - 2 * vectors - 2) // (2 * vectors))
+
+
+class FewRows:
+    """Makes the statements for few rows: every panel of weights is read once for a tile of rows."""
+
+    def __init__(
+        self, region: Region, found: PackedProduct, panels: WeightPanels, outputs: Epilogue, target: Target
+    ) -> None:
+        self.region, self.found, self.panels, self.outputs, self.target = region, found, panels, outputs, target
+        self.rows: Dim = product(axis.extent for axis in found.rows)
+        self.masked = target.has("avx512vl")
+        self.depth = -(-found.padded // STEP) * STEP
+        few = dim_min(self.rows, FEW_ROWS)
+        self.left = Buffer("left_scaled", F32, few * self.depth)
+        self.totals = Buffer("left_sums", F32, few * found.blocks)
+        self.factors = Buffer("left_factors", F32, STEP)
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        return (self.left, self.totals, self.factors)
+
+    def powers(self) -> np.ndarray:
+        """What neighbours along the depth are multiplied by."""
+        group = self.found.group
+        return np.array([1 / self.panels.weight_of(place % group) for place in range(STEP)], np.float32)
+
+    def prepared(self, most: int | None) -> Call:
+        """Copies the left operand, each element less by its code's place, and sums its blocks; where there are more
+        than `most` rows, nothing."""
+        found = self.found
+        row, step = k.index_symbol("row", self.rows), k.index_symbol("step", self.depth // STEP)
+        lane, block, at = k.index_symbol("lane", STEP), k.index_symbol("block", found.blocks), symbol("at", 0)
+        where = flattened(found.rows, row)
+        start = found.left.start + sum((where[axis.name] * axis.left for axis in found.rows), 0)
+
+        def element(place: Dim, exists: bool) -> Scalar:
+            value = s.cast(s.load(found.left.buffer, start + place * found.left.strides[-1]), F32)
+            inside = s.index(place) < s.index(found.depth)
+            return value if exists else s.select(inside, value, s.const(0, F32))
+
+        full = found.depth // STEP
+        place = step * STEP + lane
+
+        def scaled(position: Dim, exists: bool) -> Statement:
+            value = element(position, exists) * s.load(self.factors, lane)
+            return For("lane", STEP, (Store(self.left, row * self.depth + position, value),), "vector")
+
+        statements: list[Statement] = [For("step", full, (scaled(place, True),))]
+        rest = k.index_symbol("rest", self.depth // STEP - full)
+        statements.append(For("rest", self.depth // STEP - full, (scaled((full + rest) * STEP + lane, False),)))
+        total = Buffer("total", F32, 1, "register")
+
+        def summed(first: Dim, count: int, into: Dim) -> tuple[Statement, ...]:
+            added = s.load(total, 0) + element(first + at, True)
+            inner = For("at", count, (Store(total, 0, added),), "vector")
+            return Define(total, s.const(0, F32)), inner, Store(self.totals, into, s.load(total, 0))
+
+        whole, rest = divmod(found.depth, found.block)
+        statements.append(For("block", whole, summed(block * found.block, found.block, row * found.blocks + block)))
+        if rest:
+            last = row * found.blocks + whole
+            statements.append(For("last", 1, summed(whole * found.block, rest, last)))
+        body: tuple[Statement, ...] = (For("row", self.rows, tuple(statements), "parallel"),)
+        if most is not None:
+            body = (If(s.index(self.rows) <= s.index(most), body),)
+        return call(self.region, f"w{found.bits}_left", body, self.buffers)
+
+    def body(self) -> Iterator[Statement]:
+        """A task for each panel."""
+        panels = self.panels.panels
+        task, inner = k.index_symbol("task", panels.count), ()
+        for columns in reversed(list(column_runs(panels))):
+            here = tuple(self._panel(columns))
+            condition = s.index(task) < s.index(columns.first + columns.count)
+            inner = (If(condition, here, inner),) if inner else here
+        yield For("task", panels.count, inner, "parallel")
+
+    def _panel(self, columns: Columns) -> Iterator[Statement]:
+        panels = self.panels.panels
+        panel: Dim = k.index_symbol("task", panels.count) if columns.count != 1 else columns.first
+        column = panel * panels.tile.width
+        most = min(rows_at_once(columns.vectors, self.target), FEW_ROWS)
+        if isinstance(self.rows, int):
+            done = 0
+            for size, count in pieces(self.rows, -(-self.rows // -(-self.rows // most))):
+                index = f"rows{done}"
+                row = done + k.index_symbol(index, count) * size
+                yield For(index, count, tuple(self._tile(size, columns, column, row)))
+                done += size * count
+            return
+        first: Dim = 0
+        left = self.rows
+        for size in (most, *remainders(most)):
+            count = left // size
+            row = first + k.index_symbol("rows", count) * size
+            yield For("rows", count, tuple(self._tile(size, columns, column, row)))
+            first, left = first + count * size, left - count * size
+
+    def _tile(self, rows: int, columns: Columns, column: Dim, row: Dim) -> Iterator[Statement]:
+        """`rows` rows of a panel: blocks one after the other, scaled into the sums."""
+        found, tile = self.found, Tile(rows, columns.vectors, self.panels.lanes)
+        left, totals = Buffer("rows_left", F32), Buffer("rows_sums", F32)
+        yield Alias(left, self.left, row * self.depth)
+        yield Alias(totals, self.totals, row * found.blocks)
+        yield from self.panels.aliases(column)
+        sums = accumulators(tile, F32)
+        count = rows * tile.vectors
+        sets = max(1, min(found.group, -(-CHAINS * self.target.multiply_adds // count)))
+        while sets > 1 and (sets + 1) * count + 2 * tile.vectors + 1 > self.target.vector_registers:
+            sets //= 2
+        sets = 1 << (sets.bit_length() - 1)
+        part = Buffer("part", F32, count * sets, "register", tile.lanes)
+        clear = s.const(0, F32, tile.lanes)
+        yield Alloc(sums)
+        yield from (Store(sums, number, clear) for number in range(count))
+        block = k.index_symbol("block", found.blocks)
+        each = found.block // found.group
+        group = k.index_symbol("group", each)
+        inner: list[Statement] = [Alloc(part), *(Store(part, number, clear) for number in range(count * sets))]
+        inner.append(For("group", each, tuple(self._group(tile, columns, part, sets, left, block * each + group))))
+        for v in range(tile.vectors):
+            zero, scale = (Buffer(f"{name}{v}", F32, 1, "register", tile.lanes) for name in ("zero", "scale"))
+            zeros = self.panels.zero(columns, block, v)
+            inner.append(Define(scale, self.panels.scale(columns, block, v)))
+            if zeros is not None:
+                inner.append(Define(zero, zeros))
+            for i in range(rows):
+                number = i * tile.vectors + v
+                total = s.load(part, number, tile.lanes)
+                for copy in range(1, sets):
+                    total = total + s.load(part, copy * count + number, tile.lanes)
+                if zeros is not None:
+                    row_sum = -s.load(totals, i * found.blocks + block)
+                    total = s.fma(s.load(zero, 0, tile.lanes), s.widen(row_sum, tile.lanes), total)
+                inner.append(
+                    Store(sums, number, s.fma(s.load(scale, 0, tile.lanes), total, s.load(sums, number, tile.lanes)))
+                )
+        yield For("block", found.blocks, tuple(inner))
+        yield from finish_tile(
+            self.outputs,
+            tile,
+            F32,
+            lambda i: flattened(found.rows, row + i),
+            column,
+            lambda v: columns.valid if v == columns.vectors - 1 and columns.valid != tile.lanes else None,
+            self.masked,
+        )
+
+    def _group(
+        self, tile: Tile, columns: Columns, part: Buffer, sets: int, left: Buffer, group: Dim
+    ) -> Iterator[Statement]:
+        """The codes of a vector of words: each place by all rows."""
+        found, lanes, count = self.found, tile.lanes, tile.rows * tile.vectors
+        words = [Buffer(f"word{v}", self.panels.words.dtype, 1, "register", lanes) for v in range(tile.vectors)]
+        for v, word in enumerate(words):
+            yield Define(word, self.panels.word(columns, group, v))
+        for place in range(found.group):
+            weights: Sequence[Buffer] = [
+                Buffer(f"weight{place}_{v}", F32, 1, "register", lanes) for v in range(tile.vectors)
+            ]
+            for v, weight in enumerate(weights):
+                yield Define(weight, self.panels.code(s.load(words[v], 0, lanes), place))
+            for i in range(tile.rows):
+                value = Buffer(f"a{place}_{i}", F32, 1, "register", lanes)
+                at = i * self.depth + group * found.group + place
+                yield Define(value, s.widen(s.load(left, at), lanes))
+                for v, weight in enumerate(weights):
+                    number = place % sets * count + i * tile.vectors + v
+                    a, b = s.load(value, 0, lanes), s.load(weight, 0, lanes)
+                    yield Store(part, number, s.fma(a, b, s.load(part, number, lanes)))
