@@ -10,7 +10,7 @@ import numpy as np
 
 from ...ir import scalars as s
 from ...ir.dims import Dim, ceildiv
-from ...ir.dtypes import DType
+from ...ir.dtypes import I32, DType
 from ...ir.graph import Node
 from ...ir.ops.contraction import transposed_sizes
 from ...ir.ops.declare import CHANNELS_LAST
@@ -51,9 +51,12 @@ class Convolution:
         return self.image.shape[0]
 
 
-def find_convolution(region: Region) -> Convolution | None:
-    """The region's anchor as a convolution with weights of known shape; None where it is no Conv."""
-    operands = _operands(region, "Conv")
+def find_convolution(region: Region, op: str = "Conv") -> Convolution | None:
+    """The region's anchor as a convolution with weights of known shape; None where it is no `op`.
+
+    Of a ConvInteger images and weights are as they lie in memory, with their zero points.
+    """
+    operands = _operands(region, op)
     if operands is None:
         return None
     node, image, weights = operands
@@ -206,12 +209,13 @@ def _convolution(
 ) -> Convolution:
     output = region.anchor_output
     assert output is not None
-    dtype = accumulator(image.dtype)
+    integer = node.op == "ConvInteger"
+    dtype = I32 if integer else accumulator(image.dtype)
     last = node.attributes.get("layout") == CHANNELS_LAST
     own = anchor_indices(output.shape)
     axis = len(own) - 1 if last else 1
     element: Scalar = accumulator_leaf(dtype, own[axis])
-    bias = region.operands[2] if len(region.operands) > 2 else None
+    bias = region.operands[2] if len(region.operands) > 2 and not integer else None
     if bias is not None:
         element = element + s.cast(bias.at((own[axis],)), dtype)
     column = f"o{axis}"

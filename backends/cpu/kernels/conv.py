@@ -26,7 +26,7 @@ from .convolution import Convolution, axes, find_convolution, find_phases, insid
 from .division import TASKS_PER_THREAD, divides_rows, row_blocks
 from .epilogue import finish_tile
 from .packing import Columns, Panels, column_runs, known, packed
-from .register_tile import Tile, choose_tile, multiply_accumulate
+from .register_tile import Starts, Tile, choose_tile, multiply_accumulate
 
 # Output rows in one task of a parallel loop where their number is only known at run time.
 TASK_ROWS = 4
@@ -98,10 +98,10 @@ class _Conv:
         stride = f"s{found.windows.strides[1]}" if found.windows.strides[1] != 1 else ""
         operands = found.dtype if found.dot is None else found.dot.left
         name = f"{operands}_conv{self.kernel[0]}x{self.kernel[1]}{stride}_{self.tile}"
-        convolve = call(self.region, name, self._body(), (self.packed, self.zeros), shared=True)
+        convolve = call(self.region, name, self._body(), (self.packed, self.zeros, *self._constants()), shared=True)
         made: dict[str, Callable[[], np.ndarray]] = {self.packed.name: self._pack}
         if self.zeros.name in convolve.arguments:
-            made[self.zeros.name] = lambda: np.zeros(found.channels, found.input.dtype.numpy)
+            made[self.zeros.name] = self._rim
         return Lowered((convolve,), packed=made)
 
     def _pack(self) -> np.ndarray:
@@ -155,6 +155,22 @@ class _Conv:
             return -(-height // row_blocks(height, others, self.target.threads))
         blocks = max(1, -(-self.target.threads * TASKS_PER_THREAD // max(others, 1)))
         return max(1, -(-height // blocks))
+
+    def _constants(self) -> tuple[Buffer, ...]:
+        """What the kernel reads besides."""
+        return ()
+
+    def _starts(self, columns: Columns, column: Dim) -> Starts | None:
+        """What the sums of a tile begin with where that is not 0."""
+        return None
+
+    def _read(self, element: Scalar) -> Scalar:
+        """An element of the image as it is multiplied."""
+        return s.cast(element, self.found.dtype)
+
+    def _rim(self) -> np.ndarray:
+        """What stands for a pixel outside the image."""
+        return np.zeros(self.found.channels, self.found.input.dtype.numpy)
 
     def _panels(self, block: int) -> tuple[Statement, ...]:
         """What a task does, for each width of panels."""
@@ -231,7 +247,7 @@ class _Conv:
                 position, weight = tap_column * spreads[1] * pixel_stride + c, tap_column * channels + c
 
             def left(i: int) -> Scalar:
-                return s.cast(s.load(pixels, line + position + i * strides[1] * pixel_stride), found.dtype)
+                return self._read(s.load(pixels, line + position + i * strides[1] * pixel_stride))
         else:
             tap_column, c = k.index_symbol("tap_column", self.kernel[1]), k.index_symbol("c", channels)
             taps += [("tap_column", self.kernel[1]), ("c", channels)]
@@ -249,13 +265,14 @@ class _Conv:
                     setup.append(Alias(pointer, found.input, offset, condition, self.zeros))
 
             def left(i: int) -> Scalar:
-                return s.cast(s.load(pointers[i], c), found.dtype)
+                return self._read(s.load(pointers[i], c))
 
         def right(v: int) -> Scalar:
             inside = (tap * (self.kernel[1] * channels) + weight) * (columns.vectors * lanes)
             return s.load(panel, inside + v * lanes, lanes)
 
-        yield from multiply_accumulate(tile, found.sums, taps, left, right, setup, dot=found.dot)
+        start = self._starts(columns, column)
+        yield from multiply_accumulate(tile, found.sums, taps, left, right, setup, dot=found.dot, start=start)
         yield from self._finish(tile, columns, column, row, at, border and not self._whole)
 
     @property

@@ -60,23 +60,26 @@ def find_convolution(region: Region) -> Convolution | None:
         found = convolution.find_convolution(region)
         return None if found is None else [found]
 
-    found = _found(region, find)
+    found = channels_last(region, find)
     return None if found is None else found[0]
 
 
 def find_phases(region: Region) -> list[Convolution] | None:
     """A transposed convolution as one convolution of stride 1 for each phase of its strides."""
-    return _found(region, convolution.find_phases)
+    return channels_last(region, convolution.find_phases)
 
 
-def _found(
-    region: Region, find: Callable[[Region], Sequence[convolution.Convolution] | None]
+def channels_last(
+    region: Region,
+    find: Callable[[Region], Sequence[convolution.Convolution] | None],
+    dtypes: Sequence[DType] = (F32, F64),
 ) -> list[Convolution] | None:
+    """What `find` makes of a channels-last region; None where sums are of another type, or weights are not known."""
     parts = find(region)
     if not parts or region.anchor is None or region.anchor.attributes.get("layout") != CHANNELS_LAST:
         return None
     first, copies = parts[0], Lowered(())
-    if first.array is None or first.windows.rank > 2 or first.dtype not in (F32, F64):
+    if first.array is None or first.windows.rank > 2 or first.dtype not in dtypes:
         return None
     image = affine(first.image)
     if image is None or (first.image.shape[-1] != 1 and image.strides[-1] != 1):

@@ -1,0 +1,118 @@
+"""Channels-last convolutions of 8-bit images by 8-bit weights, both less their zero points, with sums in i32.
+
+The sum of (x - zero) * w is start + sum of x * w, where start = -zero * (sum of w) is one number for each filter, and
+where outside the image stands the zero point. An image of i8 is read as x ^ 0x80, which is u8 with its zero point 128
+higher: what the instructions multiply are u8 by i8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ....ir import loops as k
+from ....ir import scalars as s
+from ....ir.dtypes import I8, I32, U8, U32
+from ....ir.loops import For, Statement, Store
+from ....ir.scalars import Buffer, Scalar
+from ....passes.regions import Call, Region
+from ...kernels import convolution
+from ...kernels.calls import call, operand
+from .convolution import Convolution, channels_last
+
+SIGN = 0x80
+"""What makes u8 of i8, the order kept."""
+
+
+@dataclass(frozen=True)
+class IntegerConvolution:
+    """A convolution whose `weights` are i32, less their zero points, and the zero point of its image as u8, an i32.
+
+    `outside` are bytes of the image as it lies in memory that stand for pixels outside of it.
+    """
+
+    whole: Convolution
+    zero: Scalar
+    outside: Buffer = field(default=Buffer("outside", U8))
+
+    @property
+    def signed(self) -> bool:
+        """Whether the image is i8."""
+        return self.whole.input.dtype == I8
+
+    @property
+    def known_zero(self) -> int | None:
+        """The zero point where the model fixes it."""
+        return int(self.zero.value) if isinstance(self.zero, s.Const) else None
+
+    @property
+    def fits(self) -> bool:
+        """Whether all weights are i8."""
+        return bool(self.whole.weights.min() >= -128 and self.whole.weights.max() <= 127)
+
+    def start(self, sums: np.ndarray) -> np.ndarray:
+        """What the sums of weights add to every result; where the zero point is only known at run time, less than
+        once that: it is the factor of these."""
+        zero = self.known_zero
+        return (-sums if zero is None else -sums * zero).astype(np.int32)
+
+    def started(self, sums: Scalar) -> Scalar:
+        """The start of sums by what `start` has made of their weights."""
+        return sums if self.known_zero is not None else sums * s.widen(self.zero, sums.lanes)
+
+    def zeros(self) -> Scalar:
+        """Four zero points side by side, as u32."""
+        zero = self.known_zero
+        if zero is not None:
+            return s.const(zero * 0x01010101, U32)
+        return s.cast(self.zero, U32) * s.const(0x01010101, U32)
+
+    def unsigned(self, pixels: Scalar) -> Scalar:
+        """Elements of the image as u8."""
+        if not self.signed:
+            return pixels
+        return s.Bitcast(U8, pixels.lanes, pixels) ^ s.const(SIGN, U8, pixels.lanes)
+
+    def rim(self, size: int) -> tuple[Buffer, Call | None, dict[str, Callable[[], np.ndarray]]]:
+        """`size` elements that stand for pixels outside: a constant, or what a kernel makes at run time."""
+        buffer = Buffer(self.outside.name, self.whole.input.dtype, size)
+        zero = self.known_zero
+        if zero is not None:
+            value = zero ^ SIGN if self.signed else zero
+            return buffer, None, {buffer.name: lambda: np.full(size, value, np.uint8).view(buffer.dtype.numpy)}
+        bits = Buffer(f"{buffer.name}_bits", U8, size)
+        element = s.cast(self.zero, U8) ^ s.const(SIGN if self.signed else 0, U8)
+        fill: tuple[Statement, ...] = (
+            k.Alias(bits, buffer, 0),
+            For("i", size, (Store(bits, k.index_symbol("i", size), element),), "vector"),
+        )
+        return buffer, call(self.whole.region, "zero_points", fill, (buffer,)), {}
+
+
+def find_integers(region: Region) -> IntegerConvolution | None:
+    """The region's anchor as a convolution of integers over one or two spatial axes with constant weights and one zero
+    point for the image; None where it is not."""
+
+    def find(region: Region) -> list[convolution.Convolution] | None:
+        found = convolution.find_convolution(region, "ConvInteger")
+        return None if found is None else [found]
+
+    image, zero = operand(region, 0), operand(region, 2)
+    if image is None or image.dtype not in (U8, I8) or (zero is not None and (zero.kind == "opaque" or zero.size != 1)):
+        return None
+    weight_zero = operand(region, 3)
+    zeros = np.zeros(1, np.int32) if weight_zero is None else region.elements(weight_zero)
+    found = channels_last(region, find, (I32,)) if zeros is not None else None
+    if found is None or zeros is None:
+        return None
+    weights = found[0].weights.astype(np.int32)
+    weights = weights - zeros.astype(np.int32).reshape(-1, *(1,) * (weights.ndim - 1))
+    shift = s.const(SIGN if image.dtype == I8 else 0, I32)
+    own = s.const(0, I32) if zero is None else zero.at((0,) * zero.rank)
+    known = region.elements(zero) if zero is not None else None
+    if known is not None:
+        own = s.const(int(known.reshape(-1)[0]), I32)
+    own = s.const(int(own.value) + int(shift.value), I32) if isinstance(own, s.Const) else s.cast(own, I32) + shift
+    return IntegerConvolution(replace(found[0], weights=weights), own)
