@@ -137,7 +137,7 @@ class Node:
     """One operator applied to values; absent optional inputs are None.
 
     `regions` hold the bodies of control flow and of fused groups; a region may use values of the graphs around it.
-    `origin` names the ONNX nodes that this node came from.
+    `origin` names the ONNX nodes that this node came from; `remark` says what a pass left undone, and why.
     """
 
     op: str
@@ -146,6 +146,7 @@ class Node:
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     regions: Mapping[str, Graph] = field(default_factory=dict)
     origin: tuple[str, ...] = ()
+    remark: str = field(default="", compare=False)
 
     def __hash__(self) -> int:
         return hash((self.op, self.outputs))

@@ -27,7 +27,7 @@ _TOKEN = re.compile(
     | (?P<sign>->|[()\[\]{{}},:=+*-]) | (?P<unknown>.)""",
     re.VERBOSE | re.DOTALL,
 )
-_ORIGIN = re.compile(rf"//\s*from\s+({_STRING}(?:\s*,\s*{_STRING})*)\s*")
+_ORIGIN = re.compile(rf"//\s*from\s+({_STRING}(?:\s*,\s*{_STRING})*)\s*(?:;.*)?")
 _OPENING, _CLOSING = "([{", ")]}"
 _LITERALS: dict[str, int | float] = {"nan": math.nan, "inf": math.inf, "true": True, "false": False}
 _T = TypeVar("_T")

@@ -90,7 +90,9 @@ class _Printer:
         widths = (len(head) for head, node in zip(heads, graph.nodes, strict=True) if node.origin)
         column = max((width for width in widths if width <= _COMMENT_COLUMN), default=0)
         for head, node in zip(heads, graph.nodes, strict=True):
-            yield f"{head:{column}}   // from {', '.join(map(quote, node.origin))}" if node.origin else head
+            origin = f"from {', '.join(map(quote, node.origin))}" if node.origin else ""
+            comment = "; ".join(filter(None, (origin, node.remark)))
+            yield f"{head:{column}}   // {comment}" if comment else head
             for name, region in node.regions.items():
                 first, *rest = self.graph(region, inner + "  ")
                 yield f"{inner}  {_word(name)}: {first}"

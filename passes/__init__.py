@@ -12,6 +12,7 @@ from . import (
     merge,
     pads,
     precision,
+    quantization,
     reorder,
     scale,
     transposes,
@@ -19,14 +20,18 @@ from . import (
 )
 
 DEFAULT_PIPELINE = (
-    "canonicalize,fold,loops,canonicalize,fold,cleanup,"  # shapes become known, and what they decide constant
+    # Shapes become known, and what they decide constant; integers that stand for reals stay what they are.
+    "canonicalize,fold{dequantize=False},loops,canonicalize,fold{dequantize=False},cleanup,quantization,"
     "rules,fold,scale,pads,unflatten,cleanup,"  # algebra; convolutions take in what stands around them
     "layout,canonicalize,fold,cleanup,"
     "merge-products,attention,fuse,reorder"
 )
 """What `compile` runs: a text that `parse_pipeline` reads. Running it once more changes nothing."""
 
-PIPELINES = {"cpu": DEFAULT_PIPELINE.replace("attention", "attention{narrow=0}"), "cuda": DEFAULT_PIPELINE}
+PIPELINES = {
+    "cpu": DEFAULT_PIPELINE.replace("attention", "attention{narrow=0}"),
+    "cuda": DEFAULT_PIPELINE.replace("quantization,", ""),
+}
 """The same by the kind of target."""
 
 __all__ = [
@@ -43,6 +48,7 @@ __all__ = [
     "merge",
     "pads",
     "precision",
+    "quantization",
     "reorder",
     "scale",
     "transposes",

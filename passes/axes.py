@@ -258,7 +258,7 @@ def image_orders(node: Node) -> dict[Perm, Attributes]:
 
 def _single_pixels(node: Node) -> bool:
     """Whether a convolution computes each pixel from that pixel alone."""
-    if node.op != "Conv" or any(extent != 1 for extent in node.operands[1].shape[2:]):
+    if node.op not in ("Conv", "ConvInteger") or any(extent != 1 for extent in node.operands[1].shape[2:]):
         return False
     strides, pads = node.attributes.get("strides", ()), node.attributes.get("pads", ())
     assert isinstance(strides, tuple) and isinstance(pads, tuple)

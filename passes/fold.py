@@ -45,13 +45,15 @@ class Fold(Pass):
 
     A result of more than `large` bytes that has more than `growth` times the bytes of its operands is left to the run:
     a constant that is expanded costs memory, and expanding it costs little. All results together take at most `most`
-    bytes, or eight times those of the graph's constants: a constant may double with every node.
+    bytes, or eight times those of the graph's constants: a constant may double with every node. Without `dequantize`
+    integers that stand for reals stay integers.
     """
 
     name = "fold"
     large: int = 1 << 16
     growth: float = 2.0
     most: int = 1 << 28
+    dequantize: bool = True
 
     def run(self, graph: Graph) -> Graph:
         room = [max(self.most, 8 * sum(handle.array.nbytes for handle in graph.constants.values()))]
@@ -145,6 +147,8 @@ class Folder(Rewriter):
         if (node.op in RANDOM and not _is_seeded(node)) or node.regions or not node.outputs or not tensors:
             return None
         if (node.op, node.outputs[0].dtype.kind) in MISTAKEN:
+            return None
+        if node.op == "DequantizeLinear" and not self.options.dequantize:
             return None
         if any(attribute_symbols(attribute) for attribute in node.attributes.values()):
             return None

@@ -253,9 +253,9 @@ class ExpressionRenderer(BoundsRenderer):
         operand = scalar.operand
         if operand.lanes == 1:
             return self.value(operand)
-        kind = register_type(operand.dtype, operand.lanes)
-        name = f"vector.reduce.{_BOOL_OPS[scalar.op]}"
-        return self.emit(f"call i1 @llvm.{name}.{mangled(kind)}({kind} {self.value(operand)})")
+        kind, element = register_type(operand.dtype, operand.lanes), register_type(operand.dtype)
+        name = f"vector.reduce.{_BOOL_OPS[scalar.op] if operand.dtype == BOOL else scalar.op}"
+        return self.emit(f"call {element} @llvm.{name}.{mangled(kind)}({kind} {self.value(operand)})")
 
     def _call(self, scalar: s.Call) -> str:
         entry = find(scalar, self.target)

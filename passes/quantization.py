@@ -1,0 +1,32 @@
+"""Quantized models in integers: what stands between DequantizeLinear and QuantizeLinear is computed without reals where
+that gives the same.
+
+Products become products of integers (`passes.quantized_products`). With `exact` only what gives the bits of ONNX's
+definition is done: products of reals stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ir.graph import Graph
+from .cleanup import without_dead_code
+from .pipeline import Pass, register
+from .quantized_products import Products
+from .rewriting import until_stable
+
+
+@register
+@dataclass(frozen=True)
+class Quantization(Pass):
+    """Computes with the integers that quantized tensors hold; see the module."""
+
+    name = "quantization"
+    exact: bool = False
+
+    def run(self, graph: Graph) -> Graph:
+        return until_stable(self.sweep, graph)
+
+    def sweep(self, graph: Graph) -> Graph:
+        """One sweep of each kind."""
+        return graph if self.exact else without_dead_code(Products(graph).run())
