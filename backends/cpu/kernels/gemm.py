@@ -26,7 +26,7 @@ from .dots import dots
 from .epilogue import finish_tile
 from .packing import Columns, Panels, column_runs, first_lanes, matrices, pack_call, packed
 from .product import Product, find_product, flattened
-from .register_tile import Tile, choose_tile, multiply_accumulate, remainders
+from .register_tile import Starts, Tile, choose_tile, multiply_accumulate, remainders
 from .strassen import Strassen, choose_plan
 
 # Row tiles in one task of a parallel loop, at least: shorter tasks do not repay their start.
@@ -37,7 +37,7 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     """The kernels of a region whose anchor sums products of two buffers' elements; None for any other."""
     found = find_product(region)
     if found is None:
-        return _with_copies(region, target)
+        return with_copies(region, lambda changed: schedule(changed, target))
     outputs = epilogue(region, found.indices, found.shape, found.element, found.column.name, found.dtype)
     if outputs is None:
         return through_memory(region, lambda alone: schedule(alone, target))
@@ -57,15 +57,15 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     return made.lowered()
 
 
-def _with_copies(region: Region, target: Target) -> Lowered | None:
+def with_copies(region: Region, schedule: Callable[[Region], Lowered | None]) -> Lowered | None:
     """The schedule on copies of operands that cannot be read where they lie; None where that changes nothing."""
-    if region.anchor is None or region.anchor.op == "Conv":
+    if region.anchor is None or region.anchor.op in ("Conv", "ConvInteger"):
         return None
     odd = [i for i, x in enumerate(region.operands[:2]) if x is not None and x.kind != "opaque" and affine(x) is None]
     if not odd:
         return None
     changed, copies = copied(region, odd)
-    return joined(copies, schedule(changed, target))
+    return joined(copies, schedule(changed))
 
 
 class _Gemm:
@@ -76,7 +76,7 @@ class _Gemm:
         self.rows: Dim = product(axis.extent for axis in found.rows)
         self.batches: Dim = product(axis.extent for axis in found.batch)
         self.depth: Dim = product(axis.extent for axis in found.depth)
-        self.tile = choose_tile(self.rows, found.column.extent, self.depth, found.dtype, target)
+        self.tile = choose_tile(self.rows, found.column.extent, self.depth, found.dtype, target, dot=found.dot)
         self.panels = Panels(self.tile, found.column.extent, self.depth)
         self.masked = target.has("avx512vl")
         self.in_place = array is None and self._reads_in_place()
@@ -207,8 +207,14 @@ class _Gemm:
         yield alias
         depth = self.found.depth
         loops = [(axis.name, axis.extent) for axis in depth] or [("once", 1)]
-        yield from multiply_accumulate(tile, self.found.sums, loops, left, right, dot=self.found.dot)
+        yield from multiply_accumulate(
+            tile, self.found.sums, loops, left, right, dot=self.found.dot, start=self._start(columns, column, row)
+        )
         yield from self._finish(tile, columns, column, row)
+
+    def _start(self, columns: Columns, column: Dim, row: Dim) -> Starts | None:
+        """What the sums of a tile begin with, where that is not 0."""
+        return None
 
     def _batch(self) -> dict[str, Dim]:
         return flattened(self.found.batch, symbol("batch", 0, self.batches - 1))

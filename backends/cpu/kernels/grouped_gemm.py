@@ -90,7 +90,11 @@ class GroupedGemm(_Gemm):
         return aliases, (lambda i: self._flipped(read(i), 0)) if self.flips[0] else read
 
     def _packer(self, array: np.ndarray) -> Callable[[], np.ndarray]:
-        return lambda: packed(groups_of(matrices(self.whole, array), self.dot.group), self.panels, U32)
+        return lambda: self._panels(matrices(self.whole, array))
+
+    def _panels(self, elements: np.ndarray) -> np.ndarray:
+        """Elements [batches, depth, columns] as panels of groups."""
+        return packed(groups_of(elements, self.dot.group), self.panels, U32)
 
     def _flipped(self, groups: Scalar, operand: int) -> Scalar:
         return groups ^ s.const(sign_bits(self.dot), U32, groups.lanes) if self.flips[operand] else groups

@@ -50,8 +50,12 @@ class Tile:
         return f"{self.rows}x{self.vectors}x{self.lanes}"
 
 
-def fits(rows: int, vectors: int, target: Target) -> bool:
-    """Whether accumulators, a row of vectors, a broadcast and (without fused multiply-add) a product have registers."""
+def fits(rows: int, vectors: int, target: Target, dot: Dot | None = None) -> bool:
+    """Whether accumulators, a row of vectors, a broadcast and (without fused multiply-add) a product have registers.
+
+    Where a dot product of bytes is made of two of i16, both operands are there in halves, with a mask and a product."""
+    if dot is not None and dot.group == 4 and dot.name not in target.dot_products:
+        return rows * vectors + 2 * vectors + 4 <= target.vector_registers
     return rows * vectors + vectors + 1 + (not target.fma) <= target.vector_registers
 
 
@@ -74,7 +78,14 @@ def remainders(rows: int) -> tuple[int, ...]:
 
 
 def choose_tile(
-    rows: Dim, columns: Dim, depth: Dim, dtype: DType, target: Target, repeats: int = 1, whole: bool = False
+    rows: Dim,
+    columns: Dim,
+    depth: Dim,
+    dtype: DType,
+    target: Target,
+    repeats: int = 1,
+    whole: bool = False,
+    dot: Dot | None = None,
 ) -> Tile:
     """The tile that does rows x columns in the fewest cycles, its remainders included.
 
@@ -88,7 +99,7 @@ def choose_tile(
     best: tuple[float, int, Tile] | None = None
     for tile_rows in range(1, min(MAX_ROWS, row_count) + 1):
         for tile_vectors in range(1, min(vectors, target.vector_registers) + 1):
-            if not fits(tile_rows, tile_vectors, target):
+            if not fits(tile_rows, tile_vectors, target, dot):
                 continue
             panel = tile_vectors * lanes * dtype.bytes * (depth if isinstance(depth, int) else 512)
             again = row_count * repeats > tile_rows
