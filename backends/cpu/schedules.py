@@ -14,6 +14,7 @@ from .kernels import (
     conv,
     depthwise,
     gemm,
+    integer_conv,
     integer_depthwise,
     integer_gemm,
     pair_conv,

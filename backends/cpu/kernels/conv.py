@@ -79,6 +79,11 @@ class _Conv:
         self.masked = target.has("avx512vl")
 
     @property
+    def kind(self) -> str:
+        """What stands in the kernel's name for the type of the image."""
+        return (self.found.dtype if self.found.dot is None else self.found.dot.left).name
+
+    @property
     def by_rows(self) -> bool:
         """Whether threads share the rows of the image, not its channels."""
         found, (height, width) = self.found, self.found.windows.output
@@ -96,8 +101,7 @@ class _Conv:
     def lowered(self) -> Lowered:
         found = self.found
         stride = f"s{found.windows.strides[1]}" if found.windows.strides[1] != 1 else ""
-        operands = found.dtype if found.dot is None else found.dot.left
-        name = f"{operands}_conv{self.kernel[0]}x{self.kernel[1]}{stride}_{self.tile}"
+        name = f"{self.kind}_conv{self.kernel[0]}x{self.kernel[1]}{stride}_{self.tile}"
         convolve = call(self.region, name, self._body(), (self.packed, self.zeros, *self._constants()), shared=True)
         made: dict[str, Callable[[], np.ndarray]] = {self.packed.name: self._pack}
         if self.zeros.name in convolve.arguments:

@@ -88,10 +88,10 @@ def channels_last(
         assert parts is not None
         image = affine(parts[0].image)
     assert image is not None
-    return [_lifted(part, image, copies) for part in parts]
+    return [lifted(part, image, copies) for part in parts]
 
 
-def _lifted(found: convolution.Convolution, image: Affine, copies: Lowered) -> Convolution:
+def lifted(found: convolution.Convolution, image: Affine, copies: Lowered) -> Convolution:
     """A convolution over two axes, of which the first has one element where there is none."""
     windows, weights, strides = found.windows, found.array, list(image.strides)
     assert weights is not None

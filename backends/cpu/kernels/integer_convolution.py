@@ -8,19 +8,22 @@ higher: what the instructions multiply are u8 by i8.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ....ir import loops as k
 from ....ir import scalars as s
+from ....ir.dims import Dim
 from ....ir.dtypes import I8, I32, U8, U32
+from ....ir.ops.declare import CHANNELS_LAST
 from ....ir.loops import For, Statement, Store
 from ....ir.scalars import Buffer, Scalar
-from ....passes.regions import Call, Region
+from ....passes.regions import Call, Lowered, Region
 from ...kernels import convolution
 from ...kernels.calls import call, operand
-from .convolution import Convolution, channels_last
+from ...kernels.operands import affine
+from .convolution import Convolution, channels_last, lifted
 
 SIGN = 0x80
 """What makes u8 of i8, the order kept."""
@@ -30,12 +33,12 @@ SIGN = 0x80
 class IntegerConvolution:
     """A convolution whose `weights` are i32, less their zero points, and the zero point of its image as u8, an i32.
 
-    `outside` are bytes of the image as it lies in memory that stand for pixels outside of it.
+    `step` is how far apart the channels of a pixel lie.
     """
 
     whole: Convolution
     zero: Scalar
-    outside: Buffer = field(default=Buffer("outside", U8))
+    step: Dim = 1
 
     @property
     def signed(self) -> bool:
@@ -75,44 +78,60 @@ class IntegerConvolution:
             return pixels
         return s.Bitcast(U8, pixels.lanes, pixels) ^ s.const(SIGN, U8, pixels.lanes)
 
-    def rim(self, size: int) -> tuple[Buffer, Call | None, dict[str, Callable[[], np.ndarray]]]:
-        """`size` elements that stand for pixels outside: a constant, or what a kernel makes at run time."""
-        buffer = Buffer(self.outside.name, self.whole.input.dtype, size)
+    def flipped(self, words: Scalar) -> Scalar:
+        """Four elements of the image, a u32, as u8."""
+        return words ^ s.const(SIGN * 0x01010101, U32, words.lanes) if self.signed else words
+
+    def rim(self, name: str, words: Dim) -> tuple[Buffer, Call | None, dict[str, Callable[[], np.ndarray]]]:
+        """What stands for pixels outside, as they would lie in memory: a buffer of `words` times four elements, the
+        kernel that makes it at run time, or else the constant."""
+        buffer = Buffer(name, U32, words)
         zero = self.known_zero
         if zero is not None:
-            value = zero ^ SIGN if self.signed else zero
-            return buffer, None, {buffer.name: lambda: np.full(size, value, np.uint8).view(buffer.dtype.numpy)}
-        bits = Buffer(f"{buffer.name}_bits", U8, size)
-        element = s.cast(self.zero, U8) ^ s.const(SIGN if self.signed else 0, U8)
-        fill: tuple[Statement, ...] = (
-            k.Alias(bits, buffer, 0),
-            For("i", size, (Store(bits, k.index_symbol("i", size), element),), "vector"),
-        )
-        return buffer, call(self.whole.region, "zero_points", fill, (buffer,)), {}
+            word = (zero ^ (SIGN if self.signed else 0)) * 0x01010101
+            return buffer, None, {name: lambda: np.full(int(str(words)), word, np.uint32)}
+        fill = For("i", words, (Store(buffer, k.index_symbol("i", words), self.flipped(self.zeros())),), "vector")
+        return buffer, call(self.whole.region, "zero_points", (fill,), (buffer,)), {}
 
 
 def find_integers(region: Region) -> IntegerConvolution | None:
     """The region's anchor as a convolution of integers over one or two spatial axes with constant weights and one zero
     point for the image; None where it is not."""
-
-    def find(region: Region) -> list[convolution.Convolution] | None:
-        found = convolution.find_convolution(region, "ConvInteger")
-        return None if found is None else [found]
-
     image, zero = operand(region, 0), operand(region, 2)
     if image is None or image.dtype not in (U8, I8) or (zero is not None and (zero.kind == "opaque" or zero.size != 1)):
         return None
     weight_zero = operand(region, 3)
     zeros = np.zeros(1, np.int32) if weight_zero is None else region.elements(weight_zero)
-    found = channels_last(region, find, (I32,)) if zeros is not None else None
+    found = _found(region) if zeros is not None else None
     if found is None or zeros is None:
         return None
-    weights = found[0].weights.astype(np.int32)
+    whole, step = found
+    weights = whole.weights.astype(np.int32)
     weights = weights - zeros.astype(np.int32).reshape(-1, *(1,) * (weights.ndim - 1))
-    shift = s.const(SIGN if image.dtype == I8 else 0, I32)
-    own = s.const(0, I32) if zero is None else zero.at((0,) * zero.rank)
-    known = region.elements(zero) if zero is not None else None
+    known = region.elements(zero) if zero is not None else np.zeros(1, np.int32)
+    shift = SIGN if image.dtype == I8 else 0
     if known is not None:
-        own = s.const(int(known.reshape(-1)[0]), I32)
-    own = s.const(int(own.value) + int(shift.value), I32) if isinstance(own, s.Const) else s.cast(own, I32) + shift
-    return IntegerConvolution(replace(found[0], weights=weights), own)
+        own = s.const(int(known.reshape(-1)[0]) + shift, I32)
+    else:
+        assert zero is not None
+        own = s.cast(zero.at((0,) * zero.rank), I32) + shift
+    return IntegerConvolution(replace(whole, weights=weights), own, step)
+
+
+def _found(region: Region) -> tuple[Convolution, Dim] | None:
+    """The convolution, and how far apart the channels of a pixel lie: copied where a schedule would not do that."""
+
+    def find(region: Region) -> list[convolution.Convolution] | None:
+        found = convolution.find_convolution(region, "ConvInteger")
+        return None if found is None else [found]
+
+    parts = find(region)
+    image = affine(parts[0].image) if parts else None
+    if parts and image is not None and parts[0].channels % 4 and parts[0].channels != 1:
+        (part,) = parts
+        last = region.anchor is not None and region.anchor.attributes.get("layout") == CHANNELS_LAST
+        if part.array is None or part.windows.rank > 2 or not last:
+            return None
+        return lifted(part, image, Lowered(())), image.strides[-1]
+    found = channels_last(region, find, (I32,))
+    return None if found is None else (found[0], 1)

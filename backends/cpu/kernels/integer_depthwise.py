@@ -97,7 +97,7 @@ class _IntegerDepthwise(_Depthwise):
         windows, pixel = found.windows, found.strides[2]
         reach = (self.pixels - 1) * windows.strides[1] + (self.kernel[1] - 1) * windows.dilations[1]
         assert isinstance(pixel, int)
-        self.rim, self.fill, self.made = integers.rim(reach * pixel + self.lanes)
+        self.rim, self.fill, self.made = integers.rim("rim", (reach * pixel + self.lanes) // 4 + 1)
 
     def _parts(self) -> int:
         given = self.found.windows.input[1]
