@@ -17,7 +17,7 @@ import numpy as np
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_max, dim_min, product, symbol
-from ....ir.dtypes import F32, of_numpy
+from ....ir.dtypes import F32, DType, of_numpy
 from ....ir.loops import Define, For, If, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar, const, load
 from ....ir.target import Target
@@ -40,7 +40,7 @@ MOST_ROWS = 8
 
 
 @dataclass(frozen=True)
-class _Phase(Phase):
+class WalkPhase(Phase):
     """A phase with its recurrent weights as they are packed, of so many gates `together`: those summed up at once."""
 
     packed: Buffer
@@ -49,31 +49,42 @@ class _Phase(Phase):
 
 def schedule(region: Region, target: Target) -> Lowered | None:
     """The kernels of a recurrent layer; None where the number of hidden units is not known."""
-    return _Layer(region, target).lowered() if isinstance(region.outputs[0][1].shape[-1], int) else None
+    return Walk(region, target).lowered() if isinstance(region.outputs[0][1].shape[-1], int) else None
 
 
-class _Layer(Layer):
+class Walk(Layer):
+    """The kernels of a layer whose states and weights are multiplied as floats."""
+
     def __init__(self, region: Region, target: Target) -> None:
         super().__init__(region)
+        self.depth = self.hidden
+        """Multiply-adds of one sum over a state."""
         self.target, self.rational = target, self.dtype == F32
         self.lanes = max(1, target.lanes(self.dtype.bits))
         self.blocks = -(-self.hidden // self.lanes)
         self.scale = Buffer("scale", self.dtype, self.directions * self.gates * self.hidden)
         self.groups, self.share, self.tile_rows = self._split()
         self.phases = self._phases()
-        self.inputs = None if self._shared_step else inputs_between(self, self.lanes, target)
+        self.inputs = None if self._shared_step else self._inputs_between()
         """What the walk itself multiplies with the inputs, where that is not a product of its own."""
 
-    def _phases(self) -> list[_Phase]:
-        stored = self.dtype if self.r.scale is None or self.r.array is None else of_numpy(self.r.array.dtype)
+    def _inputs_between(self) -> Inputs | None:
+        return inputs_between(self, self.lanes, self.target)
+
+    @property
+    def stored(self) -> DType:
+        """The type of packed recurrent weights."""
+        return self.dtype if self.r.scale is None or self.r.array is None else of_numpy(self.r.array.dtype)
+
+    def _phases(self) -> list[WalkPhase]:
         found = []
         for phase in self.phases_of_step():
-            size = self.directions * self.blocks * self.hidden * phase.gates * self.lanes
-            packed = Buffer(f"recurrent{phase.first}", stored, size)
+            size = self.directions * self.blocks * self.depth * phase.gates * self.lanes
+            packed = Buffer(f"recurrent{phase.first}", self.stored, size)
             together = max(n for n in _divisors(phase.gates) if n == 1 or self.tile_rows * n <= self._room)
             if self.late_reset:  # its sums of the last gate must not come together with the products with the input
                 together = phase.gates
-            found.append(_Phase(phase.first, phase.gates, phase.source, phase.finish, packed, together))
+            found.append(WalkPhase(phase.first, phase.gates, phase.source, phase.finish, packed, together))
         return found
 
     def lowered(self) -> Lowered:
@@ -82,12 +93,12 @@ class _Layer(Layer):
             kernels = Lowered((), (), {self.inputs.packed.name: self.inputs.pack})
             scratch.append(self.inputs.packed)
         else:
-            kernels = self.input_product(lambda part: gemm.schedule(part, self.target) or generic(part, self.target))
+            kernels = self.products_with_inputs()
         packed = dict(kernels.packed)
         calls = list(kernels.calls)
         for phase in self.phases:
             if self.r.array is not None:
-                packed[phase.packed.name] = partial(self._pack, self.r.array, phase)
+                packed[phase.packed.name] = partial(self.pack, self.r.array, phase)
             else:
                 body = build_nests([(phase.packed, self._packed_definition(phase))])
                 calls.append(call(self.region, f"{self.region.name}_pack", body, [phase.packed]))
@@ -108,7 +119,11 @@ class _Layer(Layer):
 
     # The products with the inputs, and the weights.
 
-    def _pack(self, weights: np.ndarray, phase: _Phase) -> np.ndarray:
+    def products_with_inputs(self) -> Lowered:
+        """The kernels that make the products with the inputs of all steps."""
+        return self.input_product(lambda part: gemm.schedule(part, self.target) or generic(part, self.target))
+
+    def pack(self, weights: np.ndarray, phase: WalkPhase) -> np.ndarray:
         """[directions, blocks, gates / together, hidden (summed), together, lanes]; the last block ends with zeros."""
         directions, hidden = self.directions, self.hidden
         gates = weights.reshape(directions, self.gates, hidden, hidden)[:, phase.first : phase.first + phase.gates]
@@ -117,7 +132,7 @@ class _Layer(Layer):
         blocks = padded.reshape(directions, -1, phase.together, self.blocks, self.lanes, hidden)
         return np.ascontiguousarray(blocks.transpose(0, 3, 1, 5, 2, 4)).reshape(-1)
 
-    def _packed_definition(self, phase: _Phase) -> Tensor:
+    def _packed_definition(self, phase: WalkPhase) -> Tensor:
         apart = phase.gates // phase.together
         shape = (self.directions, self.blocks, apart, self.hidden, phase.together, self.lanes)
 
@@ -139,7 +154,8 @@ class _Layer(Layer):
     def _walk(self) -> Statement:
         directions = self.directions
         if self._shared_step:
-            step, body = k.index_symbol("step", self.steps), list[Statement]()
+            step = k.index_symbol("step", self.steps)
+            body = list(self.before_step(0, 0, 1, step))
             for phase in self.phases:
                 block = k.index_symbol("block", self.blocks)
                 whole = tuple(self._tile(phase, block, self.lanes, 0, 0, 1, step))
@@ -161,12 +177,17 @@ class _Layer(Layer):
         if self.inputs is None:
             step = k.index_symbol("step", self.steps)
             tiles = partial(self._rows, direction=direction, first=first, rows=rows, count=count, step=step)
-            here.append(For("step", self.steps, tuple(self._step(step, tiles))))
+            before = self.before_step(direction, first, rows, step)
+            here.append(For("step", self.steps, (*before, *self._step(step, tiles))))
         else:
             here += self._walk_with(self.inputs, direction)
         work = product((self.batch, self.steps, directions, self.gates, self.hidden**2))
         kind = "serial" if isinstance(work, int) and work < SHARED_STEP else "parallel"
         return For("task", directions * groups, tuple(here), kind)
+
+    def before_step(self, direction: Dim, first: Dim, rows: Dim, step: Dim) -> Iterator[Statement]:
+        """What a step begins with, for `rows` rows of the batch."""
+        return iter(())
 
     def _walk_with(self, inputs: Inputs, direction: Dim) -> Iterator[Statement]:
         """The walk of one row that makes the products with the inputs, but for those of the first steps."""
@@ -174,7 +195,7 @@ class _Layer(Layer):
         group, within = k.index_symbol("group", inputs.groups - 1), k.index_symbol("within", inputs.rows)
         step = group * inputs.rows + within
 
-        def ahead(phase: _Phase, block: Dim, valid: int) -> Iterator[Statement]:
+        def ahead(phase: WalkPhase, block: Dim, valid: int) -> Iterator[Statement]:
             piece = None
             if phase is self.phases[0]:
                 piece = partial(inputs.ahead, direction, group, within, block)
@@ -187,7 +208,7 @@ class _Layer(Layer):
         tiles = partial(self._tile, direction=direction, row=0, count=1, step=step)
         yield For("step", inputs.steps - done, tuple(self._step(step, tiles)))
 
-    def _step(self, step: Dim, tiles: Callable[[_Phase, Dim, int], Iterator[Statement]]) -> Iterator[Statement]:
+    def _step(self, step: Dim, tiles: Callable[[WalkPhase, Dim, int], Iterator[Statement]]) -> Iterator[Statement]:
         """One step: all blocks of hidden units, phase by phase."""
         for phase in self.phases:
             yield from self._blocks(partial(tiles, phase), step)
@@ -232,7 +253,7 @@ class _Layer(Layer):
         return self.hidden - (self.blocks - 1) * self.lanes
 
     def _rows(
-        self, phase: _Phase, block: Dim, valid: int, *, direction: Dim, first: Dim, rows: Dim, count: int, step: Dim
+        self, phase: WalkPhase, block: Dim, valid: int, *, direction: Dim, first: Dim, rows: Dim, count: int, step: Dim
     ) -> Iterator[Statement]:
         """One block of hidden units for all rows of a task: tiles of `count` rows, then smaller ones."""
         sizes = [count]
@@ -250,7 +271,7 @@ class _Layer(Layer):
             done = done + tiles * size
 
     def _tile(
-        self, phase: _Phase, block: Dim, valid: int, direction: Dim, row: Dim, count: int, step: Dim,
+        self, phase: WalkPhase, block: Dim, valid: int, direction: Dim, row: Dim, count: int, step: Dim,
         beside: Callable[[Dim, Dim], Piece] | None = None,
     ) -> Iterator[Statement]:  # fmt: skip
         """One block of hidden units for `count` rows: sums over the state, then the gates. Between them lies what else
@@ -283,47 +304,60 @@ class _Layer(Layer):
         yield For("number", count, (*lets, finish))
 
     def _sums(
-        self, phase: _Phase, part: Dim, units: Sequence[Unit], block: Dim, lane: Dim,
+        self, phase: WalkPhase, part: Dim, units: Sequence[Unit], block: Dim, lane: Dim,
         beside: Callable[[Dim, Dim], Piece] | None,
     ) -> tuple[list[Statement], list[list[Scalar]]]:  # fmt: skip
         """The products with the state of the phase's gates from `part * together` on: (statements, sums by row)."""
         piece = None if beside is None else beside(lane, symbol("depth"))
         together, direction = phase.together, units[0].direction
-        copies = min(max(1, ACCUMULATORS // (len(units) * together)), self.hidden)
-        turns = self.hidden // copies
+        copies = min(max(1, ACCUMULATORS // (len(units) * together)), self.depth)
+        turns = self.depth // copies
         if piece is not None:
             turns = piece.turns
-            copies = math.gcd(max(1, ACCUMULATORS // 2 // together), self.hidden // turns)
-        whole = self.hidden // turns
+            copies = math.gcd(max(1, ACCUMULATORS // 2 // together), self.depth // turns)
+        whole = self.depth // turns
         sums = [
-            [[Buffer(f"sum{r}_{g}_{u}", self.dtype, 1, "register") for u in range(copies)] for g in range(together)]
+            [[Buffer(f"sum{r}_{g}_{u}", self.sums, 1, "register") for u in range(copies)] for g in range(together)]
             for r in range(len(units))
         ]
-        panel = ((direction * self.blocks + block) * (phase.gates // together) + part) * self.hidden
+        panel = ((direction * self.blocks + block) * (phase.gates // together) + part) * self.depth
 
         def step_of_sum(depth: Dim, copy: int) -> Iterator[Statement]:
             for g in range(together):
                 weight = load(phase.packed, ((panel + depth) * together + g) * self.lanes + lane)
-                weight = s.cast(weight, self.dtype)
                 for unit, row in zip(units, sums, strict=True):
-                    value = phase.source(replace(unit, unit=depth))
-                    yield Store(row[g][copy], 0, s.fma(value, weight, load(row[g][copy], 0)))
+                    total = self.multiplied(phase, unit, depth, weight, load(row[g][copy], 0))
+                    yield Store(row[g][copy], 0, total)
 
-        body: list[Statement] = [Define(u, const(0, self.dtype)) for row in sums for gate in row for u in gate]
+        body: list[Statement] = [Define(u, const(0, self.sums)) for row in sums for gate in row for u in gate]
         depth = k.index_symbol("depth", turns) * whole
         inside = [st for u in range(whole) for st in step_of_sum(depth + u, u % copies)]
         if piece is None:
             body.append(For("depth", turns, tuple(inside)))
         else:
             body += [*piece.before, For("depth", turns, tuple(_mixed(inside, piece.inside))), *piece.after]
-        for position in range(turns * whole, self.hidden):
+        for position in range(turns * whole, self.depth):
             body += step_of_sum(position, position % copies)
-        totals = [[_tree([load(u, 0) for u in gate]) for gate in row] for row in sums]
-        if self.r.scale is not None:
-            first = direction * self.gates + phase.first + part * together
-            scales = [load(self.scale, (first + g) * self.hidden + units[0].unit) for g in range(together)]
-            totals = [[t * scale for t, scale in zip(row, scales, strict=True)] for row in totals]
+        first = direction * self.gates + phase.first + part * together
+        columns = [(first + g) * self.hidden + units[0].unit for g in range(together)]
+        totals = [
+            [self.finished(unit, at, _tree([load(u, 0) for u in gate])) for at, gate in zip(columns, row, strict=True)]
+            for unit, row in zip(units, sums, strict=True)
+        ]
         return body, totals
+
+    @property
+    def sums(self) -> DType:
+        """The type of sums over a state."""
+        return self.dtype
+
+    def multiplied(self, phase: WalkPhase, unit: Unit, depth: Dim, weight: Scalar, total: Scalar) -> Scalar:
+        """A sum over the state of a unit's row with the multiply-add number `depth`."""
+        return s.fma(phase.source(replace(unit, unit=depth)), s.cast(weight, self.dtype), total)
+
+    def finished(self, unit: Unit, column: Dim, total: Scalar) -> Scalar:
+        """What a finished sum means; `column` is its place among those of all directions and gates."""
+        return total if self.r.scale is None else total * load(self.scale, column)
 
 
 def _mixed(one: Sequence[Statement], other: Sequence[Statement]) -> list[Statement]:
