@@ -26,7 +26,7 @@ from ..ir.errors import (
 )
 
 BAD_USAGE, BAD_MODEL, UNSUPPORTED, BUG, INTERRUPTED = 2, 3, 4, 70, 130
-COMMANDS = ("run", "compile", "check", "dump", "plan", "bench", "ops", "demo", "cache", "completion")
+COMMANDS = ("run", "compile", "quantize", "check", "dump", "plan", "bench", "ops", "demo", "cache", "completion")
 
 
 class Commands(click.Group):
@@ -53,6 +53,7 @@ def cli() -> None:
     onnxc run model.onnx                     compile a model and run it on random inputs
     onnxc run model.onnx --input x=x.npy     ... on yours
     onnxc compile model.onnx -o model.so     native code for other programs
+    onnxc quantize model.onnx --data d.npz   a smaller, faster model in 8-bit integers
     onnxc check model.onnx                   does it compute what ONNX says
     onnxc dump model.onnx --stage kernels    what the compiler made of it
     onnxc COMMAND --help                     options and examples of a command

@@ -1,0 +1,1 @@
+"""Post-training quantization: an ONNX model in floats becomes a standard ONNX model with integers in it."""

@@ -1,0 +1,108 @@
+"""`quantize`: from a model in floats to one with integers."""
+
+from __future__ import annotations
+
+import os
+
+from onnx import ModelProto
+
+from ...compiler.nodes import graphs_in
+from ..check.inputs import ports_of
+from .calibrate import calibrate
+from .data import Data, Samples
+from .dynamic import Dynamic
+from .folding import fold_batch_norms, fold_factors
+from .model import Draft
+from .places import find_places, grids_of
+from .settings import QuantizationError, Settings, Summary
+from .static import Rewriter
+from .weights_only import WeightsOnly
+
+OPSETS = {"static": 13, "dynamic": 13, "int8": 13, "int4": 21}
+"""The first opset that has what is written: DequantizeLinear per channel, or in blocks and of 4 bits."""
+STORED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+
+
+def quantize(
+    model: str | os.PathLike[str] | bytes | ModelProto,
+    data: Data | None = None,
+    output: str | os.PathLike[str] | None = None,
+    **settings: object,
+) -> ModelProto:
+    """Quantises a model after training; the result is standard ONNX, and written to `output` if that is given.
+
+    `data` is what the model is calibrated on: a file (.npz with arrays by the inputs' names, .npy), a folder of such
+    files, "module:function", or a dict of arrays or an iterable of such dicts; a first axis that an input does not have
+    is one of samples. It is needed unless `dynamic=True` or `weights_only="int4"` or "int8" is among the settings; the
+    others are those of `tools.quantize.settings.Settings`.
+    Raises QuantizationError, an OnnxcError, for data that does not suit the model, and a model in which there is
+    nothing to quantise; ModelError where it cannot be read.
+    """
+    draft, _ = quantised_draft(model, data, Settings(**settings))  # type: ignore[arg-type]
+    if output is not None:
+        draft.save(output)
+    return draft.embedded()
+
+
+def quantised_draft(
+    model: str | os.PathLike[str] | bytes | ModelProto, data: Data | None, settings: Settings
+) -> tuple[Draft, Summary]:
+    """The quantised model, open still, and what became of its nodes."""
+    if settings.kind == "static" and data is None:
+        raise QuantizationError(
+            "static quantization needs calibration data (--data); without any there are --dynamic and --weights-only"
+        )
+    settings.progress("reading", 0, None)
+    draft, summary = Draft(model, OPSETS[settings.kind], settings.folder), Summary(settings.kind)
+    summary.bytes_before = draft.bytes()
+    stored = next((node for node in draft.graph.node if node.op_type in STORED), None)
+    if stored is not None:
+        raise QuantizationError(
+            f'the model is quantised already: node "{stored.name}" is a {stored.op_type}; give the float model'
+        )
+    draft.fold_constants()
+    if settings.kind == "static":
+        _static(draft, data, settings, summary)
+    else:
+        settings.progress("quantising", 0, None)
+        (Dynamic if settings.dynamic else WeightsOnly)(draft, settings, summary).run()
+        _check(summary)
+    draft.clean()
+    summary.bytes_after = draft.bytes()
+    return draft, summary
+
+
+def _static(draft: Draft, data: Data | None, settings: Settings, summary: Summary) -> None:
+    fold_batch_norms(draft)
+    fold_factors(draft)
+    draft.clean()
+    places = find_places(draft, settings, summary)
+    for node in draft.graph.node:
+        if graphs_in(node):
+            summary.leave(node, "what is inside it is not calibrated")
+    if not places.anchors:
+        _check(summary)
+    assert data is not None
+    samples = Samples(
+        data, ports_of(draft.graph, draft.constants), settings.samples, settings.seed, settings.batch or 1
+    )
+    statistics = calibrate(draft, places.channels, samples, settings)
+    summary.samples = samples.taken
+    settings.progress("quantising", samples.taken, samples.total)
+    grids = grids_of(draft, places, statistics, settings)
+    Rewriter(draft, places, grids, statistics, settings, summary).run()
+
+
+def _check(summary: Summary) -> None:
+    """QuantizationError where nothing was quantised."""
+    if summary.quantised:
+        return
+    why = "; ".join(f'"{name}" ({operator}): {reason}' for name, operator, reason in summary.left[:3])
+    what = {"static": "Conv, Gemm or MatMul", "dynamic": "MatMul, Gemm or LSTM", "int8": "MatMul, Gemm or Conv"}
+    raise QuantizationError(
+        f"there is nothing to quantise: the model has no {what.get(summary.kind, 'MatMul or Gemm')} that can be"
+        + (f": {why}" if why else "")
+    )
+
+
+__all__ = ["quantised_draft", "quantize"]

@@ -1,0 +1,75 @@
+"""What is folded into weights before they are quantised: batch normalisation behind convolutions, Gemm's factors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from .model import Draft, attribute
+
+Array = NDArray[Any]
+
+
+def fold_batch_norms(draft: Draft) -> int:
+    """Multiplies BatchNormalization into the convolutions whose results nobody else reads (Jacob et al. 2018, 3.2); how
+    many there were."""
+    readers, fixed, gone = draft.readers(), draft.fixed(), dict[str, str]()
+    nodes = list(draft.graph.node)
+    for node in nodes:
+        following = readers.get(node.output[0], []) if node.output else []
+        if node.op_type != "Conv" or node.domain or node.output[0] in fixed or len(following) != 1:
+            continue
+        norm = following[0]
+        if not (_is_conv(node, draft) and _is_norm(norm, node, draft)):
+            continue
+        scale, shift, mean, variance = (draft.array(name).astype(np.float64) for name in norm.input[1:5])
+        factor = scale / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
+        weights = draft.array(node.input[1])
+        bias = draft.array(node.input[2]).astype(np.float64) if len(node.input) > 2 and node.input[2] else 0.0
+        folded = weights * factor.reshape(-1, *[1] * (weights.ndim - 1))
+        name = draft.add_constant(f"{node.input[1]}_folded", folded.astype(np.float32))
+        bias = draft.add_constant(f"{node.name}_folded_bias", ((bias - mean) * factor + shift).astype(np.float32))
+        del node.input[1:]
+        node.input.extend([name, bias])
+        gone[norm.name] = node.name
+        node.output[0] = norm.output[0]
+    draft.replace_nodes(node for node in nodes if node.name not in gone)
+    return len(gone)
+
+
+def _is_conv(node: NodeProto, draft: Draft) -> bool:
+    return all(draft.is_float(name) for name in node.input[1:] if name)
+
+
+def _is_norm(norm: NodeProto, conv: NodeProto, draft: Draft) -> bool:
+    """Whether the node normalises this convolution's result by statistics that are constants."""
+    return (
+        norm.op_type == "BatchNormalization"
+        and norm.input[0] == conv.output[0]
+        and not any(norm.output[1:])
+        and not attribute(norm, "training_mode", 0)
+        and all(draft.is_float(name) for name in norm.input[1:5])
+    )
+
+
+def fold_factors(draft: Draft) -> None:
+    """Multiplies alpha and beta of Gemm into its constants."""
+    for node in draft.graph.node:
+        if node.op_type != "Gemm" or node.domain:
+            continue
+        for place, name in ((1, "alpha"), (2, "beta")):
+            factor = attribute(node, name, 1.0)
+            operand = node.input[place] if len(node.input) > place else ""
+            if factor == 1.0 or not draft.is_float(operand):
+                continue
+            scaled = (draft.array(operand).astype(np.float64) * factor).astype(np.float32)
+            node.input[place] = draft.add_constant(f"{operand}_scaled", scaled)
+            kept = [entry for entry in node.attribute if entry.name != name]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+
+
+__all__ = ["fold_batch_norms", "fold_factors"]
