@@ -1,8 +1,8 @@
 """Convolutions of 8-bit images and weights, summed in i32: four neighbouring channels are one element of 32 bits.
 
 Channels last, the convolution over groups of channels is that of `conv` at a quarter of the channels. A number of
-channels that is no multiple of four is made one by a copy of the image. Sums start with what the zero point of the image
-takes from them, which depends on how many rows of the kernel lie inside the image; beside the image stand zero points.
+channels that is no multiple of four is made one by a copy of the image. Sums start with what the zero point of the
+image takes from them, which depends on how many rows of the kernel lie inside the image; beside it stand zero points.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim
 from ....ir.dtypes import I8, I32, U8, U32
+from ....ir.loops import For, Store
 from ....ir.ops.declare import CHANNELS_LAST
-from ....ir.loops import For, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....passes.regions import Call, Lowered, Region
 from ...kernels import convolution
