@@ -74,6 +74,8 @@ class _Fusion:
         self.group_of: dict[int, _Group] = {}
         self.access: dict[int, Access] = {}
         self.outputs = set(graph.outputs)
+        self.waiting: set[int] = set()
+        """Nodes that make reals of bytes, until a reader takes them in: bytes are what lies between two kernels."""
 
     def run(self) -> Graph:
         for i, node in enumerate(self.nodes):
@@ -85,6 +87,10 @@ class _Fusion:
             if access.kind == "opaque" or self._is_view(node):
                 continue
             self._place(i, access)
+        for i in sorted(self.waiting):
+            value = self.nodes[i].output
+            if value in self.outputs or not all(self._is_taken_in(i, n) for n in self.graph.users.get(value, ())):
+                self._join_producers(i)
         return self._emit()
 
     def _inside(self, node: Node) -> Node:
@@ -118,21 +124,24 @@ class _Fusion:
         group = _Group([i], access.kind, access.domain, access.rows)
         self.group_of[i] = group
         self._absorb_movement(i, access, group)
-        if access.kind in ("heavy", "window"):
-            if access.kind == "window":
-                for producer in self._producers(node):
-                    self._try_feed_window(i, access, producer)
-            return
-        for producer in sorted(set(self._producers(node)), reverse=True):
+        if self._widens(node, access):
+            self.waiting.add(i)
+        elif access.kind not in ("heavy", "window"):
+            self._join_producers(i)
+
+    def _join_producers(self, i: int) -> None:
+        """Merges the group of a node with those of its producers, where they can be one kernel."""
+        for producer in sorted(set(self._producers(self.nodes[i])), reverse=True):
             other = self.group_of.get(producer)
             current = self.group_of[i]
             if other is None or other is current:
                 continue
+            access = self.access[i]
             if self._compatible(current, access, other, producer, i) and self._acyclic(current, other):
                 self._merge(other, current, access)
-
-    def _try_feed_window(self, i: int, access: Access, producer: int) -> None:
-        """A pad or other single-use movement in front of a pooling window is read through."""
+                if producer in self.waiting:
+                    self.waiting.remove(producer)
+                    self._join_producers(producer)
 
     def _producers(self, node: Node) -> list[int]:
         return [
@@ -142,8 +151,25 @@ class _Fusion:
     def _single_use(self, value: Value) -> bool:
         return len(self.graph.users.get(value, ())) == 1 and value not in self.outputs
 
+    def _widens(self, node: Node, access: Access) -> bool:
+        """Whether the node makes a real of each integer of 8 bits or less, as DequantizeLinear does."""
+        source = node.operands[0] if node.operands and access.kind == "map" and len(node.outputs) == 1 else None
+        if source is None or not source.dtype.is_integer or source.dtype.bits > 8 or not node.output.dtype.is_float:
+            return False
+        return source.shape == node.output.shape and access.aligned(source) and access.cost <= CHEAP
+
+    def _is_repeated(self, node: Node, access: Access) -> bool:
+        """Whether each of several readers makes these reals anew."""
+        return self._widens(node, access) and not self._single_use(node.output)
+
+    def _is_taken_in(self, i: int, reader: Node) -> bool:
+        """Whether the reader makes the node's result itself."""
+        group = self.group_of.get(self.index[reader.outputs[0]]) if reader.outputs else None
+        return group is not None and self.nodes[i] in group.clones
+
     def _absorb_movement(self, i: int, access: Access, group: _Group) -> None:
-        """Clones movement that only re-indexes into its reader: the moved tensor need not exist for this one."""
+        """Clones into its reader movement that only re-indexes, and what makes reals of bytes for several readers: the
+        tensor need not exist for this one."""
         wanted = list(self.nodes[i].operands)
         while wanted:
             value = wanted.pop()
@@ -153,7 +179,11 @@ class _Fusion:
             source = self.access[producer]
             node = self.nodes[producer]
             operator = REGISTRY.get(node.op)
-            if operator is None or not operator.movement or source.kind != "map" or not source.affine:
+            if operator is None or source.kind != "map":
+                continue
+            if operator.movement and not source.affine:
+                continue
+            if not operator.movement and (access.kind == "heavy" or not self._is_repeated(node, source)):
                 continue
             if len(self.group_of[producer].members) > 1 or not node.operands:
                 continue
