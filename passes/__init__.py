@@ -17,11 +17,12 @@ from . import (
     scale,
     transposes,
     unflatten,
+    weights_only,
 )
 
 DEFAULT_PIPELINE = (
     # Shapes become known, and what they decide constant; integers that stand for reals stay what they are.
-    "canonicalize,fold{dequantize=False},loops,canonicalize,fold{dequantize=False},cleanup,quantization,"
+    "canonicalize,fold{dequantize=False},loops,canonicalize,fold{dequantize=False},cleanup,quantization,weights-only,"
     "rules,fold,scale,pads,unflatten,cleanup,"  # algebra; convolutions take in what stands around them
     "layout,canonicalize,fold,cleanup,"
     "merge-products,attention,fuse,reorder"
@@ -30,7 +31,7 @@ DEFAULT_PIPELINE = (
 
 PIPELINES = {
     "cpu": DEFAULT_PIPELINE.replace("attention", "attention{narrow=0}"),
-    "cuda": DEFAULT_PIPELINE.replace("quantization,", ""),
+    "cuda": DEFAULT_PIPELINE.replace("quantization,weights-only,", ""),
 }
 """The same by the kind of target."""
 
@@ -53,4 +54,5 @@ __all__ = [
     "scale",
     "transposes",
     "unflatten",
+    "weights_only",
 ]

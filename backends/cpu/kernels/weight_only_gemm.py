@@ -23,7 +23,7 @@ from .register_tile import Tile, accumulators, multiply_accumulate, remainders
 from .weight_only_panels import PackedProduct, WeightPanels
 
 PART_BYTES = 128 << 10
-"""What a part of a panel may take of the stack, and (as an eighth) of the second-level cache."""
+"""What a part of a panel may take of the stack, and (as a quarter) of the second-level cache."""
 TASK_ROWS = 128
 """Rows of a task, at most: their sums are kept on the stack. So many repay unpacking."""
 
@@ -49,7 +49,7 @@ class ManyRows:
     def _part(self) -> int:
         """Elements along the depth of a part: whole blocks, or so much of one that they divide it."""
         found = self.found
-        room = max(min(PART_BYTES, self.target.l2_bytes // 8) // (self.tile.width * F32.bytes), found.group)
+        room = max(min(PART_BYTES, self.target.l2_bytes // 4) // (self.tile.width * F32.bytes), found.group)
         if found.block <= room:
             return min(room // found.block, found.blocks) * found.block
         if found.blocks == 1:
