@@ -229,6 +229,9 @@ class Step(Rewriter):
             return s.bitcast(self.vector(scalar.operand), scalar.dtype)
         if isinstance(scalar, s.Fma):
             return s.fma(self.vector(scalar.a), self.vector(scalar.b), self.vector(scalar.c))
+        if isinstance(scalar, s.Call):  # a dot product of the groups in each lane
+            wide = tuple(s.widen(self.vector(argument), self.lanes) for argument in scalar.arguments)
+            return s.Call(scalar.dtype, self.lanes, scalar.name, wide)
         raise NotVectorizable
 
     def element(self, vector: Scalar, number: int) -> Scalar:

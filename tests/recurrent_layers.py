@@ -41,13 +41,28 @@ def clipped(function: Callable[[Array, float, float], Array], a: float, b: float
     return function(np.clip(x, -clip, clip), a, b)
 
 
+def as_it_is(x: Array) -> Array:
+    return x
+
+
+def through_bytes(x: Array) -> Array:
+    """DynamicQuantizeLinear, and back."""
+    wide = x.astype(np.float32)
+    low, high = min(wide.min(), np.float32(0)), max(wide.max(), np.float32(0))
+    scale = np.float32(1) if low == high else (high - low) / np.float32(255)
+    zero = np.clip(np.rint(-low / scale), 0, 255)
+    return ((np.clip(np.rint(wide / scale) + zero, 0, 255) - zero) * scale).astype(np.float64)
+
+
 @dataclass
 class Layer:
-    """A layer with its operands by name, in ONNX's layout 0."""
+    """A layer with its operands by name, in ONNX's layout 0; `rounded` is what becomes of the inputs, and of each row's
+    state, before they are multiplied."""
 
     op: str
     operands: dict[str, Array]
     attributes: dict[str, Any] = field(default_factory=dict)
+    rounded: Callable[[Array], Array] = as_it_is
 
     def names(self) -> list[str]:
         return ["X", "W", "R", "B", "sequence_lens", "initial_h"] + ["initial_c", "P"] * (self.op == "LSTM")
@@ -102,6 +117,7 @@ class Layer:
     def expected(self) -> list[Array]:
         """Y, Y_h and, for an LSTM, Y_c, computed in f64."""
         o = {name: array.astype(np.float64) for name, array in self.operands.items()}
+        o["X"] = self.rounded(o["X"])
         steps, batch, _ = o["X"].shape
         directions, hidden = o["R"].shape[0], o["R"].shape[2]
         lengths = self.operands.get("sequence_lens", np.full(batch, steps))
@@ -116,7 +132,7 @@ class Layer:
                 c = o["initial_c"][d, b] if "initial_c" in o else np.zeros(hidden)
                 times = range(int(lengths[b]))
                 for t in reversed(times) if backwards else times:
-                    h, c = self.step(o, d, o["X"][t, b], h, c, functions)
+                    h, c = self.step(o, d, o["X"][t, b], self.rounded(h), c, functions)
                     y[t, d, b] = h
                 last_h[d, b], last_c[d, b] = h, c
         return [y, last_h, last_c][: 3 if self.op == "LSTM" else 2]

@@ -71,7 +71,7 @@ def _clipped(
 class Weights:
     """Weights [directions, rows, columns]: their definition as floats and, where they are constants, their array.
 
-    With `scale` [directions, rows] the array holds integers, to be multiplied by it.
+    With `scale` [directions, rows] the array holds integers, i8 or i16 less their zero point, to be multiplied by it.
     """
 
     tensor: Tensor
@@ -96,9 +96,14 @@ def _stored_as_integers(region: Region, position: int, scales: int, dtype: DType
 
     tensor = compute((values.shape[0], values.shape[2], values.shape[1]), dtype, element, values, scale)
     arrays = [None if x is None else region.elements(x) for x in (values, scale, zero)]
-    if arrays[0] is None or arrays[1] is None or (zero is not None and (arrays[2] is None or arrays[2].any())):
+    if arrays[0] is None or arrays[1] is None or (zero is not None and arrays[2] is None):
         return Weights(tensor, None)
     array, factors = arrays[0].transpose(0, 2, 1), arrays[1].reshape(arrays[1].shape[0], -1)
+    if arrays[2] is not None and arrays[2].any():
+        array = array.astype(np.int16) - arrays[2].reshape(arrays[2].shape[0], -1, 1)
+    if array.dtype != np.int8:
+        low, high = int(array.min(initial=0)), int(array.max(initial=0))
+        array = array.astype(np.int8 if low >= -128 and high <= 127 else np.int16)
     return Weights(tensor, array, np.broadcast_to(factors, array.shape[:2]).astype(dtype.numpy))
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxc
 import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_kernel import HOST, run_native
-from onnx import helper
 from onnxc.backends.cpu.build import scheduled
 from onnxc.backends.kernels import rational
 from onnxc.ir import loops
@@ -21,7 +19,6 @@ from onnxc.ir.dtypes import F32
 from onnxc.ir.scalars import Buffer
 from onnxc.tools.fit_rational import fit
 from recurrent_layers import DEFAULTS, FUNCTIONS, GATES, Layer, layer
-from single_node import compiled, model_of
 
 
 def check(found: Layer, tolerance: float = 2e-5, layout: int = 0, threads: int | None = None, **how: Any) -> str:
@@ -208,51 +205,3 @@ def test_no_steps_leave_the_initial_state() -> None:
     assert y.shape == (0, 1, 2, 4)
     np.testing.assert_array_equal(h, inputs["initial_h"])
     np.testing.assert_array_equal(c, inputs["initial_c"])
-
-
-def quantized(
-    direction: str, hidden: int, per_column: bool, zero: bool, batch: int = 2
-) -> tuple[onnx.ModelProto, Layer]:
-    """An LSTM with weights of 8 bits, and the same with the floats that they stand for."""
-    found = layer("LSTM", 5, batch, 12, hidden, direction, ("B", "initial_h", "initial_c", "P"))
-    random, constants, operands = np.random.default_rng(7), {}, dict(found.operands)
-    for name in ("W", "R"):
-        stored = random.integers(-127, 128, found.operands[name].shape).astype(np.int8)
-        directions, rows, _ = stored.shape
-        shape = (directions, rows) if per_column else (directions,)
-        scale = (random.random(shape) * 0.004 + 0.002).astype(np.float32)
-        point = random.integers(-9, 10, shape).astype(np.int8) * zero
-        wide = [x.reshape(directions, -1, 1).astype(np.float32) for x in (scale, point)]
-        operands[name] = (stored - wide[1]) * wide[0]
-        constants |= {name: stored.transpose(0, 2, 1).copy(), f"{name}_scale": scale, f"{name}_zero": point}
-    constants |= {name: found.operands[name] for name in ("B", "P")}
-    names = ["X", "W", "R", "B", "", "initial_h", "initial_c", "P", "W_scale", "W_zero", "R_scale", "R_zero"]
-    node = helper.make_node(
-        "DynamicQuantizeLSTM",
-        names,
-        ["Y", "Y_h", "Y_c"],
-        domain="com.microsoft",
-        direction=direction,
-        hidden_size=hidden,
-    )
-    inputs = {name: found.operands[name] for name in ("X", "initial_h", "initial_c")}
-    return model_of([node], inputs, constants, ["Y", "Y_h", "Y_c"], opset=21), Layer("LSTM", operands, found.attributes)
-
-
-@pytest.mark.parametrize("zero", [False, True])
-@pytest.mark.parametrize("per_column", [False, True])
-@pytest.mark.parametrize(("direction", "hidden"), [("bidirectional", 20), ("forward", 8)])
-def test_weights_of_8_bits(direction: str, hidden: int, per_column: bool, zero: bool) -> None:
-    model, found = quantized(direction, hidden, per_column, zero)
-    inputs = {value.name: found.operands[value.name] for value in model.graph.input}
-    for result, wanted in zip(compiled(model, inputs), found.expected(), strict=True):
-        np.testing.assert_allclose(result, wanted, rtol=1e-4, atol=1e-4)
-
-
-def test_weights_of_8_bits_in_onnx_runtime() -> None:
-    """It rounds inputs and states to 8 bits too: the results are near."""
-    model, found = quantized("bidirectional", 24, False, False, batch=1)
-    inputs = {value.name: found.operands[value.name] for value in model.graph.input}
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    for result, wanted in zip(compiled(model, inputs), session.run(None, inputs), strict=True):
-        np.testing.assert_allclose(result, wanted, atol=0.05)

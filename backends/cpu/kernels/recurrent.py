@@ -8,7 +8,7 @@ with a few rows of the state, applies the gates and stores the new state.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -106,8 +106,10 @@ class Walk(Layer):
         if self.r.scale is not None:
             packed[self.scale.name] = self.r.scale.reshape(-1).copy
             scratch.append(self.scale)
+        scratch += self.own_scratch()
+        packed |= self.own_constants()
         before = [*self.initial_states(), *(self.inputs.biases() if self.inputs is not None else ())]
-        body = (*build_nests(before), self._walk(), *build_nests(self.final_states()))
+        body = (*build_nests(before), *self.preamble(), self._walk(), *build_nests(self.final_states()))
         calls.append(call(self.region, f"{self.dtype}_{self.region.name}_x{self.hidden}", body, scratch))
         used = {name for item in calls for name in getattr(item, "arguments", ())}
         workspaces = [buffer for buffer in scratch if buffer.name in used - packed.keys()]
@@ -116,6 +118,18 @@ class Walk(Layer):
             (*kernels.workspaces, *workspaces),
             {name: make for name, make in packed.items() if name in used},
         )
+
+    def own_scratch(self) -> list[Buffer]:
+        """Workspaces, and constants made at compile time, that the walk uses besides."""
+        return []
+
+    def own_constants(self) -> Mapping[str, Callable[[], np.ndarray]]:
+        """The constants among them."""
+        return {}
+
+    def preamble(self) -> Sequence[Statement]:
+        """What comes right before the walk."""
+        return ()
 
     # The products with the inputs, and the weights.
 
