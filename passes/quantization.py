@@ -1,7 +1,8 @@
 """Quantized models in integers: what stands between DequantizeLinear and QuantizeLinear is computed without reals where
 that gives the same.
 
-Products become products of integers (`passes.quantized_products`). With `exact` only what gives the bits of ONNX's
+DequantizeLinear and QuantizeLinear move towards each other and cancel (`passes.quantized_moves`); products become
+products of integers (`passes.quantized_products`). With `exact` only what gives the bits of ONNX's
 definition is done: products of reals stay.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from ..ir.graph import Graph
 from .cleanup import without_dead_code
 from .pipeline import Pass, register
+from .quantized_moves import Moves
 from .quantized_products import Products
 from .rewriting import until_stable
 
@@ -29,4 +31,5 @@ class Quantization(Pass):
 
     def sweep(self, graph: Graph) -> Graph:
         """One sweep of each kind."""
+        graph = without_dead_code(Moves(graph).run())
         return graph if self.exact else without_dead_code(Products(graph).run())
