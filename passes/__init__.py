@@ -5,6 +5,7 @@ from . import (
     attention,
     canonicalize,
     cleanup,
+    dynamic_ranges,
     fold,
     fuse,
     layout,
@@ -23,7 +24,7 @@ from . import (
 DEFAULT_PIPELINE = (
     # Shapes become known, and what they decide constant; integers that stand for reals stay what they are.
     "canonicalize,fold{dequantize=False},loops,canonicalize,fold{dequantize=False},cleanup,quantization,weights-only,"
-    "rules,fold,scale,pads,unflatten,cleanup,"  # algebra; convolutions take in what stands around them
+    "dynamic-ranges,rules,fold,scale,pads,unflatten,cleanup,"  # algebra; convolutions take in what stands around them
     "layout,canonicalize,fold,cleanup,"
     "merge-products,attention,fuse,reorder"
 )
@@ -42,6 +43,7 @@ __all__ = [
     "attention",
     "canonicalize",
     "cleanup",
+    "dynamic_ranges",
     "fold",
     "fuse",
     "layout",

@@ -329,8 +329,10 @@ def _without(perm: Perm, removed: Sequence[int]) -> Perm:
 
 def _reduce_away(node: Node, perm: Perm) -> tuple[Attributes, Perm] | None:
     axes = _ints(node, "axes")
-    if node.attributes.get("keepdims", 1) or len(node.operands) > 1 or not axes:
+    if node.attributes.get("keepdims", 1) or len(node.operands) > 1:
         return None
+    if not axes:  # all of them
+        return None if node.attributes.get("noop_with_empty_axes") or "axes" in node.attributes else (node.attributes, ())
     renamed = tuple(perm.index(axis % len(perm)) for axis in axes)
     return _with(node, axes=renamed), _without(perm, [axis % len(perm) for axis in axes])
 
