@@ -1,9 +1,10 @@
 """Quantized models in integers: what stands between DequantizeLinear and QuantizeLinear is computed without reals where
 that gives the same.
 
-DequantizeLinear and QuantizeLinear move towards each other and cancel (`passes.quantized_moves`); products become
-products of integers (`passes.quantized_products`). With `exact` only what gives the bits of ONNX's
-definition is done: products of reals stay.
+Operators of quantized tensors are spelt out (`passes.quantized_operators`). DequantizeLinear and QuantizeLinear move
+towards each other and cancel (`passes.quantized_moves`). Products become products of integers, with a remark at those
+that cannot (`passes.quantized_products`). With `exact` only what gives the bits of ONNX's definition is done: products
+of reals stay.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ..ir.graph import Graph
 from .cleanup import without_dead_code
 from .pipeline import Pass, register
 from .quantized_moves import Moves
+from .quantized_operators import Operators
 from .quantized_products import Products
 from .rewriting import until_stable
 
@@ -31,5 +33,5 @@ class Quantization(Pass):
 
     def sweep(self, graph: Graph) -> Graph:
         """One sweep of each kind."""
-        graph = without_dead_code(Moves(graph).run())
+        graph = without_dead_code(Moves(Operators(graph).run()).run())
         return graph if self.exact else without_dead_code(Products(graph).run())

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..ir.dtypes import F32, I32
 from ..ir.graph import Node, Value
-from .quantized_values import SUMS, Quantized, QuantizedRewriter, byte_type, is_real
+from .quantized_values import SUMS, Quantized, QuantizedRewriter, byte_type, is_real, trimmed
 
 
 class Unfit(Exception):
@@ -179,14 +179,6 @@ def turned(sweep: Products, matrix: Value, origin: tuple[str, ...]) -> Value:
     if array is not None:
         return sweep.constant(np.ascontiguousarray(array.T), stem, origin)
     return sweep.emit("Transpose", (matrix,), {"perm": (1, 0)}, stem=stem, origin=origin)
-
-
-def trimmed(*inputs: Value | None) -> tuple[Value | None, ...]:
-    """Inputs without those at the end that are absent."""
-    found = list(inputs)
-    while found and found[-1] is None:
-        found.pop()
-    return tuple(found)
 
 
 PRODUCTS: Mapping[str, Callable[[Products, Node], None]] = {"Conv": _conv, "MatMul": _product, "Gemm": _gemm}

@@ -139,3 +139,11 @@ def byte_type(dtype: DType) -> DType | None:
 def is_real(value: Value) -> bool:
     """Whether it is a tensor of f32."""
     return isinstance(value.type, TensorType) and value.dtype == F32
+
+
+def trimmed(*inputs: Value | None) -> tuple[Value | None, ...]:
+    """Inputs without those at the end that are absent."""
+    found = list(inputs)
+    while found and found[-1] is None:
+        found.pop()
+    return tuple(found)
