@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from onnxc.backends.cpu.dot_products import DOTS
 from onnxc.ir import loops as k
 from onnxc.ir import scalars as s
 from onnxc.ir.dims import Dim, Opaque, substitute
@@ -186,6 +187,11 @@ class Interpreter:
             if statement.condition is not None and not self.evaluate(statement.condition)[0]:
                 assert statement.otherwise is not None
                 source, start = self.memory[statement.otherwise.name]
+            wanted = np.dtype(statement.buffer.dtype.numpy)
+            if wanted.itemsize != source.itemsize:  # Groups of elements as one.
+                ratio = wanted.itemsize // source.itemsize
+                assert ratio > 1 and start % ratio == 0
+                source, start = source[: len(source) // ratio * ratio].view(wanted), start // ratio
             self.memory[statement.buffer.name] = source, start
         elif isinstance(statement, k.Store):
             predicate = None if statement.predicate is None else self.evaluate(statement.predicate)
@@ -320,6 +326,13 @@ class Interpreter:
             for lane in range(1, len(parts[0])):
                 result = _binary(scalar.op, result, parts[0][lane : lane + 1])
             return result
+        if isinstance(scalar, s.Call) and dtype.kind == "i":
+            dot = DOTS[scalar.name]
+            left, right = (
+                part.view(kind.numpy).reshape(-1, dot.group).astype(dtype)
+                for part, kind in zip(parts[1:], (dot.left, dot.right), strict=True)
+            )
+            return np.asarray(parts[0] + (left * right).sum(axis=1, dtype=dtype))
         raise NotImplementedError(type(scalar).__name__)
 
 

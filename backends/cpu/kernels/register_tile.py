@@ -92,6 +92,8 @@ def choose_tile(
     `repeats`: how often the same columns are used with other rows. `whole`: a remainder of rows costs a whole tile.
     """
     lanes = target.lanes(dtype.bits)
+    if dot is not None and dot.sums.is_integer and target.has("avx") and not target.has("avx2"):
+        lanes //= 2  # Vectors of integers are half as wide as those of f32.
     while isinstance(columns, int) and lanes >= 2 * max(columns, 2):
         lanes //= 2
     row_count = rows if isinstance(rows, int) and rows > 0 else USUAL_ROWS
