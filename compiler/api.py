@@ -30,6 +30,7 @@ def compile(
     max_memory: int | str | None = None,
     winograd: str = "auto",
     strassen: str = "auto",
+    exact: bool = False,
     donate: bool | Sequence[str] = (),
 ) -> Interface | Deferred:
     """Compiles a model: a path, the bytes of one, or a ModelProto.
@@ -45,6 +46,8 @@ def compile(
     "auto" lets CPUs form products by constant matrices of seven half as large instead of eight where that is faster,
     "two" do so twice: the packed weights become 1.75 or 3.1 times larger, errors are up to 3e-6 of a layer's largest
     output, some two times those of the definition.
+    Products of dequantized tensors are products of integers, so that a result that is quantized again differs from that
+    of sums in f32 now and then, by one step; `exact` keeps them products of reals.
     `donate` names inputs that the model does nothing with but append to, the caches of a decoder's step (True: all such
     inputs). They are arrays with room for more along that axis; a run writes only what is new into them, and they are
     the outputs too. How much of them is filled is told by a further input, named after the symbol of that size, as an
@@ -60,6 +63,7 @@ def compile(
         max_memory=max_memory,
         winograd=winograd,
         strassen=strassen,
+        exact=exact,
         donate=("*",) if donate is True else tuple(donate or ()),
     )
     found = ModelCache.default().find(model, options)

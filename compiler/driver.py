@@ -23,6 +23,7 @@ from ..passes.fuse import Fuse
 from ..passes.lower import lower
 from ..passes.pipeline import Pass, parse_pipeline, run_pipeline
 from ..passes.precision import Precision
+from ..passes.quantization import Quantization
 from ..passes.regions import Schedule
 from .cache import ModelCache
 from .compiled import Compiled, here
@@ -84,6 +85,8 @@ def passes_of(options: Options) -> tuple[Pass, ...]:
     """The passes to run: those asked for, else the target's, and what narrow precision needs behind fusion."""
     target = target_of(options)
     passes = list(parse_pipeline(options.pipeline or PIPELINES[target.kind]))
+    if options.exact:
+        passes = [replace(item, exact=True) if isinstance(item, Quantization) else item for item in passes]
     if options.precision in ("f16", "bf16") and not any(isinstance(item, Precision) for item in passes):
         fusions = [position for position, item in enumerate(passes) if isinstance(item, Fuse)]
         # What CPUs read and write of a residual takes little of the time of the products beside it.

@@ -32,6 +32,7 @@ class Options:
 
     `shapes` may leave axes open by None; those that stay symbols of their own are taken to be `smallest` or larger.
     `winograd` "auto" allows CPUs minimal filtering, `strassen` "auto" or "two" Strassen's method (see `compile`).
+    `exact` keeps operators of reals between quantized tensors (`passes.quantization`).
     `donate` names inputs that the model appends to, whose memory becomes an output's (`passes.append`; "*": all).
     `max_memory` is a limit in bytes (or "2G") for constants, and for intermediate values with outputs (None: the memory
     that this machine has).
@@ -49,6 +50,7 @@ class Options:
     max_memory: int | str | None = None
     winograd: str = "auto"
     strassen: str = "auto"
+    exact: bool = False
     donate: tuple[str, ...] = ()
     progress: Callable[[str, int, int], None] | None = field(default=None, compare=False)
     after: Callable[[Pass, Graph, float], None] | None = field(default=None, compare=False)
@@ -60,7 +62,7 @@ class Options:
         sizes = sorted((self.dims or {}).items()), sorted((self.shapes or {}).items()), self.smallest
         threads = planned_threads(target, self.threads)
         machine = (target.name, target.triple, target.cpu, target.features, target.multiprocessors, threads)
-        return (*machine, *sizes, self.precision, self.pipeline, self.winograd, self.strassen, self.donate)
+        return (*machine, *sizes, self.precision, self.pipeline, self.winograd, self.strassen, self.exact, self.donate)
 
 
 def resolve_target(target: str | Target | None) -> Target:

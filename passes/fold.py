@@ -171,10 +171,18 @@ class Folder(Rewriter):
         sizes = [tensor_bytes(value.type) for value in node.outputs]
         total = sum(size for size in sizes if size is not None)
         read = sum(tensor_bytes(value.type) or 0 for value in dict.fromkeys(node.operands))
-        if total > max(self.options.large, self.options.growth * read, 0) or total > max(self.room[0], 4096):
+        most = math.inf if self.is_weight(node) else max(self.options.large, self.options.growth * read, 0)
+        if total > most or total > max(self.room[0], 4096):
             return False
         self.room[0] -= total
         return True
+
+    def is_weight(self, node: Node) -> bool:
+        """Whether the node makes reals of integers for a product: schedules want weights that are constants."""
+        if node.op != "DequantizeLinear":
+            return False
+        readers = self.graph.users.get(node.output, ())
+        return any(n.op in ("Transpose", "Reshape") or (n.op in REGISTRY and REGISTRY[n.op].heavy) for n in readers)
 
     def is_slow(self, node: Node) -> bool:
         """Whether ONNX's reference would take long: where each result is made of a window of its own, it loops in

@@ -95,6 +95,7 @@ class Request:
     precision: str
     winograd: str
     strassen: str
+    exact: bool
     pipeline: str | None
     time_passes: bool
     max_memory: int | None = None
@@ -113,7 +114,7 @@ class Request:
 
         return Options(
             self.target, self.dims, self.shapes, self.threads, self.precision, self.pipeline or "",
-            winograd=self.winograd, strassen=self.strassen, max_memory=self.max_memory,
+            winograd=self.winograd, strassen=self.strassen, exact=self.exact, max_memory=self.max_memory,
         )  # fmt: skip
 
     def executable(self) -> Interface | Deferred:
@@ -172,7 +173,7 @@ class Request:
         if not self.path.endswith(".onnxc"):
             return False
         plain = self.target == "host" and self.precision == "f32" and (self.winograd, self.strassen) == ("auto", "auto")
-        if self.dims or self.shapes or self.pipeline is not None or not plain or self.weights:
+        if self.dims or self.shapes or self.pipeline is not None or not plain or self.weights or self.exact:
             raise click.UsageError(f"{self.path} is compiled: give the model to compile it in another way")
         return True
 
@@ -255,6 +256,8 @@ _OPTIONS = (
     click.option("--strassen", type=click.Choice(("off", "auto", "two")), default="auto", show_default=True,
                  help="Products by constant matrices of seven half as large instead of eight, where it is faster; "
                  "packed weights are 1.75 times larger (two: 3.1 times, done twice)."),
+    click.option("--exact", is_flag=True, help="Keep products of dequantized tensors products of reals: integers give "
+                 "a result of 8 bits that differs by one step now and then."),
     click.option("--pipeline", metavar="PASSES", help='Passes to run, such as "canonicalize,fold,fuse{max_inputs=8}".'),
     click.option("--weights", type=click.Path(exists=True, dir_okay=False), metavar="MODEL.onnx",
                  help="Where MODEL is a graph as text (.txt): the ONNX model that holds its constants."),
@@ -278,6 +281,7 @@ def compiling(function: Callable[..., Any]) -> Callable[..., Any]:
         precision: str,
         winograd: str,
         strassen: str,
+        exact: bool,
         pipeline: str | None,
         weights: str | None,
         time_passes: bool,
@@ -294,6 +298,7 @@ def compiling(function: Callable[..., Any]) -> Callable[..., Any]:
             precision,
             winograd,
             strassen,
+            exact,
             pipeline,
             time_passes,
             max_memory,
