@@ -35,6 +35,8 @@ FEW_ROWS = 8
 """Rows up to which weights are unpacked for each tile of rows."""
 MOST_VECTORS = 4
 """Vectors of a panel for few rows: as many streams of words."""
+MASKS = 4
+"""Registers for masks and what else a loop holds."""
 CHAINS = 4
 """Sums in flight for each multiply-add of a cycle, whose latency is four."""
 
@@ -87,12 +89,12 @@ def few_rows_tile(rows: int, columns: int, target: Target) -> Tile:
     vectors = MOST_VECTORS
     while vectors > 1 and (rows_at_once(vectors, target) < rows or lanes * vectors >= 2 * columns):
         vectors //= 2
-    return Tile(min(rows, rows_at_once(vectors, target)), vectors, lanes)
+    return Tile(max(1, min(rows, rows_at_once(vectors, target))), vectors, lanes)
 
 
 def rows_at_once(vectors: int, target: Target) -> int:
     """Rows whose sums, of a block and in all, have registers beside words, weights and a mask."""
-    return max(1, (target.vector_registers - 2 * vectors - 2) // (2 * vectors))
+    return (target.vector_registers - 2 * vectors - 2) // (2 * vectors)
 
 
 class FewRows:
@@ -107,7 +109,8 @@ class FewRows:
         self.depth = -(-found.padded // STEP) * STEP
         few = dim_min(self.rows, FEW_ROWS)
         self.left = Buffer("left_scaled", F32, few * self.depth)
-        self.totals = Buffer("left_sums", F32, few * found.blocks)
+        self.runs = found.padded // found.run
+        self.totals = Buffer("left_sums", F32, few * self.runs)
         self.factors = Buffer("left_factors", F32, STEP)
 
     @property
@@ -124,7 +127,7 @@ class FewRows:
         than `most` rows, nothing."""
         found = self.found
         row, step = k.index_symbol("row", self.rows), k.index_symbol("step", self.depth // STEP)
-        lane, block, at = k.index_symbol("lane", STEP), k.index_symbol("block", found.blocks), symbol("at", 0)
+        lane, run, at = k.index_symbol("lane", STEP), k.index_symbol("run", self.runs), symbol("at", 0)
         where = flattened(found.rows, row)
         start = found.left.start + sum((where[axis.name] * axis.left for axis in found.rows), 0)
 
@@ -150,11 +153,14 @@ class FewRows:
             inner = For("at", count, (Store(total, 0, added),), "vector")
             return Define(total, s.const(0, F32)), inner, Store(self.totals, into, s.load(total, 0))
 
-        whole, rest = divmod(found.depth, found.block)
-        statements.append(For("block", whole, summed(block * found.block, found.block, row * found.blocks + block)))
-        if rest:
-            last = row * found.blocks + whole
-            statements.append(For("last", 1, summed(whole * found.block, rest, last)))
+        whole, last = divmod(found.depth, found.run)
+        place = row * self.runs
+        statements.append(For("run", whole, summed(run * found.run, found.run, place + run)))
+        if last:
+            statements.append(For("last", 1, summed(whole * found.run, last, place + whole)))
+        empty = whole + bool(last) + k.index_symbol("empty", self.runs)
+        clear = Store(self.totals, place + empty, s.const(0, F32))
+        statements.append(For("empty", self.runs - whole - bool(last), (clear,)))
         body: tuple[Statement, ...] = (For("row", self.rows, tuple(statements), "parallel"),)
         if most is not None:
             body = (If(s.index(self.rows) <= s.index(most), body),)
@@ -174,7 +180,7 @@ class FewRows:
         panels = self.panels.panels
         panel: Dim = k.index_symbol("task", panels.count) if columns.count != 1 else columns.first
         column = panel * panels.tile.width
-        most = min(rows_at_once(columns.vectors, self.target), FEW_ROWS)
+        most = max(1, min(rows_at_once(columns.vectors, self.target), FEW_ROWS))
         if isinstance(self.rows, int):
             done = 0
             for size, count in pieces(self.rows, -(-self.rows // -(-self.rows // most))):
@@ -196,23 +202,24 @@ class FewRows:
         found, tile = self.found, Tile(rows, columns.vectors, self.panels.lanes)
         left, totals = Buffer("rows_left", F32), Buffer("rows_sums", F32)
         yield Alias(left, self.left, row * self.depth)
-        yield Alias(totals, self.totals, row * found.blocks)
+        yield Alias(totals, self.totals, row * self.runs)
         yield from self.panels.aliases(column)
         sums = accumulators(tile, F32)
         count = rows * tile.vectors
         sets = max(1, min(found.group, -(-CHAINS * self.target.multiply_adds // count)))
-        while sets > 1 and (sets + 1) * count + 2 * tile.vectors + 1 > self.target.vector_registers:
+        while sets > 1 and (sets + 1) * count + 2 * tile.vectors + MASKS > self.target.vector_registers:
             sets //= 2
         sets = 1 << (sets.bit_length() - 1)
         part = Buffer("part", F32, count * sets, "register", tile.lanes)
         clear = s.const(0, F32, tile.lanes)
         yield Alloc(sums)
         yield from (Store(sums, number, clear) for number in range(count))
-        block = k.index_symbol("block", found.blocks)
-        each = found.block // found.group
+        run = k.index_symbol("run", self.runs)
+        block = run * found.run // found.block
+        each = found.run // found.group
         group = k.index_symbol("group", each)
         inner: list[Statement] = [Alloc(part), *(Store(part, number, clear) for number in range(count * sets))]
-        inner.append(For("group", each, tuple(self._group(tile, columns, part, sets, left, block * each + group))))
+        inner.append(For("group", each, tuple(self._group(tile, columns, part, sets, left, run * each + group))))
         for v in range(tile.vectors):
             zero, scale = (Buffer(f"{name}{v}", F32, 1, "register", tile.lanes) for name in ("zero", "scale"))
             zeros = self.panels.zero(columns, block, v)
@@ -225,12 +232,12 @@ class FewRows:
                 for copy in range(1, sets):
                     total = total + s.load(part, copy * count + number, tile.lanes)
                 if zeros is not None:
-                    row_sum = -s.load(totals, i * found.blocks + block)
+                    row_sum = -s.load(totals, i * self.runs + run)
                     total = s.fma(s.load(zero, 0, tile.lanes), s.widen(row_sum, tile.lanes), total)
                 inner.append(
                     Store(sums, number, s.fma(s.load(scale, 0, tile.lanes), total, s.load(sums, number, tile.lanes)))
                 )
-        yield For("block", found.blocks, tuple(inner))
+        yield For("run", self.runs, tuple(inner))
         yield from finish_tile(
             self.outputs,
             tile,

@@ -31,6 +31,11 @@ STEP = 16
 """Elements of which the depth of a prepared left operand is a multiple: of as many as there are codes in a word."""
 
 
+MOST_SUMMED = 256
+"""Elements along the depth that are summed before they are scaled and added to the rest: errors grow with such a run,
+and with what a zero point takes off its sum."""
+
+
 @dataclass(frozen=True)
 class PackedProduct:
     """A region's product of rows by packed weights: `rows` are the axes of the result before its last, with the
@@ -58,6 +63,13 @@ class PackedProduct:
         return self.scales.shape[1]
 
     @property
+    def run(self) -> int:
+        """Neighbours along the depth that are summed at once: a block or an even part of it."""
+        groups = self.block // self.group
+        most = max(d for d in range(1, groups + 1) if groups % d == 0 and (d == 1 or d * self.group <= MOST_SUMMED))
+        return most * self.group
+
+    @property
     def padded(self) -> int:
         """The depth with what fills the last block."""
         return self.blocks * self.block
@@ -77,7 +89,8 @@ def packed_product(region: Region) -> PackedProduct | None:
     if not isinstance(columns, int) or columns < 2 or 0 in output.shape or depth < 1:
         return None
     if arrays[1].shape[1] == 1:
-        block = -(-depth // STEP) * STEP
+        unit = STEP if depth <= MOST_SUMMED else 4 * STEP
+        block = -(-depth // unit) * unit
     if block % (WORD // bits):
         return None
     steps = zip(output.shape[:-1], left.strides[:-1], strict=True)

@@ -1,0 +1,184 @@
+"""Products by weights of a few bits: every shape, epilogue and target against numpy."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lowered import run, summing_loops
+from onnxc.backends.cpu.kernels import weight_only
+from onnxc.ir.dims import symbol
+from onnxc.ir.functions import maximum
+from onnxc.ir.target import Target
+from onnxc.ir.tensors import Tensor, reduce_axes, reshaped, view
+from onnxc.tools.bench_kernels import make_region
+
+RANDOM = np.random.default_rng(0)
+X86 = Target.host().architecture == "x86_64"
+TARGETS = [name for name in ("host", "x86-64-v3", "x86-64") if name == "host" or X86]
+STORED = re.compile(r"[xyz]mm\d+, -?\d*\(%rsp\)|st[rp]\s+[qdsv].*\[sp")
+M, B = symbol("M"), symbol("B")
+
+
+class Weights:
+    """Random weights [columns, depth] in blocks, as the operator has them and as numbers."""
+
+    def __init__(
+        self, columns: int, depth: int, bits: int, block: int, zeros: str = "", scale: Any = np.float32
+    ) -> None:
+        blocks = -(-depth // block)
+        numbers = RANDOM.integers(0, 1 << bits, (columns, blocks * block)).astype(np.uint8)
+        # Powers of two, so that sums are exact in any order.
+        self.scales = 2.0 ** RANDOM.integers(-2, 2, (columns, blocks)).astype(scale)
+        self.scales = self.scales.astype(scale)
+        self.zeros: np.ndarray | None = None
+        if zeros:
+            self.zeros = RANDOM.integers(0, 1 << bits, (columns, blocks)).astype(zeros)
+        middle = np.full((columns, blocks), 1 << (bits - 1)) if self.zeros is None else self.zeros
+        each = 8 // bits
+        parts = np.stack([numbers[:, place::each] << (place * bits) for place in range(each)])
+        self.codes = np.bitwise_or.reduce(parts, axis=0).astype(np.uint8)
+        spread = (np.repeat(x.astype(np.float64), block, 1)[:, :depth] for x in (middle, self.scales))
+        middle, scales = spread
+        self.numbers = (numbers[:, :depth] - middle) * scales
+        self.attributes = {"depth": depth, "bits": bits, "block_size": block}
+
+    @property
+    def operands(self) -> list[np.ndarray]:
+        return [self.codes, self.scales, *([] if self.zeros is None else [self.zeros])]
+
+    def times(self, x: np.ndarray) -> np.ndarray:
+        return x.astype(np.float64) @ self.numbers.T
+
+
+def whole(*shape: int) -> np.ndarray:
+    return RANDOM.integers(-4, 5, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("known", [True, False])
+@settings(max_examples=5, deadline=None)
+@given(data=st.data())
+def test_shapes(target: str, known: bool, data: st.DataObject) -> None:
+    rows = data.draw(st.sampled_from([1, 2, 3, 5, 8, 9, 20, 131]))
+    columns, depth = data.draw(st.integers(2, 150)), data.draw(st.integers(1, 200))
+    bits = data.draw(st.sampled_from([2, 4, 8]))
+    block = data.draw(st.sampled_from([16, 32, 64, depth]))
+    zeros = data.draw(st.sampled_from(["", "u1", "f4"]))
+    weights = Weights(columns, depth, bits, block if block != depth else -(-depth // 16) * 16, zeros)
+    x, bias = whole(rows, depth), whole(columns)
+    region = make_region(
+        "onnxc.PackedMatMul",
+        [((rows if known else M, depth), "f4"), *weights.operands],
+        weights.attributes,
+        extras=[bias],
+        epilogue=lambda y, b: maximum(y + b, 0.0),
+    )
+    chosen = Target.parse(target)
+    lowered = weight_only.schedule(region, chosen)
+    assert lowered is not None
+    (result,) = run(region, lowered, chosen, [x, *weights.operands, bias], {} if known else {"M": rows})
+    np.testing.assert_array_equal(result, np.maximum(weights.times(x) + bias, 0))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 12])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_16_bits(rows: int, dtype: Any) -> None:
+    weights = Weights(40, 64, 4, 32, "u1", dtype)
+    x = whole(rows, 64).astype(dtype)
+    region = make_region("onnxc.PackedMatMul", [(x.shape, dtype), *weights.operands], weights.attributes)
+    host = Target.host()
+    lowered = weight_only.schedule(region, host)
+    assert lowered is not None
+    (result,) = run(region, lowered, host, [x, *weights.operands])
+    np.testing.assert_array_equal(result, weights.times(x).astype(dtype))
+
+
+@pytest.mark.parametrize("length", [2, 9])
+def test_batches_heads_and_several_outputs(length: int) -> None:
+    """The result is split into heads, and is an output as it is; elements that are odd come through memory."""
+    weights = Weights(48, 70, 4, 16)
+    x = whole(2, length, 70)
+
+    def heads(y: Tensor) -> tuple[Tensor, ...]:
+        split = reshaped(y, (*y.shape[:2], 3, 16))
+        return view(split, (y.shape[0], 3, y.shape[1], 16), lambda b, h, s, d: (b, s, h, d)), y
+
+    host = Target.host()
+    product = weights.times(x)
+    for sizes in ({}, {"B": 2, "M": length}):
+        shape: Any = (B, M, 70) if sizes else x.shape
+        region = make_region(
+            "onnxc.PackedMatMul", [(shape, "f4"), *weights.operands], weights.attributes, epilogue=heads
+        )
+        lowered = weight_only.schedule(region, host)
+        assert lowered is not None
+        split, plain = run(region, lowered, host, [x, *weights.operands], sizes)
+        np.testing.assert_array_equal(plain, product)
+        np.testing.assert_array_equal(split, product.reshape(2, length, 3, 16).transpose(0, 2, 1, 3))
+    region = make_region(
+        "onnxc.PackedMatMul",
+        [(x.shape, "f4"), *weights.operands],
+        weights.attributes,
+        epilogue=lambda y: y - reduce_axes("max", y, (2,)),
+    )
+    lowered = weight_only.schedule(region, host)
+    assert lowered is not None
+    (result,) = run(region, lowered, host, [x, *weights.operands])
+    np.testing.assert_array_equal(result, product - product.max(2, keepdims=True))
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_long_depth_in_one_block(rows: int, bits: int) -> None:
+    """Parts of a panel that are less than a block; and no precision lost to zero points."""
+    weights = Weights(70, 6000, bits, 6000)
+    x = RANDOM.standard_normal((rows, 6000)).astype(np.float32)
+    region = make_region("onnxc.PackedMatMul", [(x.shape, "f4"), *weights.operands], weights.attributes)
+    host = Target.host()
+    lowered = weight_only.schedule(region, host)
+    assert lowered is not None
+    (result,) = run(region, lowered, host, [x, *weights.operands])
+    expected = weights.times(x)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+def test_weights_stay_packed() -> None:
+    """Constants of a product are the codes, a scale and a zero point for each block: no more than the model has."""
+    weights = Weights(512, 1024, 4, 32, "u1", np.float16)
+    for target in (*TARGETS, "aarch64"):
+        for rows in (1, 64, M):
+            chosen = Target.parse(target)
+            region = make_region("onnxc.PackedMatMul", [((rows, 1024), "f2"), *weights.operands], weights.attributes)
+            lowered = weight_only.schedule(region, chosen)
+            assert lowered is not None
+            used = {name for call in lowered.kernel_calls for name in call.arguments}
+            assert not used & {"x1", "x2", "x3"}
+            size = sum(make().nbytes for make in lowered.packed.values())
+            wide = weights.scales.nbytes if target == "x86-64" else 0  # no instruction converts f16 there
+            assert size <= sum(array.nbytes for array in weights.operands) + wide + 64
+
+
+def test_weights_that_are_no_constants_have_no_schedule() -> None:
+    weights = Weights(40, 64, 4, 32)
+    inputs = [((3, 64), "f4"), (weights.codes.shape, "u1"), weights.scales]
+    assert weight_only.schedule(make_region("onnxc.PackedMatMul", inputs, weights.attributes), Target.host()) is None
+
+
+@pytest.mark.parametrize("target", ["x86-64-v4", "x86-64-v3", "x86-64", "aarch64"])
+@pytest.mark.parametrize("rows", [1, 4, 64])
+def test_summing_loops_do_not_spill(target: str, rows: int) -> None:
+    weights = Weights(256, 512, 4, 32, "u1")
+    chosen = Target.parse(target)
+    region = make_region("onnxc.PackedMatMul", [((rows, 512), "f4"), *weights.operands], weights.attributes)
+    lowered = weight_only.schedule(region, chosen)
+    assert lowered is not None
+    loops = summing_loops(lowered, chosen)
+    assert loops
+    # Masks, of which there may be more than registers, are read from the stack: sums are never stored there.
+    assert not [loop for loop in loops if STORED.search(loop)]
