@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ def packed_product_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:
     a, codes, scales, zeros = (*(None if v is None else v.name for v in node.inputs), None)[:4]
     depth, bits, block = (int(str(node.attributes[name])) for name in ("depth", "bits", "block_size"))
     nodes: list[NodeProto] = []
+    numbers = count()
 
     def add(op: str, *inputs: str | None, **attributes: Any) -> str:
         name = f"{node.output.name}~weights{len(nodes)}"
@@ -24,7 +26,7 @@ def packed_product_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:
         return name
 
     def constant(array: np.ndarray) -> str:
-        return sizes.constant(array, f"{node.output.name}~numbers{len(nodes)}")
+        return sizes.constant(array, f"{node.output.name}~numbers{next(numbers)}")
 
     def ints(*numbers: int) -> str:
         return constant(np.array(numbers, np.int64))
@@ -46,9 +48,9 @@ def packed_product_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:
             shifted = add("BitShift", codes, byte(place * bits), direction="RIGHT")
             parts.append(add("Unsqueeze", add("BitwiseAnd", shifted, byte((1 << bits) - 1)), ints(2)))
         codes = add("Reshape", add("Concat", *parts, axis=2), ints(0, -1))
-    numbers = real(add("Slice", codes, ints(0), ints(depth), ints(1)))
+    values = real(add("Slice", codes, ints(0), ints(depth), ints(1)))
     zero = constant(np.array(1 << (bits - 1), np.float32)) if zeros is None else row(real(zeros), block)
-    weights = add("Mul", add("Sub", numbers, zero), row(real(scales), block))
+    weights = add("Mul", add("Sub", values, zero), row(real(scales), block))
     product = add("MatMul", real(a), add("Transpose", weights, perm=[1, 0]))
     nodes.append(onnx.helper.make_node("Cast", [product], [node.output.name], to=node.output.dtype.onnx))
     return [*sizes.take(), *nodes]
