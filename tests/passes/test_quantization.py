@@ -57,10 +57,11 @@ def test_a_convolution_sums_integers_with_its_bias() -> None:
         // CHECK: %[[BIAS:.*]] = constant {{.*}} : i32[4, 1, 1]
         // CHECK: %[[TOTAL:.*]] = Add(%[[SUM]], %[[BIAS]]) : i32[1, 4, 6, 6]
         // CHECK: %[[REAL:.*]] = Cast(%[[TOTAL]]) {to = f32}
-        // CHECK: %c = Mul(%[[REAL]], %{{.*}}) : f32[1, 4, 6, 6]
-        // CHECK: %sum = Add(%c, %{{.*}})
+        // CHECK: %[[ONE:.*]] = constant 1.0
+        // CHECK: %[[SCALED:.*]] = Mul(%[[REAL]], %{{.*}}) : f32[1, 4, 6, 6]
+        // CHECK: %[[RESIDUAL:.*]] = Add(%[[SCALED]], %{{.*}})
         // CHECK-NOT: Relu
-        // CHECK: %y = QuantizeLinear(%sum, %s, %zero)
+        // CHECK: %y = QuantizeLinear(%[[RESIDUAL]], %[[ONE]], %zero)
         """,
         print_graph(after),
     )
@@ -234,7 +235,7 @@ def test_products_of_reals_carry_no_remark() -> None:
 
 def test_operators_of_quantized_tensors_take_the_same_form() -> None:
     text = """
-    graph @g(%x: u8[1, 3, 6, 6], %m: u8[4, 3]) -> (%y: u8[1, 4, 6, 6], %p: i8[4, 2], %sum: u8[1, 4, 6, 6]) {
+    graph @g(%x: u8[1, 3, 6, 6], %m: u8[4, 3], %o: u8[1, 4, 6, 6]) -> (%y: u8[1, 4, 6, 6], %p: i8[4, 2], %sum: u8[1, 4, 6, 6]) {
       %s = constant 0.02 : f32[]
       %z = constant 100 : u8[]
       %w = constant @"w" : i8[4, 3, 3, 3]
@@ -245,7 +246,7 @@ def test_operators_of_quantized_tensors_take_the_same_form() -> None:
       %v = constant [[1, 2], [-3, 4], [5, -6]] : i8[3, 2]
       %vz = constant 3 : i8[]
       %p = QLinearMatMul(%m, %s, %z, %v, %s, %vz, %s, %vz) : i8[4, 2]
-      %sum = com.microsoft.QLinearAdd(%y, %s, %z, %y, %s, %z, %s, %z) : u8[1, 4, 6, 6]
+      %sum = com.microsoft.QLinearAdd(%y, %s, %z, %o, %s, %z, %s, %z) : u8[1, 4, 6, 6]
     }
     """
     constants = {"w": weights(4, 3, 3, 3), "ws": scales(4)}
@@ -263,4 +264,4 @@ def test_operators_of_quantized_tensors_take_the_same_form() -> None:
         print_graph(after),
     )
     inputs = random_inputs(after)
-    assert set(inputs) == {"x", "m"}
+    assert set(inputs) == {"x", "m", "o"}
