@@ -19,12 +19,14 @@ from . import (
     transposes,
     unflatten,
     weights_only,
+    wide_weights,
 )
 
 DEFAULT_PIPELINE = (
     # Shapes become known, and what they decide constant; integers that stand for reals stay what they are.
     "canonicalize,fold{dequantize=False},loops,canonicalize,fold{dequantize=False},cleanup,quantization,weights-only,"
-    "dynamic-ranges,rules,fold,scale,pads,unflatten,cleanup,"  # algebra; convolutions take in what stands around them
+    "wide-weights,dynamic-ranges,"
+    "rules,fold,scale,pads,unflatten,cleanup,"  # algebra; convolutions take in what stands around them
     "layout,canonicalize,fold,cleanup,"
     "merge-products,attention,fuse,reorder"
 )
@@ -32,7 +34,7 @@ DEFAULT_PIPELINE = (
 
 PIPELINES = {
     "cpu": DEFAULT_PIPELINE.replace("attention", "attention{narrow=0}"),
-    "cuda": DEFAULT_PIPELINE.replace("quantization,weights-only,", ""),
+    "cuda": DEFAULT_PIPELINE.replace("quantization,weights-only,wide-weights,", ""),
 }
 """The same by the kind of target."""
 
@@ -57,4 +59,5 @@ __all__ = [
     "transposes",
     "unflatten",
     "weights_only",
+    "wide_weights",
 ]

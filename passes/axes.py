@@ -332,7 +332,8 @@ def _reduce_away(node: Node, perm: Perm) -> tuple[Attributes, Perm] | None:
     if node.attributes.get("keepdims", 1) or len(node.operands) > 1:
         return None
     if not axes:  # all of them
-        return None if node.attributes.get("noop_with_empty_axes") or "axes" in node.attributes else (node.attributes, ())
+        every = not node.attributes.get("noop_with_empty_axes") and "axes" not in node.attributes
+        return (node.attributes, ()) if every else None
     renamed = tuple(perm.index(axis % len(perm)) for axis in axes)
     return _with(node, axes=renamed), _without(perm, [axis % len(perm) for axis in axes])
 
