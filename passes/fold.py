@@ -46,7 +46,7 @@ class Fold(Pass):
     A result of more than `large` bytes that has more than `growth` times the bytes of its operands is left to the run:
     a constant that is expanded costs memory, and expanding it costs little. All results together take at most `most`
     bytes, or eight times those of the graph's constants: a constant may double with every node. Without `dequantize`
-    integers that stand for reals stay integers.
+    tensors of integers that stand for reals stay integers.
     """
 
     name = "fold"
@@ -148,7 +148,7 @@ class Folder(Rewriter):
             return None
         if (node.op, node.outputs[0].dtype.kind) in MISTAKEN:
             return None
-        if node.op == "DequantizeLinear" and not self.options.dequantize:
+        if node.op == "DequantizeLinear" and not self.options.dequantize and math.prod(node.output.shape) != 1:
             return None
         if any(attribute_symbols(attribute) for attribute in node.attributes.values()):
             return None

@@ -141,7 +141,8 @@ class _Fusion:
                 self._merge(other, current, access)
                 if producer in self.waiting:
                     self.waiting.remove(producer)
-                    self._join_producers(producer)
+                    if self.nodes[producer].output.shape == self.nodes[i].outputs[0].shape:
+                        self._join_producers(producer)
 
     def _producers(self, node: Node) -> list[int]:
         return [

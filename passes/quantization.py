@@ -2,9 +2,10 @@
 that gives the same.
 
 Operators of quantized tensors are spelt out (`passes.quantized_operators`). DequantizeLinear and QuantizeLinear move
-towards each other and cancel (`passes.quantized_moves`). Products become products of integers, with a remark at those
-that cannot (`passes.quantized_products`). With `exact` only what gives the bits of ONNX's definition is done: products
-of reals stay.
+towards each other and cancel (`passes.quantized_moves`). Functions of one tensor of bytes are looked up
+(`passes.quantized_tables`). Products become products of integers, with a remark at those that cannot
+(`passes.quantized_products`), and take in the scales by which their results are quantized (`passes.quantized_scales`).
+With `exact` only what gives the bits of ONNX's definition is done: products of reals stay.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from .pipeline import Pass, register
 from .quantized_moves import Moves
 from .quantized_operators import Operators
 from .quantized_products import Products
+from .quantized_scales import Scales
+from .quantized_tables import Tables
 from .rewriting import until_stable
 
 
@@ -29,9 +32,11 @@ class Quantization(Pass):
     exact: bool = False
 
     def run(self, graph: Graph) -> Graph:
-        return until_stable(self.sweep, graph)
+        graph = until_stable(self.sweep, graph)
+        return graph if self.exact else without_dead_code(Scales(graph).run())
 
     def sweep(self, graph: Graph) -> Graph:
         """One sweep of each kind."""
         graph = without_dead_code(Moves(Operators(graph).run()).run())
+        graph = without_dead_code(Tables(graph).run())
         return graph if self.exact else without_dead_code(Products(graph).run())
