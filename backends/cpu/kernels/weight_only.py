@@ -28,11 +28,16 @@ from .epilogue import finish_tile
 from .packing import Columns, column_runs
 from .product import flattened
 from .register_tile import Tile, accumulators, choose_tile, pieces, remainders
+from .weight_only_digits import DigitRows, digits_tile, instruction
 from .weight_only_gemm import ManyRows
 from .weight_only_panels import STEP, PackedProduct, WeightPanels, packed_product
 
 FEW_ROWS = 8
 """Rows up to which weights are unpacked for each tile of rows."""
+ROUNDED = 4
+"""The accuracy level of ONNX Runtime by which the left operand may be rounded to 8 bits."""
+DIGITS, DIGIT_ROWS = 3, 4
+"""Digits of the precision of f32, and rows up to which three products of bytes take less time than one of reals."""
 MOST_VECTORS = 4
 """Vectors of a panel for few rows: as many streams of words."""
 MASKS = 4
@@ -57,6 +62,14 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     if outputs is None:
         return through_memory(region, lambda alone: schedule(alone, target))
     rows = product(axis.extent for axis in found.rows)
+    digits = digits_of(found, rows, target)
+    if digits is not None:
+        tile = digits_tile(rows, found.columns, digits[0], target)
+        panels = WeightPanels(found, tile, target)
+        rounded = DigitRows(region, found, panels, outputs, target, *digits)
+        name = f"w{found.bits}a{8 * digits[0]}_gemm_{tile}"
+        made = call(region, name, rounded.body(), (*panels.buffers, *rounded.buffers), shared=True)
+        return Lowered((rounded.prepared(), made), rounded.buffers, panels.packed())
     if isinstance(rows, int) and rows <= FEW_ROWS:
         tile = few_rows_tile(rows, found.columns, target)
     else:
@@ -74,6 +87,17 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     made = call(region, name, body(), (*panels.buffers, *scratch), shared=True)
     factors = {few.factors.name: few.powers} if prepared else {}
     return Lowered((*prepared, made), scratch[:-1], {**panels.packed(), **factors})
+
+
+def digits_of(found: PackedProduct, rows: Dim, target: Target) -> tuple[int, str] | None:
+    """The digits that rows are rounded to, and the instruction that multiplies them; None where reals are better."""
+    name = instruction(found.bits, target)
+    if name is None or (found.zeros is not None and found.zeros.dtype.kind == "f"):
+        return None
+    if found.accuracy_level == ROUNDED:
+        return 1, name
+    few = isinstance(rows, int) and rows <= DIGIT_ROWS
+    return (DIGITS, name) if few and target.strassen else None
 
 
 def _either(rows: Dim, few: FewRows, many: ManyRows) -> Iterator[Statement]:

@@ -200,3 +200,8 @@ class WeightPanels:
         place = self._places[self.zeros.name]
         zeros = s.cast(s.load(place, (block * columns.vectors + v) * self.lanes, self.lanes), F32)
         return zeros - s.const(self.centre, F32, self.lanes) if self.centre else zeros
+
+    def whole_zero(self, columns: Columns, block: Dim, v: int) -> Scalar:
+        """A vector of zero points of codes as they are in memory."""
+        place = self._places[self.zeros.name]
+        return s.cast(s.load(place, (block * columns.vectors + v) * self.lanes, self.lanes), F32)
