@@ -7,6 +7,7 @@ stride cuts inputs and taps into phases, each an algorithm of stride 1; their pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,14 +34,24 @@ POINTS: dict[int, tuple[Fraction, ...]] = {
 coefficient of data and results is rounded) those of the least mean error in f32."""
 
 
+WHOLE_POINTS: dict[int, tuple[Fraction, ...]] = {
+    products: tuple(map(Fraction, points)) for products, points in {
+        2: (0,), 3: (0, -1), 4: (0, 1, -1), 5: (0, 1, -1, 2), 6: (0, 1, -1, 2, -2),
+    }.items()
+}  # fmt: skip
+"""The same for integers: coefficients of data are whole numbers, and small."""
+
+
 @dataclass(frozen=True)
 class Filtering:
-    """`data` is [products, inputs], `weights` [products, taps], `results` [outputs, products]."""
+    """`data` is [products, inputs], `weights` [products, taps], `results` [outputs, products]; results are `factor`
+    times the outputs."""
 
     stride: int
     data: Matrix
     weights: Matrix
     results: Matrix
+    factor: int = 1
 
     @property
     def outputs(self) -> int:
@@ -65,26 +76,39 @@ class Filtering:
     def __str__(self) -> str:
         return f"{self.outputs}s{self.stride}" if self.stride != 1 else str(self.outputs)
 
+    @cached_property
+    def whole(self) -> Filtering:
+        """The algorithm in whole numbers, weights and results multiplied by what they were divided by."""
+        scales = [math.lcm(*(entry.denominator for entry in row)) for row in self.weights]
+        factor = math.lcm(*scales)
+        weights = [[entry * scale for entry in row] for row, scale in zip(self.weights, scales, strict=True)]
+        results = [[entry * factor / scale for entry, scale in zip(row, scales, strict=True)] for row in self.results]
+        assert all(entry.denominator == 1 for row in (*self.data, *weights, *results) for entry in row)
+        return Filtering(self.stride, self.data, _frozen(weights), _frozen(results), factor)
 
-def exists(outputs: int, taps: int, stride: int) -> bool:
+
+def exists(outputs: int, taps: int, stride: int, whole: bool = False) -> bool:
     """Whether there are points for so many products in every phase of the stride."""
-    return all(count == 1 or outputs == 1 or outputs + count - 1 in POINTS for count in map(len, _phases(taps, stride)))
+    points = WHOLE_POINTS if whole else POINTS
+    return all(count == 1 or outputs == 1 or outputs + count - 1 in points for count in map(len, _phases(taps, stride)))
 
 
 @cache
-def filtering(outputs: int, taps: int, stride: int = 1) -> Filtering:
-    """The algorithm for so many outputs, `taps` weights and inputs `stride` apart."""
+def filtering(outputs: int, taps: int, stride: int = 1, whole: bool = False) -> Filtering:
+    """The algorithm for so many outputs, `taps` weights and inputs `stride` apart; in `whole` numbers."""
+    points = WHOLE_POINTS if whole else POINTS
     inputs = (outputs - 1) * stride + taps
     data: list[list[Fraction]] = []
     weights: list[list[Fraction]] = []
     results: list[list[Fraction]] = [[] for _ in range(outputs)]
     for phase, own in enumerate(_phases(taps, stride)):
-        part = _toom_cook(outputs, len(own))
+        part = _toom_cook(outputs, len(own), points)
         data += [_spread(row, phase, stride, inputs) for row in part.data]
         weights += [_spread(row, phase, stride, taps) for row in part.weights]
         for row, more in zip(results, part.results, strict=True):
             row.extend(more)
-    return Filtering(stride, _frozen(data), _frozen(weights), _frozen(results))
+    found = Filtering(stride, _frozen(data), _frozen(weights), _frozen(results))
+    return found.whole if whole else found
 
 
 def _phases(taps: int, stride: int) -> list[range]:
@@ -101,7 +125,7 @@ def _frozen(rows: Sequence[Sequence[Fraction]]) -> Matrix:
     return tuple(map(tuple, rows))
 
 
-def _toom_cook(outputs: int, taps: int) -> Filtering:
+def _toom_cook(outputs: int, taps: int, choice: dict[int, tuple[Fraction, ...]]) -> Filtering:
     """The algorithm of stride 1. One tap or output: the definition, with a product for each input."""
     count = outputs + taps - 1
     unit = [_spread([Fraction(1)], i, 1, count) for i in range(count)]
@@ -109,7 +133,7 @@ def _toom_cook(outputs: int, taps: int) -> Filtering:
         return Filtering(1, _frozen(unit), ((Fraction(1),),) * count, _frozen(unit))
     if outputs == 1:
         return Filtering(1, _frozen(unit), _frozen(unit), ((Fraction(1),) * count,))
-    points = POINTS[count]
+    points = choice[count]
     data, weights = [], []
     for point in points:
         others = [other for other in points if other != point]
@@ -203,7 +227,7 @@ def _sum(row: Sequence[Fraction], terms: Sequence[Scalar]) -> Scalar:
     first, *rest = order
     total = terms[first]
     if row[first] != 1:
-        total = total * _constant(row[first], total.lanes)
+        total = total * _constant(row[first], total)
     for k in rest:
         total = _plus(total, row[k], terms[k])
     return total
@@ -212,11 +236,11 @@ def _sum(row: Sequence[Fraction], terms: Sequence[Scalar]) -> Scalar:
 def _plus(total: Scalar, factor: Fraction, term: Scalar) -> Scalar:
     if abs(factor) == 1:
         return total + term if factor == 1 else total - term
-    return s.fma(_constant(factor, term.lanes), term, total)
+    return s.fma(_constant(factor, term), term, total)
 
 
-def _constant(value: Fraction, lanes: int) -> Scalar:
-    return s.const(float(value), F32, lanes)
+def _constant(value: Fraction, like: Scalar) -> Scalar:
+    return s.const(float(value), like.dtype, like.lanes)
 
 
 def operations(matrix: Matrix) -> int:

@@ -64,29 +64,52 @@ class _Winograd:
         self.total = self.stretches * found.images
         self.depth = -(-self.channels // 2) if plan.narrow else self.channels
         self.panels = Panels(self.tile, self.filters, self.depth)
-        self.deep = -(-self.channels // self.lanes) * self.lanes
         self.broad = known(self.panels.padded)
         # One vector more between frequencies: distances of powers of 2 would fall into the same sets of the cache.
-        self.input_step = self.block * self.deep + self.lanes
         self.output_step = self.block * self.broad + self.lanes
         self.tasks = target.threads
         # What lies between transform and product, and what is multiplied: perhaps bf16, as pairs of channels.
-        self.kept, self.factors = (BF16, U32) if plan.narrow else (F32, F32)
+        self.kept, self.factors, self.dot = (BF16, U32, PAIRS) if plan.narrow else (F32, F32, None)
+        self.arithmetic, self.sums = F32, F32
+        self.input_lanes = self.lanes
+        self._begin()
+        self.deep = -(-self.channels // self.input_lanes) * self.input_lanes
+        self.input_step = self.block * self.deep + self.input_lanes
         self.packed = Buffer("packed", self.factors, found.group * self.frequencies * known(self.panels.size))
         self.zeros = Buffer("zeros", found.input.dtype, self.deep)
         self.transformed = Buffer("transformed", self.kept, self.tasks * self.frequencies * self.input_step)
-        self.products = Buffer("products", F32, self.tasks * self.frequencies * self.output_step)
+        self.products = Buffer("products", self.sums, self.tasks * self.frequencies * self.output_step)
         self.masked = target.has("avx512vl")
+
+    @property
+    def kind(self) -> str:
+        """What stands in the kernel's name for the types."""
+        return self.kept.name
+
+    def _begin(self) -> None:
+        """What a kernel of other types has otherwise."""
 
     def lowered(self) -> Lowered:
         taps, strides = self.found.windows.kernel, self.found.windows.strides
-        name = f"{self.kept}_winograd{taps[0]}x{taps[1]}{'s2' if 2 in strides else ''}_{self.plan}"
+        name = f"{self.kind}_winograd{taps[0]}x{taps[1]}{'s2' if 2 in strides else ''}_{self.plan}"
         buffers = (self.packed, self.zeros, self.transformed, self.products)
         convolve = call(self.region, name, self._body(), buffers, shared=True)
         made: dict[str, Callable[[], np.ndarray]] = {self.packed.name: self._pack}
         if self.zeros.name in convolve.arguments:
-            made[self.zeros.name] = lambda: np.zeros(self.deep, self.zeros.dtype.numpy)
+            made[self.zeros.name] = self._outside
         return Lowered((convolve,), (self.transformed, self.products), made)
+
+    def _outside(self) -> np.ndarray:
+        """Pixels outside the image."""
+        return np.zeros(self.deep, self.zeros.dtype.numpy)
+
+    def _pixels(self, loaded: Scalar) -> Scalar:
+        """A vector of the image in the type in which it is transformed."""
+        return s.cast(loaded, self.arithmetic)
+
+    def _result(self, value: Scalar) -> Scalar:
+        """A vector of outputs by the last transform's result."""
+        return value
 
     def _pack(self) -> np.ndarray:
         """The transformed weights, of each group and frequency as panels of the product's right operand."""
@@ -100,7 +123,7 @@ class _Winograd:
             taps = weights[of, first : first + some].transpose(2, 1, 0).astype(np.float64)
             transformed = (both @ taps.reshape(len(taps), -1)).reshape(self.frequencies, self.channels, -1)
             matrices[of * self.frequencies :][: self.frequencies, :, first : first + some] = transformed
-        return packed(pairs_of(matrices) if self.plan.narrow else matrices, self.panels, self.factors)
+        return packed(pairs_of(matrices) if self.dot is not None else matrices, self.panels, self.factors)
 
     # Tasks: a share of the blocks each, with memory of its own for what is transformed
 
@@ -126,7 +149,7 @@ class _Winograd:
         here = (
             Let("first", first),
             Alias(Buffer("inside", self.kept), self.transformed, task * self.frequencies * self.input_step),
-            Alias(Buffer("made", F32), self.products, task * self.frequencies * self.output_step),
+            Alias(Buffer("made", self.sums), self.products, task * self.frequencies * self.output_step),
             For("step", share, body),
         )
         return For("task", self.tasks, here, "parallel")
@@ -189,18 +212,18 @@ class _Winograd:
 
     def _transform_input(self, pixel: Callable[[int, int], tuple[Buffer, Dim]]) -> Iterator[Statement]:
         """All channels of one stretch, a vector at a time, the last one perhaps with fewer."""
-        full, rest = divmod(self.channels, self.lanes)
+        full, rest = divmod(self.channels, self.input_lanes)
         if full:
-            at = k.index_symbol("vector", full) * self.lanes
+            at = k.index_symbol("vector", full) * self.input_lanes
             yield For("vector", full, tuple(self._transform_vector(pixel, at, None)))
         if rest:
-            yield For("vector_rest", 1, tuple(self._transform_vector(pixel, full * self.lanes, rest)))
+            yield For("vector_rest", 1, tuple(self._transform_vector(pixel, full * self.input_lanes, rest)))
 
     def _transform_vector(
         self, pixel: Callable[[int, int], tuple[Buffer, Dim]], at: Dim, valid: int | None
     ) -> list[Statement]:
         """Along the rows, then along the columns."""
-        lanes, (down, along) = self.lanes, self.axes
+        lanes, (down, along) = self.input_lanes, self.axes
         predicate = None if valid is None else first_lanes(valid, lanes)
         body: list[Statement] = []
         names = _Names("d", body)
@@ -209,7 +232,7 @@ class _Winograd:
             loaded = []
             for j in range(along.inputs):
                 buffer, offset = pixel(i, j)
-                loaded.append(names(s.cast(s.load(buffer, offset + at, lanes, predicate), F32)))
+                loaded.append(names(self._pixels(s.load(buffer, offset + at, lanes, predicate))))
             rows.append([names(value) for value in times(along.data, loaded, names)])
         place = k.index_symbol("stretch", self.count) * self.deep + at
         for j in range(along.products):
@@ -257,17 +280,17 @@ class _Winograd:
         yield Alias(right, self.packed, panel)
         yield from multiply_accumulate(
             tile,
-            F32,
+            self.sums,
             [("c", self.depth)],
             lambda i: s.load(left, i * row_step + c),
             lambda v: s.load(right, c * (columns.vectors * lanes) + v * lanes, lanes),
-            dot=PAIRS if self.plan.narrow else None,
+            dot=self.dot,
         )
-        sums = accumulators(tile, F32)
+        sums = accumulators(tile, self.sums)
         for i in range(tile.rows):
             for v in range(tile.vectors):
                 offset = frequency * self.output_step + (row + i) * self.broad + column + v * lanes
-                yield Store(Buffer("made", F32), offset, s.load(sums, i * tile.vectors + v, lanes))
+                yield Store(Buffer("made", self.sums), offset, s.load(sums, i * tile.vectors + v, lanes))
 
     # To the image
 
@@ -295,18 +318,18 @@ class _Winograd:
         lines: list[list[Scalar]] = []
         for j in range(along.products):
             offsets = [(i * along.products + j) * self.output_step + place for i in range(down.products)]
-            column = [names(s.load(Buffer("made", F32), offset, lanes)) for offset in offsets]
+            column = [names(s.load(Buffer("made", self.sums), offset, lanes)) for offset in offsets]
             lines.append([names(value) for value in times(down.results, column, names)])
         yield from body
         tile = Tile(along.outputs, 1, lanes)
         for i in range(down.outputs):
-            line: list[Statement] = [Alloc(accumulators(tile, F32))]
+            line: list[Statement] = [Alloc(accumulators(tile, self.sums))]
             for j, value in enumerate(times(along.results, [values[i] for values in lines], _Names(f"r{i}_", line))):
-                line.append(Store(accumulators(tile, F32), j, value))
+                line.append(Store(accumulators(tile, self.sums), j, self._result(value)))
             line += finish_tile(
                 self.outputs,
                 tile,
-                F32,
+                self.sums,
                 lambda j, i=i: self.found.pixel(symbol("image", 0), row + i, at + j),  # type: ignore[misc]
                 self.group * self.filters + first,
                 lambda v: valid,
@@ -325,7 +348,7 @@ class _Names:
         self.stem, self.body, self.count = stem, body, 0
 
     def __call__(self, value: Scalar) -> Scalar:
-        register = Buffer(f"{self.stem}{self.count}", F32, 1, "register", value.lanes)
+        register = Buffer(f"{self.stem}{self.count}", value.dtype, 1, "register", value.lanes)
         self.count += 1
         self.body.append(Define(register, value))
         return s.load(register, 0, value.lanes)

@@ -21,8 +21,12 @@ NARROW_OUTPUTS = 2
 """The most where products are of bf16: errors of F(2x2, 3x3) are 1.8 times the definition's, of F(3x3, 3x3) 5 times."""
 BLOCKS = (4, 8, 12, 16, 24, 32, 48, 64)
 MOST_FREQUENCIES = 81
+LARGEST = 255
+"""Of pixels and weights less their zero points."""
 WORTH = 0.85
 """The share of the direct convolution's time from which on the other way is not worth its error."""
+WORTH_EXACT = 0.97
+"""That where there is no error."""
 STREAMED_PER_CYCLE, L3_PER_CYCLE, MOVED_PER_CYCLE = 12.0, 32.0, 8.0
 """Bytes a cycle of weights, read in order from memory and from the last cache; and of transformed numbers, written to
 it and read."""
@@ -63,7 +67,8 @@ class Plan:
 @dataclass(frozen=True)
 class Problem:
     """What a plan depends on: outputs and taps along both axes, their strides; whether the image is of bf16, and
-    pairs of it are multiplied by one instruction."""
+    pairs of it are multiplied by one instruction. Of integers (then 8-bit ones, transformed to pairs of i16), the least
+    number of bits that hold any result."""
 
     outputs: tuple[int, int]
     taps: tuple[int, int]
@@ -73,9 +78,10 @@ class Problem:
     channels: int
     filters: int
     narrow: bool = False
+    bits: int = 0
 
 
-def choose_plan(found: Convolution, target: Target) -> Plan | None:
+def choose_plan(found: Convolution, target: Target, bits: int = 0) -> Plan | None:
     """The fastest algorithm and block size; None where the definition is about as fast."""
     windows = found.windows
     outputs = [extent if isinstance(extent, int) else USUAL_EXTENT for extent in windows.output]
@@ -88,11 +94,13 @@ def choose_plan(found: Convolution, target: Target) -> Plan | None:
         found.channels,
         found.filters,
         found.input.dtype == BF16 and PAIRS.name in target.dot_products,
+        bits,
     )
     if 0 in outputs or problem.images == 0:
         return None
     best = _best(problem, target)
-    return best if best is not None and best.cycles < WORTH * direct(problem, target) else None
+    worth = WORTH_EXACT if bits else WORTH
+    return best if best is not None and best.cycles < worth * direct(problem, target) else None
 
 
 @lru_cache(maxsize=1024)
@@ -102,19 +110,34 @@ def _best(problem: Problem, target: Target) -> Plan | None:
 
 def plans(problem: Problem, target: Target) -> Iterator[Plan]:
     """All that there is to choose from."""
+    whole = problem.bits != 0
     axes = [
-        [filtering(m, taps, stride) for m in (OUTPUTS if taps != 1 else (1,)) if exists(m, taps, stride)]
+        [filtering(m, taps, stride, whole) for m in (OUTPUTS if taps != 1 else (1,)) if exists(m, taps, stride, whole)]
         for taps, stride in zip(problem.taps, problem.strides, strict=True)
     ]
     for down, along in product(*axes):
         if down.products * along.products > MOST_FREQUENCIES:
             continue
+        if whole and not fits(down, along, problem.bits):
+            continue
         stretches = -(-problem.outputs[0] // down.outputs) * -(-problem.outputs[1] // along.outputs) * problem.images
         narrow = problem.narrow and max(down.outputs, along.outputs) <= NARROW_OUTPUTS
         even = {-(-stretches // (target.threads * turns)) for turns in (1, 2, 3)} if target.threads > 1 else set()
         for block in sorted(even | {min(stretches, block) for block in BLOCKS}):
-            for pairs in (False, True) if narrow else (False,):
+            for pairs in (True,) if whole else (False, True) if narrow else (False,):
                 yield _plan(problem, target, (down, along), block, stretches, pairs)
+
+
+def fits(down: Filtering, along: Filtering, bits: int) -> bool:
+    """Whether transformed images and weights are i16, and results of so many bits are left when what they are
+    multiplied by is taken off sums of 32 bits."""
+    data, weights = (
+        math.prod(max(sum(map(abs, row)) for row in rows) for rows in both)
+        for both in ((down.data, along.data), (down.weights, along.weights))
+    )
+    factor = down.factor * along.factor
+    twos = (factor & -factor).bit_length() - 1
+    return max(data, weights) * LARGEST < 1 << 15 and bits + twos <= 32
 
 
 @lru_cache(maxsize=1024)
@@ -173,7 +196,9 @@ def _block(
     # Written and read once each, the first time in memory that no cache holds.
     near = inside <= target.l2_bytes * 3 // 4
     moved = 2 * inside / (L2_BYTES_PER_CYCLE if near else MOVED_PER_CYCLE) + first * 2 * inside / STREAMED_PER_CYCLE
-    return products + moved + stretches * (deep * _into(axes, target) + broad * _from(axes, target))
+    # Of integers, twice as many are transformed by an instruction.
+    into = _into(axes, target) / (1 + (problem.bits != 0))
+    return products + moved + stretches * (deep * into + broad * _from(axes, target))
 
 
 def _step(rows: int, vectors: int, target: Target) -> float:
@@ -204,5 +229,5 @@ def _from(axes: tuple[Filtering, Filtering], target: Target) -> float:
 def direct(problem: Problem, target: Target) -> float:
     """Cycles of the direct convolution, at the speed that it reaches on most images."""
     pixels = problem.images * problem.outputs[0] * problem.outputs[1] * problem.group
-    depth = -(-problem.channels // (1 + problem.narrow)) * problem.taps[0] * problem.taps[1]
+    depth = -(-problem.channels // (4 if problem.bits else 1 + problem.narrow)) * problem.taps[0] * problem.taps[1]
     return 1.06 * pixels * depth * -(-problem.filters // target.lanes(32)) / target.multiply_adds
