@@ -17,7 +17,6 @@ from ..ir.dims import symbol
 from ..ir.dtypes import I32, U8, DType
 from ..ir.export import to_onnx
 from ..ir.graph import Graph, Node, TensorType, Value, constant_node, unite
-from ..ir.ops import REGISTRY
 from ..ir.tensors import Tensor
 from .axes import is_elementwise
 from .nests import cost
@@ -66,7 +65,7 @@ class Tables(QuantizedRewriter):
         while len(inside) < LONGEST and self.is_step(pending) and pending.output.shape == node.output.shape:
             inside[pending.output.name] = pending
             for value in pending.operands:
-                if not self.is_parameter(value):
+                if self.array(value) is None:
                     leaves[value.name] = value
             source = next(iter(leaves.values()), node.output)
             if len(leaves) == 1 and is_byte(source.dtype) and source.shape == node.output.shape:
@@ -85,7 +84,10 @@ class Tables(QuantizedRewriter):
         """Whether a node computes each element of its result of the same element of its operands."""
         if node.op in CONVERSIONS:
             return node.inputs[1] is not None and self.is_parameter(node.inputs[1])
-        return is_elementwise(node) and node.op in REGISTRY and not node.regions
+        known = [array for value in node.operands if (array := self.array(value)) is not None]
+        if node.op == "Gather":
+            return len(known) == 1 and known[0].shape == (256,) and self.array(node.inputs[0]) is known[0]
+        return is_elementwise(node) and all(array.size == 1 for array in known)
 
     def is_parameter(self, value: Value) -> bool:
         """Whether it is a constant number."""
@@ -96,6 +98,9 @@ class Tables(QuantizedRewriter):
         """Scalar operations for one element."""
         total = 0
         for node in found.nodes:
+            if node.op == "Gather":
+                total += LOOKUP
+                continue
             made = self.inference.definition(
                 node.op, node.inputs, node.attributes, {}, [value.name for value in node.outputs], node.origin
             )[0]
@@ -132,7 +137,9 @@ class Tables(QuantizedRewriter):
             for value in node.operands:
                 array = self.array(value)
                 if array is not None and value.name not in constants:
-                    constants[value.name] = constant_node(value.name, array.reshape(()), TensorType(value.dtype, ()))
+                    shaped = array.reshape(() if array.size == 1 else array.shape)
+                    type = TensorType(value.dtype, shaped.shape)
+                    constants[value.name] = constant_node(value.name, shaped, type)
             inputs = [
                 value if value is None else constants[value.name].output if value.name in constants else flat(value)
                 for value in node.inputs
@@ -187,8 +194,8 @@ class Tables(QuantizedRewriter):
         )  # fmt: skip
 
     def number(self, value: Value) -> Value:
-        """A parameter of rank 0, which broadcasts to every shape."""
-        return self.scalar_of(value, ())
+        """A parameter of rank 0, which broadcasts to every shape; a table as it is."""
+        return value if value.shape == (256,) else self.scalar_of(value, ())
 
 
 def is_byte(dtype: DType) -> bool:

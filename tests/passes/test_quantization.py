@@ -235,7 +235,8 @@ def test_products_of_reals_carry_no_remark() -> None:
 
 def test_operators_of_quantized_tensors_take_the_same_form() -> None:
     text = """
-    graph @g(%x: u8[1, 3, 6, 6], %m: u8[4, 3], %o: u8[1, 4, 6, 6]) -> (%y: u8[1, 4, 6, 6], %p: i8[4, 2], %sum: u8[1, 4, 6, 6]) {
+    graph @g(%x: u8[1, 3, 6, 6], %m: u8[4, 3], %o: u8[1, 4, 6, 6]) ->
+            (%y: u8[1, 4, 6, 6], %p: i8[4, 2], %sum: u8[1, 4, 6, 6]) {
       %s = constant 0.02 : f32[]
       %z = constant 100 : u8[]
       %w = constant @"w" : i8[4, 3, 3, 3]
