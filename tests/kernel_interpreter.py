@@ -189,9 +189,10 @@ class Interpreter:
                 source, start = self.memory[statement.otherwise.name]
             wanted = np.dtype(statement.buffer.dtype.numpy)
             if wanted.itemsize != source.itemsize:  # Groups of elements as one.
-                ratio = wanted.itemsize // source.itemsize
-                assert ratio > 1 and start % ratio == 0
-                source, start = source[: len(source) // ratio * ratio].view(wanted), start // ratio
+                ratio = max(1, wanted.itemsize // source.itemsize)
+                start *= source.itemsize
+                assert start % wanted.itemsize == 0
+                source, start = source[: len(source) // ratio * ratio].view(wanted), start // wanted.itemsize
             self.memory[statement.buffer.name] = source, start
         elif isinstance(statement, k.Store):
             predicate = None if statement.predicate is None else self.evaluate(statement.predicate)

@@ -28,6 +28,11 @@ class Dot:
     right: DType
     sums: DType
 
+    @property
+    def accumulates(self) -> bool:
+        """Whether the instructions add to the sums themselves."""
+        return all(entry.accumulates for entry in INSTRUCTIONS if entry.product == self.name)
+
     def __call__(self, total: Scalar, a: Scalar, b: Scalar) -> Scalar:
         """`total` and the products of two operands' groups, each group one u32."""
         return s.Call(self.sums, total.lanes, self.name, (total, a, b))

@@ -44,6 +44,7 @@ class GroupedGemm(_Gemm):
     """The product over groups, `whole` being the one over elements and `dot` what multiplies a group.
 
     `flips` says of the left and the right operand whether the sign bits of what lies in memory are to be inverted.
+    `widened` elements are larger than those in memory: operands are copied for it.
     """
 
     def __init__(
@@ -55,12 +56,16 @@ class GroupedGemm(_Gemm):
         array: np.ndarray | None,
         dot: Dot,
         flips: tuple[bool, bool] = (False, False),
+        widened: bool = False,
     ) -> None:
-        self.whole, self.dot, self.flips = whole, dot, flips
+        self.whole, self.dot, self.flips, self.widened = whole, dot, flips, widened
         self.element_depth: Dim = product(axis.extent for axis in whole.depth)
         self.view = Buffer("groups", U32)
-        self.reads_groups = _lies_in_groups(whole, dot.group)
+        self.reads_groups = not widened and _lies_in_groups(whole, dot.group)
+        self.right_in_groups = not widened and _right_in_groups(whole, dot.group)
         found = _in_place(whole, dot, self.view) if self.reads_groups else _copied(whole, dot)
+        if self.right_in_groups:
+            found = replace(found, column=replace(found.column, right=floordiv(found.column.right, dot.group)))
         super().__init__(region, target, found, outputs, array)
 
     @property
@@ -105,7 +110,7 @@ class GroupedGemm(_Gemm):
         """Copies the left operand to [batch][row][group]."""
         whole, groups = self.whole, self.depth
         tasks = self.batches * self.rows
-        bits = Buffer("left_bits", self._bits)
+        bits = Buffer("left_bits", self._memory(0))
         start = whole.left_start
         for axes, position in (
             (whole.batch, symbol("batch", 0, self.batches - 1)),
@@ -131,20 +136,21 @@ class GroupedGemm(_Gemm):
         name = f"{self.kind}_pack_rows"
         return call(self.region, name, (For("task", tasks, body, "parallel"),), (self.found.left.buffer,))
 
-    @property
-    def _bits(self) -> DType:
+    def _memory(self, operand: int) -> DType:
+        """As what elements of an operand are read to be put into groups."""
         return {2: U16, 4: U8}[self.dot.group]
+
+    def _bits(self, element: Scalar, operand: int) -> Scalar:
+        """The unsigned bits that stand in a group for an element of an operand."""
+        return element ^ s.const(1 << (element.dtype.bits - 1), element.dtype) if self.flips[operand] else element
 
     def _group(self, bits: Buffer, at: Callable[[Dim], Dim], group: Dim, operand: int) -> Scalar:
         """The elements of a group of an operand, zeros for those that there are not."""
-        size, width = self.dot.group, bits.dtype.bits
+        size, width = self.dot.group, 32 // self.dot.group
         total: Scalar | None = None
         for part in range(size):
             position = size * group + part
-            value = s.load(bits, at(position))
-            if self.flips[operand]:
-                value = value ^ s.const(1 << (width - 1), bits.dtype)
-            wide = s.cast(value, U32)
+            wide = s.cast(self._bits(s.load(bits, at(position)), operand), U32)
             wide = s.binary("shl", wide, s.const(width * part, U32)) if part else wide
             if part and not divisible(size, [self.element_depth]):
                 wide = s.select(s.index(position) < s.index(self.element_depth), wide, s.const(0, U32))
@@ -170,14 +176,14 @@ class GroupedGemm(_Gemm):
         padded: Dim = width if not isinstance(panels.columns, int) else symbol("padded", 0, width)
         if not isinstance(padded, int):
             body.append(Let("padded", dim_min(width, panels.padded - panel * width)))
-        if _right_in_groups(whole, self.dot.group):
+        if self.right_in_groups:
             source = Buffer("source", U32)
             body.append(Alias(source, whole.right.buffer, start))
             body += transposed(
                 self.found, panels, source, into, padded, left, self.target, lambda x: self._flipped(x, 1)
             )
         else:
-            bits = Buffer("right_bits", self._bits)
+            bits = Buffer("right_bits", self._memory(1))
             body.append(Alias(bits, whole.right.buffer, start))
             group, column = k.index_symbol("group", groups), k.index_symbol("column", padded)
 
@@ -251,10 +257,5 @@ def _groupwise(
     depth: tuple[Axis, ...],
 ) -> Product:
     """The product over groups of its axes."""
-    column = whole.column
-    if _right_in_groups(whole, dot.group):
-        column = replace(column, right=floordiv(column.right, dot.group))
     assert isinstance(left, Load)
-    return replace(
-        whole, dtype=U32, left=left, left_start=start, batch=batch, rows=rows, depth=depth, column=column, dot=dot
-    )
+    return replace(whole, dtype=U32, left=left, left_start=start, batch=batch, rows=rows, depth=depth, dot=dot)

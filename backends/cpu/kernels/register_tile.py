@@ -51,12 +51,13 @@ class Tile:
 
 
 def fits(rows: int, vectors: int, target: Target, dot: Dot | None = None) -> bool:
-    """Whether accumulators, a row of vectors, a broadcast and (without fused multiply-add) a product have registers.
+    """Whether accumulators, a row of vectors, a broadcast and (where it is not added at once) a product have registers.
 
     Where a dot product of bytes is made of two of i16, both operands are there in halves, with a mask and a product."""
     if dot is not None and dot.group == 4 and dot.name not in target.dot_products:
         return rows * vectors + 2 * vectors + 4 <= target.vector_registers
-    return rows * vectors + vectors + 1 + (not target.fma) <= target.vector_registers
+    product = not target.fma if dot is None else not dot.accumulates
+    return rows * vectors + vectors + 1 + product <= target.vector_registers
 
 
 def cycles(rows: int, vectors: int, target: Target, rate: float) -> float:
