@@ -11,6 +11,9 @@ from .sensitivity import Comparison, Layer
 
 CLIPPED = 1e-3
 """The share of values outside the range from which on it is told."""
+BAD_SHARE, BAD_REACH = 0.01, 0.25
+"""The share, and of the range's width how far they reach out of it, from which on calibration alone explains nothing.
+"""
 USED = 0.125
 """The share of a range from which on it is used well."""
 UNEVEN = 16.0
@@ -40,8 +43,10 @@ def _values(layer: Layer) -> str:
     reach = f"values reach {extent.low:.3g} to {extent.high:.3g}, the type {low:.3g} to {high:.3g}"
     if share > CLIPPED:
         room = grid.is_one and high - low >= 0.98 * (extent.high - extent.low)
-        why = f"the zero point {int(grid.zero[0])} is wrong" if room else "the scale is too small"
-        return f"{100 * share:.2g} % clipped, {why}: {reach}"
+        over = max(low - extent.low, extent.high - high)
+        graver = max(share / BAD_SHARE, over / (BAD_REACH * (high - low))) > 1
+        why = f", the zero point {int(grid.zero[0])} is wrong" if room else ", the scale is too small"
+        return f"{100 * share:.2g} % clipped{why if graver else ''}: {reach}"
     return _spread(extent.high - extent.low, high - low, grid, *extent.uneven)
 
 
@@ -89,11 +94,11 @@ def _matrix(array: Any, grid: Grid, plain: Any) -> str:
         step = float(np.mean(grid.step))
         shift = float(np.mean(array - plain)) / step
         outside = float(np.mean((plain < low) | (plain > high)))
+        if abs(shift) > 1:
+            return f"the weights are off by {shift:.3g} steps on average: the zero point is wrong"
         if outside > CLIPPED:
             reach = f"they reach {plain.min():.3g} to {plain.max():.3g}, the type {low:.3g} to {high:.3g}"
             return f"{100 * outside:.2g} % of the weights clipped: {reach}"
-        if abs(shift) > 1:
-            return f"the weights are off by {shift:.3g} steps on average: the zero point is wrong"
         scale = float(np.vdot(array, plain)) / (float(np.vdot(plain, plain)) or 1.0)
         if not 0.8 < scale < 1.25:
             return f"the weights are {scale:.3g} x those of the float model: the scale is wrong"

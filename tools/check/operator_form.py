@@ -98,8 +98,10 @@ class _Rewriting:
         if last != floats:
             yield helper.make_node("Add", [last, names[form.added or 0]], [floats], f"{node.name}/Add")
         if result:
-            ends = [floats, self.scalar(result), *filter(None, [self.scalar(names[(form.result or (0, 0))[1]])])]
+            zero = names[(form.result or (0, 0))[1]]
+            ends = [floats, self.scalar(result), *filter(None, [self.scalar(zero)])]
             yield helper.make_node("QuantizeLinear", ends, list(node.output), f"{node.name}/QuantizeLinear")
+            yield from self.operand(node, [], node.output[0], result, zero, 1)  # to be looked at
 
     def operand(
         self, node: NodeProto, reads: list[str], x: str, scale: str, zero: str, axis: int

@@ -52,11 +52,21 @@ class Side:
         return None if position is None else self.subject.nodes[position]
 
     def is_known(self, name: str) -> bool:
-        """Whether this is a constant, or a dequantised one."""
+        """Whether this is a constant, or computed of nothing but constants."""
         if name in self.subject.constants:
             return True
-        node = self.producer(name)
-        return node is not None and node.op_type == DEQUANTIZE and self.is_known(node.input[0])
+        position = self.subject.definer.get(name)
+        return position is not None and self._known[position]
+
+    @cached_property
+    def _known(self) -> list[bool]:
+        """Of each node whether all that it reads is known."""
+        known = set(self.subject.constants)
+        found = []
+        for node, reads in zip(self.subject.nodes, self.subject.reads, strict=True):
+            found.append(bool(reads) and known.issuperset(reads))
+            known.update(name for name in node.output if found[-1])
+        return found
 
     def constant(self, name: str) -> Any:
         """The elements of a constant, of one that is quantised as floats; None for what is none."""

@@ -144,10 +144,11 @@ class Comparison:
         return {name: stands.get(name, plain[min(place, len(plain) - 1)]) for place, name in enumerate(names)}
 
     def _comparable(self, sample: Mapping[str, Array]) -> dict[str, str]:
-        """Which floats stand for which, of those that have one shape: an optimizer may use a name for something else."""
+        """Which floats stand for which, of those of one shape: an optimizer may use a name for something else."""
         mine, theirs = self.quantised.subject, self.plain.subject
-        left = _types(mine, {name: sample[other] for name, other in self.inputs.items()}, self.options)
-        right = _types(theirs, sample, self.options)
+        arrays = {name: sample[other] for name, other in self.inputs.items()}
+        left = _types(mine, arrays, [*self.pairs.stands], self.options)
+        right = _types(theirs, sample, theirs.outputs, self.options)
         return {
             name: other for name, other in self.pairs.stands.items()
             if name in left and other in right and left[name].shape == right[other].shape
@@ -232,9 +233,11 @@ class Comparison:
         return False
 
 
-def _types(subject: Subject, arrays: Mapping[str, Array], options: Options) -> dict[str, TensorType]:
+def _types(
+    subject: Subject, arrays: Mapping[str, Array], outputs: Sequence[str], options: Options
+) -> dict[str, TensorType]:
     """The types of the values that are floats, inputs too, for inputs of certain sizes."""
-    model = subject.model(subject.nodes, arrays, subject.outputs, subject.inputs)
+    model = subject.model(subject.nodes, arrays, [name for name in outputs if name in subject.definer], subject.inputs)
     graph = imported(model, replace(options, dims=None, shapes=None, folder=None))
     values = [*graph.inputs, *(value for node in graph.nodes for value in node.outputs)]
     return {v.name: v.type for v in values if isinstance(v.type, TensorType) and v.type.dtype.is_float}
@@ -319,7 +322,7 @@ class _Step:
 
         for node in subject.nodes:
             nodes.append(renamed(node, given("q:"), "q:"))
-            if all(comparison.quantised.is_known(name) for name in node.input if name) and any(node.input):
+            if comparison.quantised.is_known(next(filter(None, node.output))):
                 continue
             nodes.append(renamed(node, given("a:"), "a:"))
             if node.op_type in (QUANTIZE, DEQUANTIZE) or any(name in pairs.whole for name in node.input):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,21 @@ DIFFERS = 1
     metavar="FILE.onnx",
     help="Where --bisect saves the smallest part, its inputs beside it as .npz [default: MODEL.part.onnx].",
 )
+@click.option(
+    "--baseline",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FLOAT.onnx",
+    help="The float model that MODEL was quantised from: tells where accuracy is lost.",
+)
+@click.option(
+    "--data",
+    metavar="FILE|FOLDER|MODULE:FUNCTION",
+    help="Samples for --baseline, as `onnxc quantize --data` reads them.",
+)
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=16, show_default=True, help="The most of them that are used."
+)
+@click.option("--least", type=float, metavar="DB", help="With --baseline: the least that every output must have.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @compiling
 def command(
@@ -50,6 +66,10 @@ def command(
     per_node: bool,
     bisect: bool,
     save: str | None,
+    baseline: str | None,
+    data: str | None,
+    samples: int,
+    least: float | None,
     as_json: bool,
 ) -> int:
     """Runs MODEL compiled, and node by node as ONNX defines it without any optimisation, and compares the outputs,
@@ -66,6 +86,13 @@ def command(
     onnxc check model.onnx --per-node                   every value that is still there after optimising
     onnxc check model.onnx --bisect --save small.onnx   which pass or kernel is at fault
     onnxc check model.onnx --json
+    onnxc check int8.onnx --baseline model.onnx --data images/ --least 20
+
+    With --baseline no reference is asked: the signal-to-noise ratio of every tensor of the quantised model is measured
+    against the float model, alone (only the tensor, and the weights that it is computed with, are quantised; what they
+    read is in floats) and accumulated (all before it is quantised), by onnxc's compiled code for both. "By channel" is
+    what the ratio is if every channel counts alike, however faint; tensors are listed worst first by the lower of the
+    two. Names are those of the float model. Exit code 1: an output has less than --least.
 
     \b
     JSON: model, target, precision, same; oracle {asked, nodes: {engine: count}, disputes: [{node, operator, right,
@@ -73,6 +100,9 @@ def command(
     code, culprit, pass: {name, number}, kernels, value, nodes, unseen, part: {nodes, trials, files, difference}}.
     An output or value is {name, dtype, shape, same, max_abs, max_rel, max_ulp, snr_db, limit, excess, different,
     worst: {index, actual, expected}, reason}, an output also {status, agreement}. Infinities and NaN are texts.
+    With --baseline: model, baseline, samples, same, outputs, unmatched (nodes); tensors: [{name, in_model, nodes,
+    operator, weights, shape, alone, of_values, of_weights, accumulated, clipped, remark}], each ratio {snr_db,
+    by_channel_db, worst_channel: {index, snr_db}}.
     """
     from ..check.bisect import find_fault
     from ..check.engine import Checker
@@ -83,6 +113,12 @@ def command(
         raise click.UsageError(f"{request.path}: only an ONNX model says what it should compute")
     if save is not None and not bisect:
         raise click.UsageError("--save is for --bisect")
+    if baseline is not None:
+        if inputs and data is not None:
+            raise click.UsageError("--input and --data both say what the inputs are")
+        return compare(request, baseline, data, inputs, seeds, samples, least, as_json)
+    if data is not None or least is not None:
+        raise click.UsageError("--data and --least are for --baseline")
     with progress(as_json) as tell:
         checker = Checker(request.path, request.options(), oracle, inputs, tell)
         cases = tuple(checker.case(seed) for seed in range(seeds))
@@ -102,6 +138,48 @@ def command(
         for line in lines(report):
             screen.print(line)
     return 0 if report.good else DIFFERS
+
+
+def compare(
+    request: Request, baseline: str, data: str | None, inputs: tuple[str, ...], seeds: int, samples: int,
+    least: float | None, as_json: bool,
+) -> int:  # fmt: skip
+    """`check --baseline`: the quantised model beside the float model."""
+    from ..check.sensitivity import Comparison
+    from ..check.sensitivity_report import SensitivityReport, lines
+    from ..terminal import console
+
+    options = request.options()
+    with progress(as_json) as tell:
+        tell("pairing")
+        comparison = Comparison(request.path, baseline, options)
+        found = comparison.run(samples_of(baseline, data, inputs, options, min(seeds, samples), samples), tell)
+    report = SensitivityReport(request.path, baseline, found, least)
+    if as_json:
+        click.echo(json.dumps(report.record(), indent=2))
+    else:
+        screen = console()
+        for line in lines(report):
+            screen.print(line)
+    return 0 if report.good else DIFFERS
+
+
+def samples_of(
+    path: str, data: str | None, inputs: tuple[str, ...], options: Any, seeds: int, limit: int
+) -> Iterator[Mapping[str, Any]]:
+    """The samples that `data` holds, or as many made-up ones as there are seeds."""
+    import onnx
+
+    from ..bench.subjects import inputs_of
+    from ..check.inputs import ports_of
+    from ..quantize.data import Samples
+
+    if data is not None:
+        graph = onnx.load(path, load_external_data=False).graph
+        yield from Samples(data, ports_of(graph, {tensor.name: tensor for tensor in graph.initializer}), limit)
+    else:
+        for seed in range(seeds):
+            yield inputs_of(path, options.dims or {}, options.shapes or {}, inputs, seed)[1]
 
 
 def progress(quiet: bool) -> Any:
