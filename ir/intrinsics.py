@@ -54,6 +54,8 @@ MATRIX_OPERANDS: Mapping[DType, tuple[str, int]] = {
 }
 """For an element type of the operands: the intrinsic of a 16 x 8 tile, and its extent of the reduction axis."""
 
+LOOKUP = "lookup_bytes"
+"""The expression `Call(LOOKUP, (bytes, *vectors))`: for each byte that with its number of the vectors, end to end."""
 WARP = 32
 """Threads of a warp."""
 WARP_VALUES: Mapping[str, tuple[DType | None, ...]] = {

@@ -306,8 +306,8 @@ class Horizontal(Scalar):
 
 @dataclass(frozen=True, eq=False)
 class Call(Scalar):
-    """An intrinsic that the target description names: an integer dot product; on a GPU a value of another thread of the
-    warp (shuffle_xor, shuffle_down, shuffle_up, shuffle) or the lanes where a bool holds (ballot)."""
+    """An intrinsic that the target description names: an integer dot product; a look-up of bytes; on a GPU a value of
+    another thread of the warp (shuffle_xor, shuffle_down, ...) or the lanes where a bool holds (ballot)."""
 
     name: str
     arguments: tuple[Scalar, ...]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from ..ir import scalars as s
 from ..ir.dims import Atom, Dim, Extremum, Opaque, Quotient, Sum, Symbol, atoms, bounds, known_le, linear, symbol
-from ..ir.dtypes import BOOL, I32, I64, U32
+from ..ir.dtypes import BOOL, I8, I32, I64, U8, U32
+from ..ir.intrinsics import LOOKUP
 from ..ir.loops import Alias, Alloc, Block, Define, For, If, Let, Statement, Store
 from ..ir.scalars import Buffer, Load, Rewriter, Scalar, Select
 
@@ -136,7 +137,9 @@ class Step(Rewriter):
         accumulators: Mapping[Key, Buffer],
         left: Dim | None,
         rename: bool,
+        lookups: int = 0,
     ):
+        self.lookups = lookups
         self.lane = f"{index}.lane"
         super().__init__(dims={index: base + symbol(self.lane, 0, lanes - 1)})
         self.fresh, self.lanes, self.rename = fresh, lanes, rename
@@ -311,6 +314,10 @@ class Step(Rewriter):
             return s.load(wide, scalar.offset * (1 if wide.space == "register" else self.lanes), self.lanes)
         steps = self.affine(scalar.offset)
         if steps is None:
+            byte = self._looked_up(scalar)
+            if byte is not None:
+                tables = (s.load(buffer, start, self.lookups) for start in range(0, 256, self.lookups))
+                return s.Call(scalar.dtype, self.lanes, LOOKUP, (s.widen(self.vector(byte), self.lanes), *tables))
             if scalar.predicate is not None:
                 offset = _Guard(self, scalar.predicate, self.sure).dim(scalar.offset)
                 scalar = replace(scalar, offset=offset)
@@ -325,6 +332,19 @@ class Step(Rewriter):
             turned = None if predicate is None else self.reversed(predicate)
             return self.reversed(s.load(buffer, base - (self.lanes - 1), self.lanes, turned))
         return s.load(buffer, base, self.lanes, predicate, stride)
+
+    def _looked_up(self, load: Load) -> Scalar | None:
+        """The byte that is the whole index into a table of 256 bytes, None where a load is no such look-up."""
+        terms = load.offset.terms if isinstance(load.offset, Sum) else ()
+        table = load.buffer.size == 256 and load.buffer.dtype in (U8, I8) and load.buffer.space != "register"
+        if not self.lookups or not table or load.predicate is not None or len(terms) != 1:
+            return None
+        (monomial, factor), found = terms[0], None
+        if factor == 1 and len(monomial) == 1 and isinstance(monomial[0], Opaque):
+            found = monomial[0].value
+        while isinstance(found, s.Cast) and found.dtype != U8 and found.operand.dtype.is_integer:
+            found = found.operand
+        return found if isinstance(found, Scalar) and found.dtype == U8 else None
 
     def expression(self, scalar: Scalar) -> Scalar:
         """An expression of the loop's body in all lanes; a scalar where they are all the same."""

@@ -32,17 +32,20 @@ _UNROLLED_BODY = 80  # Nodes of a reduction's body above which arithmetic hides 
 @dataclass(frozen=True)
 class Vectors:
     """How to vectorise: the width of a register in bits, a limit on lanes, how many accumulators a long reduction has,
-    and whether a remainder is one step with masked loads and stores."""
+    whether a remainder is one step with masked loads and stores, and how many bytes lie in each of the vectors that a
+    look-up in a table of 256 bytes takes (0: it is done byte by byte)."""
 
     bits: int
     max_lanes: int = 64
     unroll: int = 4
     masked: bool = False
+    lookups: int = 0
 
     @staticmethod
     def of(target: Target) -> Vectors:
         """What suits a machine."""
-        return Vectors(target.vector_bits, masked=target.has("avx512vl"))
+        lookups = 64 if target.has("avx512vbmi") else 16 if target.has("ssse3") else 0
+        return Vectors(target.vector_bits, masked=target.has("avx512vl"), lookups=lookups)
 
 
 def vectorize(kernel: Kernel, vectors: Vectors) -> Kernel:
@@ -272,7 +275,7 @@ class _Vectorizer:
             for number in range(copies):
                 base = start + (at * copies + number) * width
                 rename = count == 1 or number > 0
-                step = Step(self.fresh, width, index, base, accumulators[number], None, rename)
+                step = Step(self.fresh, width, index, base, accumulators[number], None, rename, self.vectors.lookups)
                 inner += step.block(body)
                 step.check_cost()
             result += inner if count == 1 else [For(index, count, tuple(inner))]
@@ -280,7 +283,7 @@ class _Vectorizer:
         left: Dim = extent - start
         if self.vectors.masked and left != 0 and left != 1:
             condition = s.binary("lt", s.const(0, I64), s.index(left))
-            step = Step(self.fresh, lanes, index, start, accumulators[0], left, True)
+            step = Step(self.fresh, lanes, index, start, accumulators[0], left, True, self.vectors.lookups)
             masked = step.block(body)
             step.check_cost()
             result += masked if isinstance(condition, s.Const) else [If(condition, tuple(masked))]

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...ir import scalars as s
 from ...ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I64, U16, DType
+from ...ir.intrinsics import LOOKUP
 from ...ir.scalars import Buffer, Scalar
 from ...passes.float_arithmetic import odd_f32
 from ...passes.guards import guard_loads
@@ -28,6 +29,7 @@ from .addresses import (
 from .bounds import BoundsRenderer
 from .dot_products import find
 from .legalize import HALF, Given, expand, has_half_conversions, narrow_bits, widened_bits
+from .lookups import lookup
 
 _FLOAT_OPS = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
 _INTEGER_OPS = {name: name for name in ("add", "sub", "mul", "and", "or", "xor")} | {"bare_shl": "shl"}
@@ -258,6 +260,9 @@ class ExpressionRenderer(BoundsRenderer):
         return self.emit(f"call {element} @llvm.{name}.{mangled(kind)}({kind} {self.value(operand)})")
 
     def _call(self, scalar: s.Call) -> str:
+        if scalar.name == LOOKUP:
+            index, *tables = scalar.arguments
+            return lookup(self, self.value(index), scalar.lanes, [self.value(table) for table in tables])
         entry = find(scalar, self.target)
         assert entry is not None
         total, *factors = scalar.arguments

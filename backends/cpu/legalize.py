@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ...ir import scalars as s
 from ...ir.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, U16, U32, U64, DType
+from ...ir.intrinsics import LOOKUP
 from ...ir.scalars import Scalar
 from ...ir.target import Target
 from .dot_products import find, split
@@ -57,7 +58,7 @@ def expand(scalar: Scalar, target: Target) -> Scalar | None:
         if scalar.op == "add" and scalar.dtype.is_integer:
             return None  # in any order; LLVM 22 makes one quarter of the sum of a tree behind bytes that it multiplies
         return _horizontal(scalar.op, scalar.operand)
-    elif isinstance(scalar, s.Call) and find(scalar, target) is None:
+    elif isinstance(scalar, s.Call) and scalar.name != LOOKUP and find(scalar, target) is None:
         return split(scalar, target)
     return None
 
