@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -19,7 +20,8 @@ from onnxc.ir.tensors import Tensor, reduce_axes, reshaped, view
 from onnxc.tools.bench_kernels import make_region
 
 RANDOM = np.random.default_rng(0)
-X86 = Target.host().architecture == "x86_64"
+HOST = Target.host()
+X86 = HOST.architecture == "x86_64"
 TARGETS = [name for name in ("host", "x86-64-v3", "x86-64") if name == "host" or X86]
 STORED = re.compile(r"[xyz]mm\d+, -?\d*\(%rsp\)|st[rp]\s+[qdsv].*\[sp")
 M, B = symbol("M"), symbol("B")
@@ -182,3 +184,61 @@ def test_summing_loops_do_not_spill(target: str, rows: int) -> None:
     assert loops
     # Masks, of which there may be more than registers, are read from the stack: sums are never stored there.
     assert not [loop for loop in loops if STORED.search(loop)]
+
+
+DOTS = ["host"]
+"""Where products of bytes are instructions, or where they are not: other widths than this machine's do not run here."""
+
+
+@pytest.mark.parametrize("target", DOTS)
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_rows_that_may_be_rounded(target: str, data: st.DataObject) -> None:
+    """Accuracy level 4: rows in blocks, rounded to 8 bits by their greatest magnitude; sums are exact."""
+    rows, known = data.draw(st.sampled_from([1, 2, 3, 7, 8, 20])), data.draw(st.booleans())
+    columns, depth = data.draw(st.integers(2, 100)), data.draw(st.integers(1, 150))
+    bits, block = data.draw(st.sampled_from([2, 4, 8])), data.draw(st.sampled_from([16, 32, 64]))
+    weights = Weights(columns, depth, bits, block, data.draw(st.sampled_from(["", "u1"])))
+    x = RANDOM.standard_normal((rows, depth)).astype(np.float32)
+    x[:, -depth // 3 :] = 0
+    region = make_region(
+        "onnxc.PackedMatMul",
+        [((rows if known else M, depth), "f4"), *weights.operands],
+        {**weights.attributes, "accuracy_level": 4},
+    )
+    chosen = Target.parse(target)
+    lowered = weight_only.schedule(region, chosen)
+    assert lowered is not None
+    names = [call.kernel.name for call in lowered.kernel_calls]
+    assert any("a8" in name for name in names) == bool({"dot4_u8_i8", "dot4_i8_i8"} & chosen.dot_products)
+    (result,) = run(region, lowered, chosen, [x, *weights.operands], {} if known else {"M": rows})
+    if weights.scales.shape[1] == 1:
+        block = depth
+    padded = np.pad(x, ((0, 0), (0, -depth % block))).reshape(rows, -1, block)
+    scale = np.abs(padded).max(2, keepdims=True) / np.float32(127)
+    rounded = (np.rint(padded / np.where(scale > 0, scale, 1)) * scale).reshape(rows, -1)[:, :depth]
+    expected = weights.times(rounded)
+    # A quotient in the middle of two integers may be rounded to either.
+    np.testing.assert_allclose(result, expected, rtol=0, atol=2e-3 * np.abs(weights.times(np.abs(x))).max() + 1e-6)
+
+
+@pytest.mark.parametrize("target", DOTS)
+@pytest.mark.parametrize("zeros", ["", "u1"])
+def test_digits_have_the_precision_of_reals(target: str, zeros: str) -> None:
+    for rows, depth, bits, block in ((1, 640, 4, 32), (2, 300, 4, 64), (1, 500, 8, 512), (2, 70, 2, 16)):
+        weights = Weights(80, depth, bits, block, zeros)
+        x = RANDOM.standard_normal((rows, depth)).astype(np.float32)
+        x[0, :3] = 0, 100, 1e-30
+        region = make_region("onnxc.PackedMatMul", [(x.shape, "f4"), *weights.operands], weights.attributes)
+        chosen = replace(Target.parse(target), strassen=1)
+        lowered = weight_only.schedule(region, chosen)
+        assert lowered is not None
+        assert ("a24" in lowered.kernel_calls[-1].kernel.name) == bool(
+            chosen.dot_products & {"dot4_u8_i8", "dot4_i8_i8"}
+        )
+        expected = weights.times(x)
+        (result,) = run(region, lowered, chosen, [x, *weights.operands])
+        np.testing.assert_allclose(result, expected, rtol=0, atol=5e-7 * (np.abs(x) @ np.abs(weights.numbers).T).max())
+        x[-1, 5] = np.nan
+        (result,) = run(region, lowered, chosen, [x, *weights.operands])
+        assert np.isnan(result[-1]).all() and not np.isnan(result[:-1]).any()

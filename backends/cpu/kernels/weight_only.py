@@ -36,7 +36,7 @@ FEW_ROWS = 8
 """Rows up to which weights are unpacked for each tile of rows."""
 ROUNDED = 4
 """The accuracy level of ONNX Runtime by which the left operand may be rounded to 8 bits."""
-DIGITS, DIGIT_ROWS = 3, 4
+DIGITS, DIGIT_ROWS = 3, 2
 """Digits of the precision of f32, and rows up to which three products of bytes take less time than one of reals."""
 MOST_VECTORS = 4
 """Vectors of a panel for few rows: as many streams of words."""
