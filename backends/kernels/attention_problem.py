@@ -23,7 +23,7 @@ ROW, CHANNEL = "row", "channel"
 
 @dataclass(frozen=True)
 class Matrix:
-    """Rows of channels, for each batch index: `value` over the symbols "row" and CHANNEL.
+    """Rows of channels, for each batch index: `value` over the symbols "row" and CHANNEL, less a `zero` point.
 
     Where they lie in memory so that `copied` bytes may be copied at a time, `buffer` and `offset` say where; else
     `copied` is 0, and `by_rows` says whether neighbouring rows are neighbours in memory.
@@ -32,6 +32,7 @@ class Matrix:
     value: Scalar
     rows: Dim
     channels: int
+    zero: Scalar | None = None
     buffer: Buffer | None = None
     offset: Dim = 0
     copied: int = 0
@@ -41,13 +42,15 @@ class Matrix:
 @dataclass(frozen=True)
 class Result:
     """Where the result goes: `value` is stored at `offset` of a buffer, over the batch, QUERY, CHANNEL and elements of
-    the anchor, which have the type `dtype`. So many `neighbours` in channels can be stored at a time."""
+    the anchor, which have the type `dtype`. So many `neighbours` in channels can be stored at a time. The anchor's
+    elements are those of the product with the values times `scale`, where there is one, over the batch and CHANNEL."""
 
     buffer: Buffer
     offset: Dim
     value: Scalar
     dtype: DType
     neighbours: int
+    scale: Scalar | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def _matrix(
         elements = copied // dtype.bytes
         fits = channels % elements == 0 and dim_factor(start) % elements == 0
         if elements and fits and region.alignment(value.buffer.name) % copied == 0:
-            return Matrix(value, rows, channels, value.buffer, value.offset, copied)
+            return Matrix(value, rows, channels, None, value.buffer, value.offset, copied)
     return Matrix(value, rows, channels)
 
 

@@ -13,6 +13,7 @@ from ...kernels.calls import call
 from ...kernels.epilogue import through_memory
 from .attention_blocks import Blocks
 from .attention_operands import readable
+from .attention_quantized import unscaled
 from .attention_rows import Rows
 
 ROW_CYCLES = 12
@@ -33,7 +34,7 @@ def _lowered(region: Region, target: Target) -> Lowered | None:
     found = problem_of(region)
     if found is None:
         return None
-    problem, _ = found
+    problem = unscaled(found[0])
     keys, key_copy = readable(region, problem, problem.keys, "keys", False, target)
     values, value_copy = readable(region, problem, problem.values, "values", True, target)
     copies = [copy for copy in (key_copy, value_copy) if copy is not None]

@@ -21,7 +21,7 @@ from ....passes.regions import ANCHOR
 from ...kernels.attention_problem import CHANNEL, ROW, Problem, inverse
 from ...kernels.attention_scores import KEY, LOWEST, QUERY, base_of, number, power, with_product
 from ..llvm import STACK_LIMIT
-from .attention_operands import element_at, strides_of
+from .attention_operands import element_at, memory_of, real, strides_of
 from .packing import first_lanes
 from .register_tile import MAX_ROWS, Tile, accumulators, fits, multiply_accumulate
 
@@ -167,19 +167,19 @@ class Blocks:
             if not isinstance(count, int) or count % rows:
                 statements.append(Let("group_at", dim_max(dim_min(group, count - rows), -start)))
                 group = symbol("group_at", -rows, self.block)
-            left = Buffer("key_rows", F32)
+            left = memory_of(matrix, "key_rows")
             statements.append(Alias(left, *element_at(matrix, start + group, 0)))
             step = strides[0]
 
             def read(i: int) -> Scalar:
-                return s.load(left, depth * strides[1] + i * step)
+                return real(matrix, s.load(left, depth * strides[1] + i * step))
         else:
-            pointers = [Buffer(f"key_row{i}", F32) for i in range(rows)]
+            pointers = [memory_of(matrix, f"key_row{i}") for i in range(rows)]
             for i, pointer in enumerate(pointers):
                 statements.append(Alias(pointer, *element_at(matrix, dim_min(start + group + i, keys - 1), 0)))
 
             def read(i: int) -> Scalar:
-                return s.load(pointers[i], depth * strides[1])
+                return real(matrix, s.load(pointers[i], depth * strides[1]))
 
         def queries(v: int) -> Scalar:
             return s.load(self.queries, depth * width + v * self.lanes, self.lanes)
@@ -239,7 +239,7 @@ class Blocks:
         columns: list[Statement] = []
         while done < self.depth:
             tile = Tile(rows, min(vectors, self.depth - done), self.lanes)
-            right = Buffer(f"value_rows{done}", F32)
+            right = memory_of(matrix, f"value_rows{done}")
             columns.append(Alias(right, *element_at(matrix, start, done * self.lanes)))
 
             def weights(i: int) -> Scalar:
@@ -249,7 +249,7 @@ class Blocks:
                 there = matrix.channels - (done + v) * self.lanes
                 some = None if there >= self.lanes or matrix.value.buffer.name == "values_copy" else there  # type: ignore[attr-defined]
                 predicate = None if some is None else first_lanes(some, self.lanes)
-                return s.load(right, key * strides[0] + v * self.lanes, self.lanes, predicate)
+                return real(matrix, s.load(right, key * strides[0] + v * self.lanes, self.lanes, predicate))
 
             inner: list[Statement] = list(multiply_accumulate(tile, F32, [("key_at", count)], weights, values))
             for i, v, total in totals(tile):
@@ -278,7 +278,9 @@ class Blocks:
         row = symbol("row_at", 0, self.width - 1)
         factor = Buffer("factor", F32, 1, "register")
         channel = symbol(CHANNEL, 0, problem.values.channels - 1)
-        value = s.cast(s.load(self.sums, row * self.padded + channel) * s.load(factor, 0), result.dtype)
+        total = s.load(self.sums, row * self.padded + channel)
+        total = total if result.scale is None else total * s.Rewriter(dims={QUERY: first + row})(result.scale)
+        value = s.cast(total * s.load(factor, 0), result.dtype)
         rewriter = s.Rewriter(
             lambda part: value if isinstance(part, s.Element) and part.tensor == ANCHOR else None, {QUERY: first + row}
         )

@@ -18,7 +18,7 @@ from ....ir.tensors import unflatten
 from ....passes.regions import ANCHOR
 from ...kernels.attention_problem import CHANNEL, ROW, Problem, inverse
 from ...kernels.attention_scores import KEY, LOWEST, QUERY, base_of, number, power, with_product
-from .attention_operands import element_at, strides_of
+from .attention_operands import element_at, memory_of, real, strides_of
 from .packing import first_lanes
 from .register_tile import Tile, accumulators, multiply_accumulate
 
@@ -164,7 +164,8 @@ class Rows:
             dot, channel = Buffer("row_dot", F32, 1, "register"), symbol("channel_at", 0, channels - 1)
             key = symbol("key_at", 0, count - 1)
             buffer, offset = element_at(matrix, start + key, channel)
-            term = s.fma(s.load(self.query, self.member * self.width + channel), s.load(buffer, offset), s.load(dot, 0))
+            here = real(matrix, s.load(buffer, offset))
+            term = s.fma(s.load(self.query, self.member * self.width + channel), here, s.load(dot, 0))
             along = strides[0] == 1
             inner = For("channel_at", channels, (Store(dot, 0, term),), "serial" if along else "vector")
             body = (Define(dot, number(0)), inner, Store(self.scores, self.member * self.pitch + key, s.load(dot, 0)))
@@ -181,7 +182,7 @@ class Rows:
         """Products of the query with as many keys as a vector has lanes, of which only `left` exist if it is given."""
         matrix, lanes = self.problem.keys, self.lanes
         totals = [Buffer(f"row_dot{i}", F32, 1, "register", lanes) for i in range(lanes)]
-        base = Buffer("row_key", F32)
+        base = memory_of(matrix, "row_key")
         strides = strides_of(matrix.value)
         assert strides is not None
         yield Alias(base, *element_at(matrix, start + group, 0))
@@ -191,7 +192,7 @@ class Rows:
             predicate = first_lanes(there, lanes) if there < lanes else None
             for i, total in enumerate(totals):
                 row: Dim = i if left is None else dim_min(i, left - 1)
-                here = s.load(base, row * strides[0] + first, lanes, predicate)
+                here = real(matrix, s.load(base, row * strides[0] + first, lanes, predicate))
                 if first:
                     yield Store(total, 0, s.fma(query, here, s.load(total, 0, lanes)))
                 else:
@@ -203,9 +204,8 @@ class Rows:
     def _fetched(self, start: Dim, group: Dim) -> Iterator[Statement]:
         """Prefetches: some of the keys that come soon, and of the values that belong to those here. Both are new to the
         caches at each step of a decoder; hardware goes on from there, but stops at the end of each page."""
-        line = LINE // F32.bytes
         for matrix, ahead in ((self.problem.keys, 2 * self.lanes), (self.problem.values, 0)):
-            strides = strides_of(matrix.value)
+            strides, line = strides_of(matrix.value), LINE // matrix.value.dtype.bytes
             if strides is not None and strides[1] == 1:
                 buffer, offset = element_at(matrix, start + group + ahead, 0)
                 for first in range(0, matrix.channels, line):
@@ -219,7 +219,7 @@ class Rows:
         key = symbol("key_at", 0, count - 1)
         for done in range(0, self.depth, self.most_vectors):
             tile = Tile(1, min(self.most_vectors, self.depth - done), lanes)
-            right = Buffer(f"row_values{done}", F32)
+            right = memory_of(matrix, f"row_values{done}")
             alias = Alias(right, *element_at(matrix, start, done * lanes))
 
             def weights(i: int) -> Scalar:
@@ -228,7 +228,7 @@ class Rows:
             def values(v: int, right: Buffer = right, done: int = done) -> Scalar:
                 there = matrix.channels - (done + v) * lanes
                 predicate = first_lanes(there, lanes) if there < lanes else None
-                return s.load(right, key * strides[0] + v * lanes, lanes, predicate)
+                return real(matrix, s.load(right, key * strides[0] + v * lanes, lanes, predicate))
 
             inner: list[Statement] = [alias]
             inner += multiply_accumulate(tile, F32, [("key_at", count)], weights, values)
@@ -242,6 +242,7 @@ class Rows:
         problem, result = self.problem, self.problem.result
         factor, channel = Buffer("factor", F32, 1, "register"), symbol(CHANNEL, 0, problem.values.channels - 1)
         total = s.load(self.sums, self.member * self.depth * self.lanes + channel)
+        total = total if result.scale is None else total * s.Rewriter(dims={QUERY: at})(result.scale)
         value = s.cast(total * s.load(factor, 0), result.dtype)
         rewriter = s.Rewriter(
             lambda part: value if isinstance(part, s.Element) and part.tensor == ANCHOR else None, {QUERY: at}
