@@ -124,7 +124,7 @@ class _Fusion:
         group = _Group([i], access.kind, access.domain, access.rows)
         self.group_of[i] = group
         self._absorb_movement(i, access, group)
-        if self._widens(node, access):
+        if self._widens(node, access) or self._turns_an_image(node, access):
             self.waiting.add(i)
         elif access.kind not in ("heavy", "window"):
             self._join_producers(i)
@@ -158,6 +158,16 @@ class _Fusion:
         if source is None or not source.dtype.is_integer or source.dtype.bits > 8 or not node.output.dtype.is_float:
             return False
         return source.shape == node.output.shape and access.aligned(source) and access.cost <= CHEAP
+
+    def _turns_an_image(self, node: Node, access: Access) -> bool:
+        """Whether the node stores an image with other axes last for a convolution, which can read it as it was."""
+        operator = REGISTRY.get(node.op)
+        if operator is None or not operator.movement or not access.affine or not self._single_use(node.outputs[0]):
+            return False
+        (reader,) = self.graph.users[node.outputs[0]]
+        into = REGISTRY.get(reader.op)
+        turned = not _is_permutation(access)
+        return into is not None and into.spatial and into.heavy and reader.inputs[0] == node.outputs[0] and turned
 
     def _is_repeated(self, node: Node, access: Access) -> bool:
         """Whether each of several readers makes these reals anew."""

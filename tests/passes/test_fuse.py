@@ -243,3 +243,19 @@ def test_reductions_of_different_rows_stay_apart() -> None:
         """,
     )
     assert all(len({"ReduceL2", "ReduceMean"} & set(ops)) < 2 for ops in kernels(graph))
+
+
+def test_an_image_is_turned_by_the_convolution_that_reads_it() -> None:
+    """What is computed before stays in the order in which it lies."""
+    graph = parsed(
+        """
+        graph @g(%x: f32[1, 3, 8, 8], %w: f32[4, 3, 3, 3]) -> (%y: f32[1, 6, 6, 4]) {
+          %half = constant 0.5 : f32[]
+          %a = Mul(%x, %half) : f32[1, 3, 8, 8]
+          %b = Exp(%a) : f32[1, 3, 8, 8]
+          %last = Transpose(%b) {perm = [0, 2, 3, 1]} : f32[1, 8, 8, 3]
+          %y = Conv(%last, %w) {layout = "channels_last"} : f32[1, 6, 6, 4]
+        }
+        """
+    )
+    assert kernels(transformed("fuse", graph)) == [["Mul", "Exp"], ["Transpose", "Conv"]]
