@@ -14,7 +14,7 @@ import numpy as np
 
 from ....ir import loops as k
 from ....ir import scalars as s
-from ....ir.dims import Dim, floordiv, product, symbol
+from ....ir.dims import Dim, dim_min, floordiv, product, symbol
 from ....ir.dtypes import I32, U8, U32
 from ....ir.loops import Alias, For, Statement, Store
 from ....ir.scalars import Buffer, Scalar
@@ -163,7 +163,7 @@ class _IntegerConv(_Conv):
             return None
         rows: Dim = 0
         if self.rows_inside > 1:
-            low = symbol("low", 0, self.kernel[0])
+            low = dim_min(symbol("low", 0), self.kernel[0])  # more where no row is inside
             rows = low * self.rows_inside + low + symbol("taps", 0, self.kernel[0])
         at = rows * self.each + symbol("group", 0, self.found.group - 1) * known(self.panels.padded) + column
         lanes = self.tile.lanes

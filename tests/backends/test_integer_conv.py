@@ -1,0 +1,214 @@
+"""Convolutions of 8-bit images by every schedule for them: the definition's integers on every x86 level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from lowered import run
+from native_kernel import HOST
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+from onnxc.backends.cpu.kernels import integer_conv, integer_depthwise, integer_winograd, winograd_plan
+from onnxc.backends.cpu.kernels.filtering import as_array, filtering
+from onnxc.ir.dims import symbol
+from onnxc.ir.dtypes import F32
+from onnxc.ir.functions import cast
+from onnxc.ir.ops.quantization import quantize_linear
+from onnxc.ir.target import Target
+from onnxc.ir.tensors import Tensor
+from onnxc.passes.regions import Region, Schedule
+from onnxc.tools.bench_kernels import make_region
+
+RANDOM = np.random.default_rng(0)
+PHASES = (Phase.explicit, Phase.generate)
+"""Without shrinking, as each example is compiled."""
+LEVELS = ["host", "x86-64-v4", "x86-64-v3", "x86-64"] if HOST.architecture == "x86_64" else ["host"]
+H, W = symbol("H"), symbol("W")
+
+
+def integers(dtype: Any, *shape: int) -> np.ndarray:
+    info = np.iinfo(dtype)
+    return RANDOM.integers(info.min, info.max + 1, shape).astype(dtype)
+
+
+def expected(x: np.ndarray, w: np.ndarray, zero: int, attributes: Mapping[str, Any]) -> np.ndarray:
+    """The convolution of a channels-last image less its zero point, in i64."""
+    (top, left, bottom, right), (down, along) = attributes["pads"], attributes["strides"]
+    spread, group = attributes["dilations"], attributes["group"]
+    padded = np.pad(x.astype(np.int64) - zero, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    reach = [(taps - 1) * step + 1 for taps, step in zip(w.shape[2:], spread, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(1, 2))
+    windows = windows[:, ::down, ::along, :, :: spread[0], :: spread[1]]
+    parts = zip(np.split(windows, group, axis=3), np.split(w, group), strict=True)
+    return np.concatenate([np.einsum("nhwckl,fckl->nhwf", *part) for part in parts], axis=3)
+
+
+class Case:
+    """A drawn convolution: its arrays, and the region with what is known of it."""
+
+    def __init__(self, data: st.DataObject, depthwise: bool = False, least: int = 1, known_zero: bool = False) -> None:
+        draw = data.draw
+        dtype = draw(st.sampled_from([np.uint8, np.int8]), "image")
+        taps = [draw(st.integers(least, 4 if least == 1 else 3), "taps") for _ in range(2)]
+        spread = [1, 1] if least > 1 else [draw(st.integers(1, 2), "dilation") for _ in range(2)]
+        self.group = draw(st.integers(1, 100), "channels") if depthwise else draw(st.sampled_from([1, 1, 2]), "group")
+        channels = 1 if depthwise else draw(st.integers(4 if least > 1 else 1, 20), "channels")
+        filters = 1 if depthwise else draw(st.integers(2, 40), "filters")
+        extents = [draw(st.integers((t - 1) * d + 1, 13), "extent") for t, d in zip(taps, spread, strict=True)]
+        self.attributes = {
+            "pads": [draw(st.integers(0, 2), "pad") for _ in range(4)],
+            "strides": [draw(st.integers(1, 2), "stride") for _ in range(2)],
+            "dilations": spread,
+            "group": self.group,
+            "layout": "channels_last",
+        }
+        self.x = integers(dtype, draw(st.integers(1, 2), "images"), *extents, self.group * channels)
+        self.zero = integers(dtype) if draw(st.booleans(), "moved") else np.zeros((), dtype)
+        unsigned = draw(st.booleans(), "unsigned weights")
+        self.w = integers(np.uint8 if unsigned else np.int8, self.group * filters, channels, *taps)
+        self.w_zero = np.array([128], np.uint8) if unsigned else np.zeros(1, np.int8)
+        if not unsigned and draw(st.booleans(), "zero points by filter"):
+            self.w = (self.w // 2).astype(np.int8)
+            self.w_zero = RANDOM.integers(-60, 61, len(self.w)).astype(np.int8)
+        self.known = draw(st.booleans(), "sizes known")
+        self.known_zero = known_zero or draw(st.booleans(), "zero known")
+        self.sizes = {} if self.known else {"H": extents[0], "W": extents[1]}
+
+    def region(self, **options: Any) -> Region:
+        shape = self.x.shape if self.known else (len(self.x), H, W, self.x.shape[3])
+        zero: Any = self.zero if self.known_zero else ((), self.zero.dtype)
+        return make_region(
+            "ConvInteger", [(shape, self.x.dtype), self.w, zero, self.w_zero], self.attributes, **options
+        )
+
+    def check(self, schedule: Schedule, target: str) -> None:
+        chosen, region = Target.parse(target), self.region()
+        lowered = schedule(region, chosen)
+        assert lowered is not None
+        inputs = [self.x, self.w, self.zero, self.w_zero]
+        (found,) = run(region, lowered, chosen, inputs, self.sizes)
+        weights = self.w.astype(np.int64) - self.w_zero.astype(np.int64).reshape(-1, 1, 1, 1)
+        np.testing.assert_array_equal(found, expected(self.x, weights, int(self.zero), self.attributes))
+
+
+def test_the_reference_is_onnxs() -> None:
+    x, w = integers(np.uint8, 1, 6, 7, 4), integers(np.int8, 6, 2, 3, 2)
+    attributes = {"pads": [1, 0, 2, 1], "strides": [2, 1], "dilations": [1, 2], "group": 2}
+    zero = np.array(77, np.uint8)
+    node = helper.make_node("ConvInteger", ["x", "w", "z"], ["y"], **attributes)
+    (reference,) = ReferenceEvaluator(node).run(None, {"x": x.transpose(0, 3, 1, 2), "w": w, "z": zero})
+    found = expected(x, w.astype(np.int64), 77, attributes)
+    np.testing.assert_array_equal(found, reference.transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("target", LEVELS)
+@settings(max_examples=6, deadline=None, phases=PHASES)
+@given(data=st.data())
+def test_convolutions(target: str, data: st.DataObject) -> None:
+    """Any image, kernel, stride, dilation, padding and group; any zero points, known or not."""
+    Case(data).check(integer_conv.schedule, target)
+
+
+@pytest.mark.parametrize("target", LEVELS)
+@settings(max_examples=6, deadline=None, phases=PHASES)
+@given(data=st.data())
+def test_depthwise_convolutions(target: str, data: st.DataObject) -> None:
+    Case(data, depthwise=True).check(integer_depthwise.schedule, target)
+
+
+@pytest.mark.parametrize("target", LEVELS)
+@settings(max_examples=4, deadline=None, phases=PHASES)
+@given(data=st.data())
+def test_minimal_filtering(target: str, data: st.DataObject) -> None:
+    """Whatever the plan, and wherever the zero point is: no result differs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd_plan, "WORTH_EXACT", 1e9)
+        Case(data, least=2, known_zero=True).check(integer_winograd.schedule, target)
+
+
+def test_minimal_filtering_of_the_largest_numbers() -> None:
+    """Transformed images and weights at the ends of their ranges, sums near what is still told apart."""
+    found = filtering(4, 3, 1, True)
+    row = as_array(found.data)[1]
+    x = np.where(np.multiply.outer(np.pad(row, (0, 2)) > 0, np.pad(row, (0, 2)) > 0), 255, 0).astype(np.uint8)
+    image = np.repeat(x[None, :, :, None], 64, axis=3)
+    for value in (-128, 127):
+        w = np.full((16, 64, 3, 3), value, np.int8)
+        attributes = {"pads": [0] * 4, "strides": [1, 1], "dilations": [1, 1], "group": 1, "layout": "channels_last"}
+        region = make_region("ConvInteger", [(image.shape, np.uint8), w], attributes)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(winograd_plan, "WORTH_EXACT", 1e9)
+            lowered = integer_winograd.schedule(region, HOST)
+        assert lowered is not None
+        (result,) = run(region, lowered, HOST, [image, w])
+        np.testing.assert_array_equal(result, expected(image, w.astype(np.int64), 0, attributes))
+
+
+def test_minimal_filtering_is_left_where_sums_are_too_large() -> None:
+    """2^25 and above cannot be told from what is added to them, a multiple of 2^26."""
+    assert not winograd_plan.fits(filtering(4, 3, 1, True), filtering(4, 3, 1, True), 27)
+    assert winograd_plan.fits(filtering(4, 3, 1, True), filtering(4, 3, 1, True), 26)
+    assert winograd_plan.fits(filtering(2, 3, 1, True), filtering(2, 3, 1, True), 30)
+
+
+# What follows the sums.
+
+
+def requantized(sums: Tensor, bias: Tensor, scale: Tensor, residual: Tensor, step: Tensor, zero: Tensor) -> Tensor:
+    real = cast(sums + bias, F32) * scale + cast(residual, F32) * 0.1
+    return quantize_linear(real, step, zero)
+
+
+@pytest.mark.parametrize("schedule", [integer_conv.schedule, integer_depthwise.schedule, integer_winograd.schedule])
+@pytest.mark.parametrize("result", [np.uint8, np.int8])
+def test_results_of_8_bits_are_the_same_on_every_level(schedule: Schedule, result: Any) -> None:
+    """Bias, a scale by channel, a residual of 8 bits and quantization, all in one kernel."""
+    channels = 72
+    depthwise = schedule is integer_depthwise.schedule
+    x = integers(np.uint8, 1, 12, 12, channels)
+    w = integers(np.int8, channels, 1 if depthwise else channels, 3, 3)
+    attributes = {
+        "pads": [1] * 4,
+        "strides": [1, 1],
+        "dilations": [1, 1],
+        "group": channels if depthwise else 1,
+        "layout": "channels_last",
+    }
+    bias = RANDOM.integers(-1000, 1000, channels).astype(np.int32)
+    scale = RANDOM.uniform(1e-3, 2e-3, channels).astype(np.float32) / (1 if depthwise else 8)
+    residual, zero = integers(np.int8, *x.shape), np.array(3, result)
+    step = np.array(1.25, np.float32)
+    extras: list[Any] = [bias, scale, (residual.shape, np.int8), step, zero]
+    region = make_region("ConvInteger", [(x.shape, np.uint8), w], attributes, extras, requantized)
+    sums = expected(x, w.astype(np.int64), 0, attributes) + bias
+    real = (sums.astype(np.float32) * scale + residual.astype(np.float32) * np.float32(0.1)) / step
+    info = np.iinfo(result)
+    wanted = np.clip(np.rint(real) + 3, info.min, info.max).astype(result)
+    for level in LEVELS:
+        target = Target.parse(level)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(winograd_plan, "WORTH_EXACT", 1e9)
+            lowered = schedule(region, target)
+        assert lowered is not None and len(lowered.kernel_calls) == 1
+        (found,) = run(region, lowered, target, [x, w, bias, scale, residual, step, zero])
+        np.testing.assert_array_equal(found, wanted, err_msg=level)
+
+
+@pytest.mark.parametrize("target", ["aarch64+dotprod", "neoverse-v1"])
+def test_for_other_processors(target: str) -> None:
+    """As the interpreter of kernels has it."""
+    x, w = integers(np.int8, 1, 5, 6, 20), integers(np.int8, 20, 1, 3, 3)
+    attributes = {"pads": [1] * 4, "strides": [1, 2], "dilations": [1, 1], "layout": "channels_last"}
+    zero = np.array(-7, np.int8)
+    for group, schedule in ((20, integer_depthwise.schedule), (1, integer_conv.schedule)):
+        weights = w if group == 20 else integers(np.int8, 8, 20, 3, 3)
+        region = make_region("ConvInteger", [(x.shape, np.int8), weights, zero], {**attributes, "group": group})
+        lowered = schedule(region, Target.parse(target))
+        assert lowered is not None
+        (found,) = run(region, lowered, Target.parse(target), [x, weights, zero], interpret=True)
+        np.testing.assert_array_equal(found, expected(x, weights.astype(np.int64), -7, {**attributes, "group": group}))
