@@ -24,7 +24,7 @@ SHOWN = 10
     "--data",
     metavar="WHAT",
     help="What to calibrate on: .npz with arrays by the inputs' names, .npy or a picture for the only input, a folder "
-    "of such files, or module:function, which yields dicts of arrays. A first axis that an input lacks is one of samples.",
+    "of such files, or module:function, which yields dicts of arrays. A first axis that an input lacks is of samples.",
 )
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="[default: MODEL's name.int8.onnx]"
@@ -51,6 +51,12 @@ SHOWN = 10
     default=True,
     show_default=True,
     help="Biases make up for the mean error of rounded weights.",
+)
+@click.option(
+    "--integer-outputs",
+    is_flag=True,
+    help="Every convolution writes integers, also before SiLU and the like: ONNX Runtime computes no others with "
+    "integers. It costs accuracy.",
 )
 @click.option(
     "--weights-only", type=click.Choice(("int4", "int8")), help="Only weights: 4 bits in blocks, or 8 per channel."
@@ -80,6 +86,7 @@ def command(
     symmetric: bool,
     per_tensor: bool,
     correction: bool,
+    integer_outputs: bool,
     weights_only: str | None,
     block: int,
     dynamic: bool,
@@ -112,8 +119,8 @@ def command(
         raise click.UsageError(f"{target}: the model itself would be overwritten")
     with shown(as_json) as tell:
         settings = Settings(
-            method, percentile, activations, symmetric, per_tensor, correction, weights_only, block, dynamic, keep,
-            samples, batch, seed, threads, progress=tell,
+            method, percentile, activations, symmetric, per_tensor, correction, integer_outputs, weights_only, block,
+            dynamic, keep, samples, batch, seed, threads, progress=tell,
         )  # fmt: skip
         draft, summary = quantised_draft(path, data, settings)
         files = draft.save(target)

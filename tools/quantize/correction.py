@@ -1,9 +1,9 @@
 """Biases that make up for what rounding the weights does to the mean of each channel.
 
 A layer with weights W + dW instead of W gives dW E[x] more on average, and that is known from the mean of each channel
-of x on calibration data (Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction", 4.2,
-with measured means in place of those that batch normalisation tells). Values beyond the border of an image are taken to
-have the mean too.
+of x on calibration data (Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction",
+4.2, with measured means in place of those that batch normalisation tells). Values beyond the border of an image are
+taken to have the mean too.
 """
 
 from __future__ import annotations

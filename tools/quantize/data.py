@@ -30,9 +30,9 @@ class Samples:
     """The calibration data of a model with these inputs.
 
     `data` is a file (.npz with arrays by the inputs' names; .npy, .pb or a picture for the only input), a folder of
-    such files, "module:function", such a function, or what it returns: dicts by the inputs' names, or arrays for the only
-    input. `limit` samples are used, drawn by `seed` where their number is known, else the first. `batch` samples are
-    in a portion where the model takes several; it may be changed while the portions are taken.
+    such files, "module:function", such a function, or what it returns: dicts by the inputs' names, or arrays for the
+    only input. `limit` samples are used, drawn by `seed` where their number is known, else the first. `batch` samples
+    are in a portion where the model takes several; it may be changed while the portions are taken.
     """
 
     data: Data

@@ -6,14 +6,13 @@ import os
 
 from onnx import ModelProto
 
-from ...compiler.nodes import graphs_in
 from ..check.inputs import ports_of
 from .calibrate import calibrate
 from .data import Data, Samples
 from .dynamic import Dynamic
 from .folding import fold_batch_norms, fold_factors
 from .model import Draft
-from .places import find_places, grids_of
+from .places import coarse_inputs, find_places, grids_of
 from .settings import QuantizationError, Settings, Summary
 from .static import Rewriter
 from .weights_only import WeightsOnly
@@ -77,9 +76,6 @@ def _static(draft: Draft, data: Data | None, settings: Settings, summary: Summar
     fold_factors(draft)
     draft.clean()
     places = find_places(draft, settings, summary)
-    for node in draft.graph.node:
-        if graphs_in(node):
-            summary.leave(node, "what is inside it is not calibrated")
     if not places.anchors:
         _check(summary)
     assert data is not None
@@ -88,6 +84,9 @@ def _static(draft: Draft, data: Data | None, settings: Settings, summary: Summar
     )
     statistics = calibrate(draft, places.channels, samples, settings)
     summary.samples = samples.taken
+    refused = coarse_inputs(draft, places, statistics, settings)
+    if refused:
+        places = find_places(draft, settings, summary, refused)
     settings.progress("quantising", samples.taken, samples.total)
     grids = grids_of(draft, places, statistics, settings)
     Rewriter(draft, places, grids, statistics, settings, summary).run()

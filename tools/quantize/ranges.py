@@ -206,4 +206,13 @@ def _entropy(histogram: Histogram, settings: Settings) -> tuple[float, float]:
     return -threshold, threshold
 
 
-__all__ = ["Grid", "Histogram", "grid_of", "range_of"]
+def signal_to_noise(histogram: Histogram, grid: Grid) -> float:
+    """Decibels between values with this histogram and what rounding them to the grid changes; infinite for zeros."""
+    if not histogram.seen:
+        return math.inf
+    centres, counts = histogram.points()
+    signal, noise = np.dot(centres**2, counts), np.dot((grid.rounded(centres) - centres) ** 2, counts)
+    return float(10 * np.log10(signal / noise)) if noise > 0 and signal > 0 else math.inf
+
+
+__all__ = ["Grid", "Histogram", "grid_of", "range_of", "signal_to_noise"]

@@ -28,8 +28,11 @@ class Settings:
     """How to quantise a model.
 
     `method` chooses the ranges of activations, `percentile` is what that method keeps of the values on either side.
-    `activations` are u8 or i8, with a zero point or `symmetric` around zero; weights are i8 per channel or `per_tensor`.
+    `activations` are u8 or i8, with a zero point or `symmetric` around zero; weights are i8 per
+    channel or `per_tensor`.
     `correction`: biases make up for the mean error that rounded weights give each channel.
+    `integer_outputs`: every convolution writes integers, also before a smooth activation, which costs accuracy; ONNX
+    Runtime computes no others with integers.
     `weights_only` ("int4", "int8") quantises nothing but weights, 4-bit ones in blocks of `block` along the sums;
     `dynamic` finds the ranges of activations at run time. `keep` are patterns of nodes' names or operators that stay in
     float. `samples` limits the samples that are used, chosen by `seed` where their number is known; `batch` is how many
@@ -42,6 +45,7 @@ class Settings:
     symmetric: bool = False
     per_tensor: bool = False
     correction: bool = True
+    integer_outputs: bool = False
     weights_only: str | None = None
     block: int = 32
     dynamic: bool = False
