@@ -11,12 +11,13 @@ from .rewriting import Rewriter, until_stable
 
 NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs", "Sqrt", "Softplus")
 """Operators whose results are 0 at least: zeros around them change no maximum."""
+PADDED = ("Conv", "ConvInteger", "AveragePool", "MaxPool")
 
 
 @register
 @dataclass(frozen=True)
 class Pads(Pass):
-    """Folds Pad into Conv, AveragePool and MaxPool where the windows then see the same numbers."""
+    """Folds Pad into convolutions, AveragePool and MaxPool where the windows then see the same numbers."""
 
     name = "pads"
 
@@ -26,7 +27,7 @@ class Pads(Pass):
 
 class _Padding(Rewriter):
     def visit(self, node: Node) -> None:
-        pad = self.made_by(node.inputs[0], "Pad") if node.op in ("Conv", "AveragePool", "MaxPool") else None
+        pad = self.made_by(node.inputs[0], "Pad") if node.op in PADDED else None
         folded = self.folded(node, pad) if pad is not None else None
         self.add(node if folded is None else folded)
 
@@ -38,7 +39,10 @@ class _Padding(Rewriter):
         own = node.attributes.get("pads") or (0,) * len(widths)
         assert isinstance(own, tuple)
         fits, more = self.fill(pad) == 0, dict[str, int]()
-        if node.op != "Conv":
+        if node.op == "ConvInteger":  # outside the image stands the zero point
+            zero = node.inputs[2] if len(node.inputs) > 2 else None
+            fits = self.fill(pad) == (0 if zero is None else self.scalar(zero)) is not None
+        elif node.op != "Conv":
             fits, more = self.pooling_fits(node, pad, widths, any(own))
         if not fits:
             return None

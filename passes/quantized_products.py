@@ -8,6 +8,7 @@ is quantized with the product's scale is added to the sum. What does not fit is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -15,7 +16,12 @@ import numpy as np
 
 from ..ir.dtypes import F32, I32
 from ..ir.graph import Node, Value
+from ..ir.ops import REGISTRY
+from ..ir.ops.windows import sliding
 from .quantized_values import SUMS, Quantized, QuantizedRewriter, byte_type, is_real, trimmed
+
+MOST_ONES = 25
+"""Elements of a window from which on the average of bytes is no convolution: that has schedules for small windows."""
 
 
 class Unfit(Exception):
@@ -26,8 +32,9 @@ class Products(QuantizedRewriter):
     """The sweep that forms products of integers."""
 
     def visit(self, node: Node) -> None:
-        make = PRODUCTS.get(node.op)
-        if make is None or not is_real(node.output):
+        operator = REGISTRY.get(node.op)
+        make = PRODUCTS.get(node.op, _other if operator is not None and operator.heavy else None)
+        if make is None or len(node.outputs) != 1 or not is_real(node.output):
             self.add(node)
             return
         try:
@@ -181,5 +188,50 @@ def turned(sweep: Products, matrix: Value, origin: tuple[str, ...]) -> Value:
     return sweep.emit("Transpose", (matrix,), {"perm": (1, 0)}, stem=stem, origin=origin)
 
 
-PRODUCTS: Mapping[str, Callable[[Products, Node], None]] = {"Conv": _conv, "MatMul": _product, "Gemm": _gemm}
+def _average(sweep: Products, node: Node) -> None:
+    """The average of windows of a quantized image: their sum is a convolution, of each channel by itself, by ones."""
+    x = sweep.quantized(node.inputs[0])
+    if x is None or x.axis is not None or byte_type(x.source.dtype) != x.source.dtype or not is_real(x.node.output):
+        raise Unfit("")
+    attributes, channels = dict(node.attributes), node.output.shape[1]
+    kernel = attributes.pop("kernel_shape")
+    counted, rounded_up = attributes.pop("count_include_pad", 0), attributes.pop("ceil_mode", 0)
+    assert isinstance(kernel, tuple)
+    extents = [extent for extent in kernel if isinstance(extent, int)]
+    if rounded_up or "layout" in attributes or not isinstance(channels, int) or math.prod(extents) > MOST_ONES:
+        raise Unfit("its windows are no small ones that all lie in the padded image")
+    windows = sliding(node.operands[0].shape[2:], extents, **attributes)  # type: ignore[arg-type]
+    if counted or not any(windows.padded):
+        counts = np.full((), math.prod(extents), np.float32)
+    else:
+        counts = np.ones((1, 1), np.float32)
+        for axis, (extent, results) in enumerate(zip(windows.input, windows.output, strict=True)):
+            if not isinstance(extent, int) or not isinstance(results, int):
+                raise Unfit("how much of its windows lies in the image is not known")
+            first = np.arange(results) * windows.strides[axis] - windows.before[axis]  # type: ignore[operator]
+            places = first[:, None] + np.arange(extents[axis]) * windows.dilations[axis]
+            inside = np.count_nonzero((places >= 0) & (places < extent), axis=1)
+            counts = counts[..., None] * inside.astype(np.float32)
+    origin, stem = node.origin, node.output.name
+    ones = sweep.constant(np.ones((channels, 1, *extents), np.int8), f"{stem}.ones", origin)
+    image, zero = sweep.as_bytes(x, origin)
+    attributes |= {"group": channels, "kernel_shape": kernel}
+    total = sweep.emit(
+        "ConvInteger", trimmed(image, ones, zero), attributes, stem=f"{stem}.sum", origin=origin
+    )  # fmt: skip
+    shares = sweep.constant(np.float32(1) / counts, f"{stem}.share", origin)
+    sweep.finished(node, total, sweep.product(shares, sweep.scalar_of(x.scale, origin), origin), None, 1, origin)
+
+
+def _other(sweep: Products, node: Node) -> None:
+    quantized = any(sweep.made_by(value, "DequantizeLinear") for value in node.operands)
+    raise Unfit(f"there is no {node.op} of integers" if quantized else "")
+
+
+PRODUCTS: Mapping[str, Callable[[Products, Node], None]] = {
+    "Conv": _conv,
+    "MatMul": _product,
+    "Gemm": _gemm,
+    "AveragePool": _average,
+}
 """Operators that are sums of products."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnxc.ir.graph import Graph
-from pass_checks import agree, parsed, transformed
+from pass_checks import agree, check, parsed, transformed
 
 WEIGHTS = {"w": np.random.default_rng(4).normal(size=(4, 2, 3, 3)).astype(np.float32)}
 
@@ -80,3 +80,19 @@ def test_channels_last() -> None:
     agree(before, after)
     assert [node.op for node in after.nodes] == ["Constant", "Conv"]
     assert after.nodes[1].attributes["pads"] == (1, 1, 1, 2)
+
+
+@pytest.mark.parametrize(("point", "folded"), [(100, True), (99, False)])
+def test_zero_points_around_bytes(point: int, folded: bool) -> None:
+    text = f"""
+    graph @g(%x: u8[1, 2, 4, 4]) -> (%y: i32[1, 3, 4, 4]) {{
+      %z = constant 100 : u8[]
+      %fill = constant {point} : u8[]
+      %w = constant @"w" : i8[3, 2, 3, 3]
+      %p = Pad(%x, _, %fill) {{pads = [0, 0, 1, 1, 0, 0, 1, 1]}} : u8[1, 2, 6, 6]
+      %y = ConvInteger(%p, %w, %z) : i32[1, 3, 4, 4]
+    }}
+    """
+    checks = "// CHECK-NOT: Pad\n// CHECK: ConvInteger(%x{{.*}} {pads = [1, 1, 1, 1]}" if folded else "// CHECK: Pad("
+    weights = np.arange(-27, 27).reshape(3, 2, 3, 3).astype(np.int8)
+    check("pads", "\n".join((checks, text)), {"w": weights})

@@ -224,6 +224,20 @@ def test_what_does_not_fit_is_left_with_a_remark(reason: str) -> None:
     assert parse_graph(shown) == after  # a remark is no part of the graph
 
 
+def test_operators_that_have_no_form_of_integers_say_so() -> None:
+    text = """
+    graph @g(%a: u8[1, 2, 3, 3]) -> (%y: f32[1, 2, 4, 4]) {
+      %s = constant 0.5 : f32[]
+      %w = constant [[[[1, 2], [3, 4]], [[1, 2], [3, 4]]], [[[1, 2], [3, 4]], [[1, 2], [3, 4]]]] : i8[2, 2, 2, 2]
+      %x = DequantizeLinear(%a, %s) : f32[1, 2, 3, 3]
+      %v = DequantizeLinear(%w, %s) : f32[2, 2, 2, 2]
+      %y = ConvTranspose(%x, %v) : f32[1, 2, 4, 4]
+    }
+    """
+    shown = print_graph(transformed("quantization", parsed(text)))
+    assert "// left in f32: there is no ConvTranspose of integers" in shown
+
+
 def test_products_of_reals_carry_no_remark() -> None:
     text = """
     graph @g(%a: f32[2, 3], %b: f32[3, 3]) -> (%y: f32[2, 3]) {
@@ -266,3 +280,21 @@ def test_operators_of_quantized_tensors_take_the_same_form() -> None:
     )
     inputs = random_inputs(after)
     assert set(inputs) == {"x", "m", "o"}
+
+
+@pytest.mark.parametrize("attributes", ["pads = [1, 1, 1, 1]", "pads = [1, 1, 1, 1], count_include_pad = 1", ""])
+def test_an_average_of_bytes_is_a_convolution_by_ones(attributes: str) -> None:
+    extent = 5 if attributes else 3
+    attributes = ", ".join(filter(None, ("kernel_shape = [3, 3]", attributes)))
+    text = f"""
+    // CHECK: %[[ONES:.*]] = constant {{{{.*}}}} : i8[2, 1, 3, 3]
+    // CHECK: ConvInteger(%x, %[[ONES]], %z) {{{{.*}}}}group = 2
+    // CHECK-NOT: AveragePool
+    graph @g(%x: u8[1, 2, 5, 5]) -> (%y: f32[1, 2, {extent}, {extent}]) {{
+      %s = constant 0.5 : f32[]
+      %z = constant 100 : u8[]
+      %a = DequantizeLinear(%x, %s, %z) : f32[1, 2, 5, 5]
+      %y = AveragePool(%a) {{{attributes}}} : f32[1, 2, {extent}, {extent}]
+    }}
+    """
+    check("quantization", text)

@@ -83,8 +83,7 @@ def reshaped(d: Drawing, x: str, shape: tuple[int, ...]) -> Real:
 def pooled(d: Drawing, x: str, shape: tuple[int, ...]) -> Real | None:
     if min(shape[2:]) < 2:
         return None
-    result = d.node("MaxPool", [x], kernel_shape=[2, 2], strides=[1, 1], pads=[1, 0, 0, 0])
-    return result, (*shape[:2], shape[2], shape[3] - 1)
+    return d.node("MaxPool", [x], kernel_shape=[2, 2], strides=[1, 1]), (*shape[:2], shape[2] - 1, shape[3] - 1)
 
 
 def joined(d: Drawing, x: str, shape: tuple[int, ...]) -> Real | None:
