@@ -80,12 +80,6 @@ def reshaped(d: Drawing, x: str, shape: tuple[int, ...]) -> Real:
     return d.node("Reshape", [x, d.constant(np.array(new))]), new
 
 
-def pooled(d: Drawing, x: str, shape: tuple[int, ...]) -> Real | None:
-    if min(shape[2:]) < 2:
-        return None
-    return d.node("MaxPool", [x], kernel_shape=[2, 2], strides=[1, 1]), (*shape[:2], shape[2] - 1, shape[3] - 1)
-
-
 def joined(d: Drawing, x: str, shape: tuple[int, ...]) -> Real | None:
     fitting = [name for name, other in d.reals if other == shape]
     y = d.draw(st.sampled_from(fitting))
@@ -133,7 +127,7 @@ def of_one(op: str, **attributes: object):  # type: ignore[no-untyped-def]
 
 
 STEPS = {
-    "transpose": transposed, "reshape": reshaped, "pool": pooled, "join": joined, "add": added, "pad": padded,
+    "transpose": transposed, "reshape": reshaped, "join": joined, "add": added, "pad": padded,
     "slice": sliced, "gather": gathered, "clip": clipped, "relu": of_one("Relu"), "sigmoid": of_one("Sigmoid"),
     "negate": of_one("Neg"), "leak": of_one("LeakyRelu", alpha=0.1),
     "scale": lambda d, x, shape: (d.node("Mul", [x, d.constant(np.float32(0.37))]), shape),
