@@ -33,7 +33,7 @@ DEFAULT_PIPELINE = (
 """What `compile` runs: a text that `parse_pipeline` reads. Running it once more changes nothing."""
 
 PIPELINES = {
-    "cpu": DEFAULT_PIPELINE.replace("attention", "attention{narrow=0}"),
+    "cpu": DEFAULT_PIPELINE.replace("attention", "attention{narrow=0, bytes=1}"),
     "cuda": DEFAULT_PIPELINE.replace("quantization,weights-only,wide-weights,", ""),
 }
 """The same by the kind of target."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..ir import scalars as s
 from ..ir.dims import Dim, as_symbol, linear, product
-from ..ir.dtypes import BF16, F16, F32, DType
+from ..ir.dtypes import BF16, F16, F32, I8, U8, DType
 from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Value, unite
 from ..ir.infer import Inference
 from ..ir.ops import REGISTRY
@@ -35,18 +35,21 @@ TYPES = (F16, BF16, F32)
 class Attention(Pass):
     """Makes one group of every attention whose queries, keys and values have at most `max_width` channels a head.
 
-    Scores in 16 bits, which a group keeps in f32 where the definition rounds them, are grouped where `narrow` is 1.
+    Scores in 16 bits, which a group keeps in f32 where the definition rounds them, are grouped where `narrow` is 1. Keys
+    and values that are dequantized from 8 bits are read so where `bytes` is 1.
     """
 
     name = "attention"
     max_width: int = 256
     narrow: int = 1
+    bytes: int = 0
 
     def run(self, graph: Graph) -> Graph:
         plain = as_matrix_products(graph)
         inference = Inference()
         inference.graph(plain)
-        found = _Finder(plain, inference, Names(plain), self.max_width, TYPES if self.narrow else (F32,)).run()
+        types = TYPES if self.narrow else (F32,)
+        found = _Finder(plain, inference, Names(plain), self.max_width, types, bool(self.bytes)).run()
         return graph if found is plain else without_dead_code(found)
 
 
@@ -65,9 +68,16 @@ class _Finder:
     """Looks through one graph and its regions."""
 
     def __init__(
-        self, graph: Graph, inference: Inference, names: Names, max_width: int, types: tuple[DType, ...]
+        self,
+        graph: Graph,
+        inference: Inference,
+        names: Names,
+        max_width: int,
+        types: tuple[DType, ...],
+        bytes: bool,
     ) -> None:
         self.graph, self.inference, self.names, self.max_width, self.types = graph, inference, names, max_width, types
+        self.bytes = bytes
         self.outputs = set(graph.outputs)
         self.masks = Masks(graph, inference, names)
 
@@ -89,7 +99,7 @@ class _Finder:
         if not node.regions or node.op == "Fused":
             return node
         regions = {
-            name: _Finder(region, self.inference, self.names, self.max_width, self.types).run()
+            name: _Finder(region, self.inference, self.names, self.max_width, self.types, self.bytes).run()
             for name, region in node.regions.items()
         }
         return node if all(regions[n] is r for n, r in node.regions.items()) else replace(node, regions=regions)
@@ -258,7 +268,7 @@ class _Finder:
             if scalable and self.factor(node, current) is not None:
                 steps.append(node)
                 kept = len(steps) if kept == len(steps) - 1 else kept
-            elif self.moves(node):
+            elif self.moves(node) or self.dequantizes(node):
                 steps.append(node)
                 if self.reads_matrices(steps, value, node.operands[0]):
                     kept = len(steps)
@@ -268,7 +278,7 @@ class _Finder:
         mapping: dict[Value, Value] = {}
         factors: list[tuple[str, Value]] = []
         for node in reversed(steps[:kept]):
-            if self.moves(node):
+            if self.moves(node) or self.dequantizes(node):
                 body.clone(node, mapping)
             else:
                 factors.append((node.op, node.operands[1]))
@@ -281,6 +291,16 @@ class _Finder:
         if node.op not in ("Mul", "Div") or node.operands[0].type != result.type:
             return None
         return node.operands[1] if product(node.operands[1].shape) == 1 else None
+
+    def dequantizes(self, node: Node) -> bool:
+        """Whether a node makes f32 of what is computed in 8 bits, with one scale for all or one for each channel (or
+        whatever lies along an axis)."""
+        if not self.bytes or node.op != "DequantizeLinear" or node.output.dtype != F32:
+            return False
+        source, scale = node.operands[:2]
+        if source.dtype not in (I8, U8) or self.graph.constant(source) is not None:
+            return False
+        return product(scale.shape) == 1 or len(scale.shape) == 1
 
     def moves(self, node: Node) -> bool:
         """Whether a node only moves elements of its first operand, in a way that is known now."""
