@@ -178,8 +178,8 @@ class Folder(Rewriter):
         return True
 
     def is_weight(self, node: Node) -> bool:
-        """Whether the node makes reals of integers for a product: schedules want weights that are constants."""
-        if node.op != "DequantizeLinear":
+        """Whether the node makes reals of bytes for a product: schedules want weights that are constants."""
+        if node.op != "DequantizeLinear" or node.operands[0].dtype.bits < 8:
             return False
         readers = self.graph.users.get(node.output, ())
         return any(n.op in ("Transpose", "Reshape") or (n.op in REGISTRY and REGISTRY[n.op].heavy) for n in readers)
