@@ -52,13 +52,18 @@ class _Steps(Rewriter):
     def __init__(self, fma: bool) -> None:
         super().__init__()
         self.fma = fma
+        self.narrowed: set[bytes] = set()
 
     def rebuild(self, scalar: Scalar) -> Scalar:
         result = super().rebuild(scalar)
+        if isinstance(result, s.Cast) and isinstance(result.operand, s.Cast) and result.dtype in (I32, F32):
+            if result.operand.digest in self.narrowed:  # dequantized at once
+                return s.cast(result.operand.operand, result.dtype)
         if isinstance(result, s.Cast) and result.dtype in NARROW and result.operand.dtype == F32:
             steps = _matched(result.operand)
             if steps is not None:
-                return s.cast(self._rounded(steps), result.dtype)
+                result = s.cast(self._rounded(steps), result.dtype)
+                self.narrowed.add(result.digest)
         return result
 
     def _rounded(self, steps: Steps) -> Scalar:

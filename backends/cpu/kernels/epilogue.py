@@ -14,8 +14,9 @@ from ....passes.vector_step import NotVectorizable
 from ...kernels.epilogue import Epilogue
 from .register_tile import Tile, accumulators
 
-# Operations of an epilogue up to which it is repeated for every vector of a tile; longer ones become a loop.
-REPEATED = 16
+# Operations of an epilogue up to which it is repeated for every vector of a tile; longer ones become a loop. Those that
+# end in few bits are mostly roundings, which are a few instructions of a long expression.
+REPEATED, REPEATED_NARROW = 16, 40
 
 
 def finish_tile(
@@ -39,7 +40,9 @@ def finish_tile(
     left = [valid(v) for v in range(tile.vectors)]
     known = all(item is None or isinstance(item, int) for item in left)
     along = all(outputs.column in s.free_symbols(result.offset) for result in outputs.results)
-    if along and known and (masked or not any(left)) and outputs.cost <= REPEATED:
+    narrow = all(result.buffer.dtype.bits <= 8 for result in outputs.results)
+    most = REPEATED_NARROW if narrow else REPEATED
+    if along and known and (masked or not any(left)) and outputs.cost <= most:
         try:
             return _from_registers(outputs, tile, sums, dims, first, left, exists)
         except NotVectorizable:
