@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .compiler.api import Executable, compile, load
     from .compiler.cuda_executable import CudaExecutable
     from .ir.target import Target
+    from .tools.quantize.driver import quantize
 
 __version__ = "0.1.0"
 __all__ = [
@@ -43,11 +44,13 @@ __all__ = [
     "__version__",
     "compile",
     "load",
+    "quantize",
 ]
 _HOMES = {
     "CudaExecutable": ".compiler.cuda_executable",
     "GpuArray": ".backends.cuda.runtime.arrays",
     "Target": ".ir.target",
+    "quantize": ".tools.quantize.driver",
 }
 
 

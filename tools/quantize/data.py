@@ -201,7 +201,9 @@ def _converted(value: Any, port: Port, name: str) -> Array:
     if dtype is None or dtype.kind == "string" or array.dtype == dtype.numpy:
         return array
     both_integers = np.issubdtype(array.dtype, np.integer) and dtype.is_integer
-    if not (both_integers or dtype.is_float or (dtype.kind == "bool" and array.dtype.kind in "iu")):
+    if array.dtype.kind == "c" or not (
+        both_integers or dtype.is_float or (dtype.kind == "bool" and array.dtype.kind in "iu")
+    ):
         raise QuantizationError(f"{name}: the array for the input {port} is of {array.dtype}; convert it")
     return array.astype(dtype.numpy)
 

@@ -15,6 +15,8 @@ Array = NDArray[Any]
 BINS: Final = 8192
 CHUNK: Final = 1 << 20
 """Elements that are sorted into bins at once: their indices stay in the cache."""
+SMALLEST: Final = -100
+"""Exponent below which bins are not made narrower: f32 has no larger factors."""
 SHRINKS: Final = np.linspace(1.0, 0.2, 41)
 """Shares of the whole range that are tried as a range."""
 ROUNDS: Final = 2
@@ -49,7 +51,7 @@ class Histogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(-low, high)
         if largest > 0 and (self.exponent is None or largest >= 2.0**self.exponent):
-            self._widen(math.frexp(largest)[1])
+            self._widen(max(math.frexp(largest)[1], SMALLEST))
         if self.exponent is None:  # nothing but zeros until now
             self.counts[BINS // 2] += flat.size
             return
