@@ -267,6 +267,33 @@ def test_one_kernel_is_a_part_of_all(onnxc_command: Command, small: Path) -> Non
     assert one.count("kernel ") == 1 < every.count("kernel ")
 
 
+def test_dump_of_a_quantized_model(onnxc_command: Command, tmp_path: Path) -> None:
+    """What is computed in integers, all of it in reals where that is asked for, and what stays in reals, with why."""
+    weights = np.arange(-16, 16).reshape(4, 8).astype(np.int8)
+    parameters = {"scale": np.float32(0.1), "zero": np.uint8(7), "zero16": np.uint16(7), "whole": weights}
+    nodes = [helper.make_node("DequantizeLinear", ["whole", "scale"], ["weight"])]
+    for result, zero in (("y", "zero"), ("z", "zero16")):
+        names = ["scale", zero]
+        nodes += [
+            helper.make_node("QuantizeLinear", ["x", *names], [f"{result}.q"]),
+            helper.make_node("DequantizeLinear", [f"{result}.q", *names], [f"{result}.x"]),
+            helper.make_node("MatMul", [f"{result}.x", "weight"], [result], name=f"product {result}"),
+        ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, n]) for name, n in zip("xyz", (4, 8, 8), strict=True)
+    ]
+    arrays = [numpy_helper.from_array(np.asarray(array), name) for name, array in parameters.items()]
+    graph = helper.make_graph(nodes, "quantized", values[:1], values[1:], arrays)
+    path = tmp_path / "quantized.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    shown = onnxc_command("dump", path).out
+    assert shown.count("MatMulInteger(") == 1
+    assert "left in f32: its first operand is quantized to u16, not to 8 bits" in shown
+    exact = onnxc_command("dump", path, "--exact").out
+    assert "MatMulInteger" not in exact
+    assert "quantization{exact=True}" in exact
+
+
 def test_dump_of_everything(onnxc_command: Command, small: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stages"
     outcome = onnxc_command("dump", small, "--all", "-o", folder, "--pipeline", "canonicalize,cleanup,fuse")
