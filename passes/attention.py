@@ -35,8 +35,8 @@ TYPES = (F16, BF16, F32)
 class Attention(Pass):
     """Makes one group of every attention whose queries, keys and values have at most `max_width` channels a head.
 
-    Scores in 16 bits, which a group keeps in f32 where the definition rounds them, are grouped where `narrow` is 1. Keys
-    and values that are dequantized from 8 bits are read so where `bytes` is 1.
+    Scores in 16 bits, which a group keeps in f32 where the definition rounds them, are grouped where `narrow` is 1.
+    Keys and values that are dequantized from 8 bits are read so where `bytes` is 1.
     """
 
     name = "attention"
@@ -278,8 +278,12 @@ class _Finder:
         mapping: dict[Value, Value] = {}
         factors: list[tuple[str, Value]] = []
         for node in reversed(steps[:kept]):
-            if self.moves(node) or self.dequantizes(node):
+            if self.moves(node):
                 body.clone(node, mapping)
+            elif self.dequantizes(node):
+                zeros = self.graph.constant(node.operands[2]) if len(node.operands) > 2 else None
+                plain = zeros is not None and not zeros.any()
+                body.clone(replace(node, inputs=node.inputs[:2]) if plain else node, mapping)
             else:
                 factors.append((node.op, node.operands[1]))
                 mapping[node.output] = mapping.get(node.operands[0], node.operands[0])
@@ -295,11 +299,18 @@ class _Finder:
     def dequantizes(self, node: Node) -> bool:
         """Whether a node makes f32 of what is computed in 8 bits, with one scale for all or one for each channel (or
         whatever lies along an axis)."""
-        if not self.bytes or node.op != "DequantizeLinear" or node.output.dtype != F32:
+        if not self.bytes or node.op not in ("DequantizeLinear", "Cast", "Mul") or node.output.dtype != F32:
             return False
-        source, scale = node.operands[:2]
+        source = node.operands[0]
+        if node.op == "Mul":  # spelt out: the integers as reals, times what is the same for all keys
+            real, scale = self.producer(source), node.operands[1]
+            keys = scale.shape[-2:-1] in ((), (1,)) and source.shape == node.output.shape
+            return keys and real is not None and real.op == "Cast" and self.dequantizes(real)
         if source.dtype not in (I8, U8) or self.graph.constant(source) is not None:
             return False
+        if node.op == "Cast":
+            return True
+        scale = node.operands[1]
         return product(scale.shape) == 1 or len(scale.shape) == 1
 
     def moves(self, node: Node) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...ir.dims import Dim, floordiv
-from ...ir.dtypes import I64
+from ...ir.dtypes import I8, I64
 from ...ir.errors import UnsupportedError
 from ...ir.graph import Value
 from ..expand import Expansions, Nodes
@@ -353,10 +353,13 @@ def group_query_attention(
 ) -> tuple[Value | None, ...]:
     """Causal attention whose keys and values go into a cache, at places that differ by batch entry.
 
-    seqlens_k [B] is the number of keys of an entry less one, the new ones included; the cache may be longer.
+    seqlens_k [B] is the number of keys of an entry less one, the new ones included; the cache may be longer. It may
+    hold integers of 8 bits, with a scale for all or (the scale's elements are [kv_num_heads, channels]) for each
+    channel.
     """
-    if k_scale is not None or v_scale is not None or (k_quant_type, v_quant_type) != ("NONE", "NONE"):
-        raise UnsupportedError("a quantized cache of keys and values")
+    quantized = (k_quant_type, v_quant_type) != ("NONE", "NONE")
+    if quantized and (kv_cache_bit_width not in (0, 8) or k_scale is None or v_scale is None):
+        raise UnsupportedError("a quantized cache of keys and values, of other than 8 bits or without scales")
     if sliding_window_cache:
         raise UnsupportedError("sliding_window_cache")
     if key is None or value is None:
@@ -384,6 +387,14 @@ def group_query_attention(
             prompt = n("Equal", n.cast(n.reshape(total_sequence_length, 1), I64), n.dims(length))
             new = n("Where", prompt, follow, n.expand(position_ids, batch, length))
         q, k = (rotated(n, x, new, cos_cache, sin_cache, rotary_interleaved) for x in (q, k))
+    scales: tuple[Value | None, Value | None] = (None, None)
+    if quantized and k_scale is not None and v_scale is not None:
+        pairs = ((k_scale, k_quant_type), (v_scale, v_quant_type))
+        scales = tuple(  # type: ignore[assignment]
+            n.reshape(x, *((1,) * 4 if kind == "PER_TENSOR" else (1, kv_num_heads, 1, q.shape[-1])))
+            for x, kind in pairs
+        )
+    k, v = (x if scale is None else in_bytes(n, x, scale) for x, scale in zip((k, v), scales, strict=True))
     present_key, present_value = k, v
     if past_key is not None and past_value is not None:
         total = n.cast(n.reshape(total_sequence_length, 1), I64)
@@ -392,6 +403,9 @@ def group_query_attention(
         )
         first, axis = n.dims(0), n.dims(2)
         k, v = (n("Slice", x, first, total, axis) for x in (present_key, present_value))
+    k, v = (
+        x if scale is None else n("Mul", n.cast(x, scale.dtype), scale) for x, scale in zip((k, v), scales, strict=True)
+    )
     seen = n("onnxc.VisibleKeys", q, k, starts, None if causal else ends, window=max(0, local_window_size))
     bias = sum_of(n, chosen(n, seen, q, -math.inf), attention_bias)
     sink = None
@@ -401,6 +415,12 @@ def group_query_attention(
         sink = n.reshape(n.like(0, q), 1, 1, 1, 1)
     output, scores, weights = attend(n, q, k, v, bias, scale, softcap, sink)
     return output, present_key, present_value, {1: scores, 2: weights}.get(qk_output)
+
+
+def in_bytes(n: Nodes, x: Value, scale: Value) -> Value:
+    """x / scale, rounded to even, as integers of 8 bits."""
+    steps = n("Round", n("Div", n.cast(x, scale.dtype), scale))
+    return n.cast(n("Clip", steps, n.like(-128, scale), n.like(127, scale)), I8)
 
 
 def rotated(n: Nodes, x: Value, positions: Value, cos: Value, sin: Value, interleaved: int) -> Value:
