@@ -33,7 +33,7 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     if DOT.name not in target.dot_products:
         return None
     found = find_integers(region)
-    if found is None or found.known_zero is None or not _applies(found):
+    if found is None or not _applies(found):
         return None
     plan = choose_plan(found.whole, target, _bits(found))
     if plan is None:
@@ -65,6 +65,14 @@ class _IntegerWinograd(_Winograd):
     def __init__(self, target: Target, integers: IntegerConvolution, outputs: Epilogue, plan: Plan) -> None:
         self.integers = integers
         super().__init__(target, integers.whole, outputs, plan)
+        self.zeros, self.fill, self.rims = integers.rim(self.zeros.name, -(-self.deep // 4))
+
+    def lowered(self) -> Lowered:
+        convolved = super().lowered()
+        if self.fill is None or self.zeros.name not in convolved.packed:
+            return convolved
+        packed = {name: make for name, make in convolved.packed.items() if name != self.zeros.name}
+        return Lowered((self.fill, *convolved.calls), (*convolved.workspaces, self.zeros), packed)
 
     def _begin(self) -> None:
         self.kept, self.factors, self.dot = I16, U32, DOT
@@ -77,21 +85,20 @@ class _IntegerWinograd(_Winograd):
 
     @property
     def kind(self) -> str:
-        return f"{self.found.input.dtype}_zero{self.zero}"
-
-    @property
-    def zero(self) -> int:
-        """The zero point as the image has it."""
-        known = self.integers.known_zero
-        assert known is not None
-        return known - SIGN if self.integers.signed else known
+        return f"{self.found.input.dtype}_zero{self.integers.known_zero}"
 
     def _outside(self) -> np.ndarray:
-        return np.full(self.deep, self.zero, self.zeros.dtype.numpy)
+        return self.rims[self.zeros.name]()
 
     def _pixels(self, loaded: Scalar) -> Scalar:
-        wide = s.cast(loaded, I16)
-        return wide - s.const(self.zero, I16, wide.lanes) if self.zero else wide
+        """Less the zero point, which is that of u8."""
+        wide, zero = s.cast(loaded, I16), self.integers.zero
+        own = s.cast(zero - SIGN if self.integers.signed else zero, I16)
+        known = self.integers.known_zero
+        if known is not None:
+            own = s.const(known - SIGN if self.integers.signed else known, I16)
+        nothing = isinstance(own, s.Const) and own.value == 0
+        return wide if nothing else wide - s.widen(own, wide.lanes)
 
     def _result(self, value: Scalar) -> Scalar:
         if self.inverse != 1:
