@@ -56,8 +56,8 @@ class Products(QuantizedRewriter):
                 raise Unfit(f"its {what} operand is " + ("quantized in blocks" if blocked else "not quantized"))
             if byte_type(factor.source.dtype) is None:
                 raise Unfit(f"its {what} operand is quantized to {factor.source.dtype}, not to 8 bits")
-            if not is_real(factor.node.output):
-                raise Unfit(f"its {what} operand is dequantized to {factor.node.output.dtype}")
+            if not is_real(factor.node.output) or not is_real(factor.scale):
+                raise Unfit(f"its {what} operand is dequantized by {factor.scale.dtype}")
         first, second = found
         assert first is not None and second is not None
         return first, second
@@ -121,15 +121,18 @@ def _conv(sweep: Products, node: Node) -> None:
         raise Unfit("its sums may not fit i32")
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     origin = node.origin
+    channels = rank - 1 if "layout" in node.attributes else 1
     (image, x_zero), (weights, w_zero) = sweep.as_bytes(x, origin), sweep.as_bytes(w, origin)
     total = sweep.emit(
         "ConvInteger", trimmed(image, weights, x_zero, w_zero), node.attributes, stem=f"{node.output.name}.sum",
         origin=origin,
     )  # fmt: skip
     scale = sweep.product(
-        sweep.scalar_of(x.scale, origin), sweep.along(w.scale, None if w.axis is None else 1, rank, origin), origin
+        sweep.scalar_of(x.scale, origin),
+        sweep.along(w.scale, None if w.axis is None else channels, rank, origin),
+        origin,
     )
-    sweep.finished(node, total, scale, bias, 1, origin)
+    sweep.finished(node, total, scale, bias, channels, origin)
 
 
 def _product(
@@ -191,7 +194,7 @@ def turned(sweep: Products, matrix: Value, origin: tuple[str, ...]) -> Value:
 def _average(sweep: Products, node: Node) -> None:
     """The average of windows of a quantized image: their sum is a convolution, of each channel by itself, by ones."""
     x = sweep.quantized(node.inputs[0])
-    if x is None or x.axis is not None or byte_type(x.source.dtype) != x.source.dtype or not is_real(x.node.output):
+    if x is None or x.axis is not None or byte_type(x.source.dtype) != x.source.dtype or not is_real(x.scale):
         raise Unfit("")
     attributes, channels = dict(node.attributes), node.output.shape[1]
     kernel = attributes.pop("kernel_shape")

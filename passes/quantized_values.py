@@ -40,14 +40,17 @@ class QuantizedRewriter(Rewriter):
         return None if node is None else self.parameters(node)
 
     def parameters(self, node: Node) -> Quantized | None:
-        """What a QuantizeLinear or DequantizeLinear does; None where it has a scale for each block."""
+        """What a QuantizeLinear or DequantizeLinear does; None where it has a scale for each block, or one of a length
+        that is not known, or divides in a type of its own."""
         source, scale, zero = (*node.inputs, None)[:3]
         if source is None or scale is None or scale.tensor.rank > 1 or source.tensor.rank == 0 != scale.tensor.rank:
             return None
         if zero is not None and self.is_nothing(zero):
             zero = None
-        if scale.tensor.rank == 0 or scale.shape == (1,):
+        if (scale.tensor.rank == 0 or scale.shape == (1,)) and "precision" not in node.attributes:
             return Quantized(node, source, scale, zero, None)
+        if not isinstance(scale.shape[0], int) or not scale.shape[0] or "precision" in node.attributes:
+            return None
         axis = node.attributes.get("axis", 1)
         assert isinstance(axis, int)
         return Quantized(node, source, scale, zero, axis % source.tensor.rank if source.tensor.rank > 1 else 0)
