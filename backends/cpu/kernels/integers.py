@@ -57,7 +57,7 @@ def _centred(factor: Scalar) -> tuple[Load, Scalar] | None:
     """The unconditional load of a byte that a factor is, less its zero point."""
     zero: Scalar = s.const(0, I32)
     if isinstance(factor, s.Binary) and factor.op == "sub":
-        factor, zero = factor.left, _folded(factor.right)
+        zero, factor = _folded(factor.right), factor.left
     while isinstance(factor, s.Cast) and factor.dtype == I32:
         factor = factor.operand
     if isinstance(factor, Load) and factor.predicate is None and factor.dtype in (U8, I8):
