@@ -160,3 +160,73 @@ def test_exact_rewriting_gives_the_same_bytes(model: ModelProto, seed: int) -> N
     assert run_pipeline(after, parse_pipeline("quantization{exact=True}")) == after
     x = np.random.default_rng(seed).normal(size=[int(d) for d in before.inputs[0].shape]).astype(np.float32) * 4
     agree(before, after, inputs={"x": x})
+
+
+def integers(draw: st.DrawFn, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    limits = np.iinfo(dtype)
+    seed = draw(st.integers(0, 1000))
+    return np.random.default_rng(seed).integers(limits.min, limits.max, shape, endpoint=True).astype(dtype)
+
+
+def scale_and_zero(draw: st.DrawFn, count: int | None, dtype: str) -> list[np.ndarray]:
+    """One for all elements (of rank 0 or 1), or `count` of them."""
+    shape = draw(st.sampled_from([(), (1,), *([] if count is None else [(count,)])]))
+    random = np.random.default_rng(draw(st.integers(0, 1000)))
+    scale = random.uniform(1e-3, 1e-1, shape).astype(np.float32)
+    limits = np.iinfo(dtype)
+    zero = random.integers(limits.min, limits.max, shape, endpoint=True).astype(dtype)
+    return [scale, zero] if draw(st.booleans()) else [scale]
+
+
+@st.composite
+def products(draw: st.DrawFn) -> tuple[ModelProto, str]:
+    """A product of dequantized operands with a bias, and what it becomes."""
+    op = draw(st.sampled_from(["Conv", "MatMul", "Gemm"]))
+    kinds = draw(st.sampled_from(TYPES)), draw(st.sampled_from(TYPES))
+    d = Drawing(draw)
+    attributes: dict[str, object] = {}
+    if op == "Conv":
+        group, rank = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2]))
+        filters = 2 * draw(st.integers(1, 2))
+        x, w, columns, axis = (1, 2 * group, *(5,) * rank), (filters, 2, *(3,) * rank), filters, 0
+        attributes = {"group": group, "pads": [1] * 2 * rank, "strides": [draw(st.sampled_from([1, 2]))] * rank}
+    else:
+        rows, depth, columns, axis = 3, draw(st.integers(1, 9)), draw(st.integers(2, 4)), -1
+        x, w = (rows, depth), (depth, columns)
+        if op == "Gemm":
+            attributes = {name: draw(st.sampled_from([0, 1])) for name in ("transA", "transB")}
+            x = x[::-1] if attributes["transA"] else x
+            w, axis = (w[::-1], 0) if attributes["transB"] else (w, 1)
+            attributes |= {name: draw(st.sampled_from([1.0, 0.5])) for name in ("alpha", "beta")}
+        elif draw(st.booleans()):
+            x = (2, *x)
+    parameters = [scale_and_zero(draw, None, kinds[0]), scale_and_zero(draw, columns, kinds[1])]
+    inputs = [d.node("DequantizeLinear", ["x", *map(d.constant, parameters[0])])]
+    weights = [d.constant(array) for array in (integers(draw, w, kinds[1]), *parameters[1])]
+    inputs.append(d.node("DequantizeLinear", weights, axis=axis))
+    if op != "MatMul" and draw(st.booleans()):
+        scales = (parameters[0][0].reshape(()) * np.broadcast_to(parameters[1][0].reshape(-1), columns)).astype("f4")
+        values = np.arange(-40, 40)[:columns].astype(np.int32) * 11
+        inputs.append(d.node("DequantizeLinear", [d.constant(values), d.constant(scales)], axis=0))
+    result = d.node(op, inputs, **attributes)
+    kind = TensorProto.UINT8 if kinds[0] == "uint8" else TensorProto.INT8
+    graph = helper.make_graph(
+        d.nodes, "g", [helper.make_tensor_value_info("x", kind, x)], [onnx.ValueInfoProto(name=result)], d.constants
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return model, "ConvInteger" if op == "Conv" else "MatMulInteger"
+
+
+@settings(max_examples=30)
+@given(products(), st.integers(0, 1000))
+def test_products_of_integers_give_the_same_reals(case: tuple[ModelProto, str], seed: int) -> None:
+    model, form = case
+    before = run_pipeline(import_model(model), parse_pipeline(BEFORE))
+    after = run_pipeline(before, parse_pipeline("quantization"))
+    verify_graph(after)
+    assert form in {node.op for node in after.nodes}
+    value = before.inputs[0]
+    low, high = value.dtype.limits
+    shape = [int(extent) for extent in value.shape]
+    x = np.random.default_rng(seed).integers(low, high, shape, endpoint=True).astype(value.dtype.numpy)
+    agree(before, after, inputs={"x": x})
