@@ -7,6 +7,7 @@ more than the whole.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,21 +21,24 @@ ONE_BY_ONE = 256
 """Turns of a loop counted one by one where what is inside depends on the index; of more, some evenly spread ones."""
 _ARITHMETIC = frozenset({"add", "sub", "mul", "div", "min", "max", "pow", "rem"})
 _FREE = frozenset({"not", "neg", "abs"})
+_DOT = re.compile(r"dot(\d+)_")
+"""Intrinsics that add the products of so many pairs to each number."""
 
 
 @dataclass
 class Work:
-    """Operations on floats, those of them on pairs of bf16, and on integers; bytes touched by buffer."""
+    """Operations on floats, on integers, and of dot products by their names; bytes touched by buffer."""
 
     flops: float = 0.0
-    narrow_flops: float = 0.0
     integer_ops: float = 0.0
+    dots: dict[str, float] = field(default_factory=dict)
     touched: dict[str, float] = field(default_factory=dict)
 
     def add(self, other: Work, times: float) -> None:
         self.flops += other.flops * times
-        self.narrow_flops += other.narrow_flops * times
         self.integer_ops += other.integer_ops * times
+        for name, count in other.dots.items():
+            self.dots[name] = self.dots.get(name, 0.0) + count * times
         for name, count in other.touched.items():
             self.touched[name] = self.touched.get(name, 0.0) + count * times
 
@@ -43,13 +47,27 @@ class Work:
 class Load:
     """What one run of a kernel asks of the machine: operations, and bytes of the buffers that are its parameters.
 
-    `narrow_flops` of the `flops` are done by dot products of bf16.
+    `dots` are the operations of dot products by their names, two for each product; they are in no other number.
     """
 
     flops: float
     integer_ops: float
     bytes: float
-    narrow_flops: float = 0.0
+    dots: Mapping[str, float]
+
+    def __add__(self, other: Load) -> Load:
+        names = self.dots.keys() | other.dots.keys()
+        dots = {name: self.dots.get(name, 0.0) + other.dots.get(name, 0.0) for name in sorted(names)}
+        operations = self.flops + other.flops, self.integer_ops + other.integer_ops
+        return Load(*operations, self.bytes + other.bytes, dots)
+
+    @property
+    def operations(self) -> float:
+        """On floats, and of dot products of whatever they are."""
+        return self.flops + sum(self.dots.values())
+
+
+NOTHING = Load(0.0, 0.0, 0.0, {})
 
 
 def load_of(kernel: Kernel, sizes: Sequence[int]) -> Load:
@@ -61,7 +79,7 @@ def load_of(kernel: Kernel, sizes: Sequence[int]) -> Load:
         whole = max(0, _number(parameter.size, bindings))
         touched = sum(n for name, n in work.touched.items() if _root(kernel, name) == parameter.name)
         moved += min(whole * parameter.dtype.bytes, touched)
-    return Load(work.flops, work.integer_ops, moved, work.narrow_flops)
+    return Load(work.flops, work.integer_ops, moved, work.dots)
 
 
 def _root(kernel: Kernel, name: str) -> str:
@@ -83,7 +101,7 @@ def _block(block: k.Block, bindings: Mapping[str, int]) -> Work:
             total.add(_loop(statement, known), 1)
         elif isinstance(statement, k.If):
             branches = [_block(body, known) for body in (statement.then, statement.otherwise)]
-            total.add(max(branches, key=lambda work: work.flops + work.integer_ops + sum(work.touched.values())), 1)
+            total.add(max(branches, key=_size), 1)
         elif isinstance(statement, k.While):
             total.add(_block(statement.body, known), 1)
         elif isinstance(statement, k.Store):
@@ -92,6 +110,10 @@ def _block(block: k.Block, bindings: Mapping[str, int]) -> Work:
         elif isinstance(statement, k.Define):
             _scalar(statement.value, total, seen)
     return total
+
+
+def _size(work: Work) -> float:
+    return work.flops + work.integer_ops + sum(work.dots.values()) + sum(work.touched.values())
 
 
 def _loop(loop: k.For, bindings: Mapping[str, int]) -> Work:
@@ -129,9 +151,11 @@ def _scalar(scalar: Scalar, work: Work, seen: set[bytes], times: float = 1) -> N
     if isinstance(scalar, s.Load):
         _touch(work, scalar.buffer, scalar.lanes * times)
     operations = scalar.lanes * times * _operations(scalar)
-    if scalar.dtype.is_float:
+    if isinstance(scalar, s.Call):
+        if operations:
+            work.dots[scalar.name] = work.dots.get(scalar.name, 0.0) + operations
+    elif scalar.dtype.is_float:
         work.flops += operations
-        work.narrow_flops += operations if isinstance(scalar, s.Call) else 0
     else:
         work.integer_ops += operations
     for child in scalar.children:
@@ -146,7 +170,8 @@ def _operations(scalar: Scalar) -> int:
     if isinstance(scalar, s.Unary):
         return int(scalar.op not in _FREE)
     if isinstance(scalar, s.Call):
-        return 4 if scalar.name == "dot2_bf16_bf16" else 0
+        group = _DOT.match(scalar.name)
+        return 2 * int(group[1]) if group else 0
     return int(isinstance(scalar, s.Horizontal))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..backends.cpu.build import scheduled
-from ..backends.cpu.dot_products import PAIRS
+from ..backends.cpu.dot_products import Dot
 from ..backends.cpu.jit import CodeImage
 from ..backends.cpu.llvm import render_kernel
 from ..backends.cpu.objects import compile_objects
@@ -142,25 +142,28 @@ def interleaved(functions: Sequence[Callable[[], None]], rounds: int = 9, second
     return best
 
 
-def multiply_adds(target: Target, narrow: bool = False) -> tuple[Callable[[], None], float]:
-    """What the core does at best: independent sums in registers in f32, perhaps of pairs of bf16. Returns it
+def multiply_adds(target: Target, dot: Dot | None = None) -> tuple[Callable[[], None], float]:
+    """What the core does at best: independent sums in registers, of products in f32 or by a dot product. Returns it
     and how many operations it does."""
     lanes, chains, steps = target.lanes(32), 12, 20_000
-    sums = Buffer("sum", F32, chains, "register", lanes)
-    y = Buffer("y0", F32, chains * lanes)
+    dtype = F32 if dot is None else dot.sums
+    sums = Buffer("sum", dtype, chains, "register", lanes)
+    y = Buffer("y0", dtype, chains * lanes)
     factor = s.const(0.999, F32, lanes)
     body: list[k.Statement] = [k.Alloc(sums)]
-    body += [k.Store(sums, i, s.const(i, F32, lanes)) for i in range(chains)]
-    pairs = s.const(0x3F003F00, U32, lanes)  # a half, twice
+    body += [k.Store(sums, i, s.const(i, dtype, lanes)) for i in range(chains)]
+    changing = s.widen(s.cast(s.index(k.index_symbol("i", steps)), U32), lanes)  # or products would be known before
 
-    def added(total: Scalar) -> Scalar:
-        return PAIRS(total, pairs, pairs) if narrow else s.fma(total, factor, factor)
+    def added(total: Scalar, chain: int) -> Scalar:
+        if dot is None:
+            return s.fma(total, factor, factor)
+        return dot(total, changing, s.const(0x3F003F00 + chain, U32, lanes))
 
-    step = [k.Store(sums, i, added(s.load(sums, i, lanes))) for i in range(chains)]
+    step = [k.Store(sums, i, added(s.load(sums, i, lanes), i)) for i in range(chains)]
     body.append(k.For("i", steps, tuple(step)))
     body += [k.Store(y, i * lanes, s.load(sums, i, lanes)) for i in range(chains)]
     kernel = k.Kernel("peak", (y,), ("y0",), (), tuple(body))
-    region = Region("peak", (), ((y, buffer_tensor("y0", F32, (chains * lanes,))),))
+    region = Region("peak", (), ((y, buffer_tensor("y0", dtype, (chains * lanes,))),))
     compiled = CompiledRegion(region, Lowered((Call(kernel, ("y0",), ()),)), target)
     memory = compiled.memory([], {})
     bound = compiled.bound(memory, {})
@@ -168,7 +171,7 @@ def multiply_adds(target: Target, narrow: bool = False) -> tuple[Callable[[], No
     def run(keep: object = (compiled, memory)) -> None:
         bound()
 
-    return run, (4.0 if narrow else 2.0) * chains * lanes * steps
+    return run, 2.0 * (1 if dot is None else dot.group) * chains * lanes * steps
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import onnx
+import pytest
 from onnx import TensorProto, helper
 from onnxc.compiler.driver import graph_of, program_of
 from onnxc.compiler.options import Options, target_of
 from onnxc.ir import loops as k
 from onnxc.ir import scalars as s
 from onnxc.ir.dims import dim_min, evaluate, symbol
-from onnxc.ir.dtypes import F32, U32
+from onnxc.ir.dtypes import F32, I32, U32
 from onnxc.ir.program import Run, walk
 from onnxc.ir.scalars import Buffer
 from onnxc.passes.work import load_of
@@ -72,8 +73,12 @@ def test_convolution() -> None:
     assert flops <= sum(flops for flops, _ in found) <= 1.25 * flops
 
 
-def test_dot_products_of_bf16_are_counted_apart() -> None:
-    sums, pairs = s.const(0, F32, 16), s.const(0, U32, 16)
-    y = Buffer("y", F32, 16)
-    load = load_of(kernel(k.Store(y, 0, s.Call(F32, 16, "dot2_bf16_bf16", (sums, pairs, pairs)) + sums)), [1])
-    assert (load.flops, load.narrow_flops) == (16 * 4 + 16, 16 * 4)
+@pytest.mark.parametrize(("name", "group"), [("dot2_bf16_bf16", 2), ("dot4_u8_i8", 4)])
+def test_dot_products_are_counted_apart(name: str, group: int) -> None:
+    dtype = F32 if "bf16" in name else I32
+    sums, groups = s.const(0, dtype, 16), s.const(0, U32, 16)
+    y = Buffer("y", dtype, 16)
+    load = load_of(kernel(k.Store(y, 0, s.Call(dtype, 16, name, (sums, groups, groups)) + sums)), [1])
+    assert load.dots == {name: 16 * 2 * group}
+    assert (load.flops, load.integer_ops) == ((16, 0) if dtype == F32 else (0, 16))
+    assert (load + load).operations == 2 * load.operations == 2 * (16 * 2 * group + load.flops)

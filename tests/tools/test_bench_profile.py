@@ -13,6 +13,7 @@ from onnxc.compiler.driver import compiled_model
 from onnxc.compiler.options import Options
 from onnxc.ir.program import Run, walk
 from onnxc.ir.target import Target
+from onnxc.passes.work import Load
 from onnxc.tools.bench.limits import Limits, limits_of
 from onnxc.tools.bench.profile import Walker, profile
 from onnxc.tools.cli import cli
@@ -28,7 +29,7 @@ def test_walked_as_compiled() -> None:
     assert compiled.program is not None
     runs = [step for segment in compiled.program().segments for step in walk(segment) if isinstance(step, Run)]
     assert [entry.kernel for entry in entries] == [run.kernel for run in runs]
-    assert all(entry.bytes > 0 and len(entry.seconds) == 2 for entry in entries)
+    assert all(entry.load.bytes > 0 and len(entry.seconds) == 2 for entry in entries)
 
 
 def test_loops_branches_and_sizes_of_the_run() -> None:
@@ -89,11 +90,11 @@ def test_limits_keep_the_best(tmp_path: Path) -> None:
 
 
 def test_least_time() -> None:
-    limits = Limits(1e9, 2e9, {1 << 14: 4e9, 1 << 20: 1e9})
-    assert limits.least_seconds(1e9, 10) == 1
-    assert limits.least_seconds(1.0, 1 << 24) == pytest.approx((1 << 24) / 1e9)
-    assert limits.least_seconds(1e9, 10, threads=2) == 0.5
-    assert limits.least_seconds(3e9, 10, narrow_flops=2e9) == 2
+    limits = Limits(1e9, {"dot4_u8_i8": 2e9}, {1 << 14: 4e9, 1 << 20: 1e9})
+    assert limits.least_seconds(Load(1e9, 0, 10, {})) == 1
+    assert limits.least_seconds(Load(1.0, 0, 1 << 24, {})) == pytest.approx((1 << 24) / 1e9)
+    assert limits.least_seconds(Load(1e9, 0, 10, {}), threads=2) == 0.5
+    assert limits.least_seconds(Load(1e9, 0, 10, {"dot4_u8_i8": 2e9, "dot2_i16_i16": 1e9})) == 3
 
 
 def test_command() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...backends.cpu.dot_products import DOTS
 from ...backends.object_cache import cache_folder
 from ...ir import loops as k
 from ...ir import scalars as s
@@ -22,6 +23,7 @@ from ...ir.scalars import Buffer
 from ...ir.target import Target
 from ...ir.tensors import buffer_tensor
 from ...passes.regions import Call, Lowered, Region
+from ...passes.work import Load
 from ..bench_kernels import CompiledRegion, multiply_adds
 
 SIZES = tuple(1 << power for power in range(14, 28, 2))
@@ -32,28 +34,30 @@ CHAINS = 8
 
 @dataclass(frozen=True)
 class Limits:
-    """Operations and bytes a second, of one thread: multiply-adds of f32 counted twice, dot products of bf16 where they
-    are instructions (else multiply-adds), and reading an array of each of some sizes again and again."""
+    """Operations and bytes a second, of one thread: multiply-adds of f32 counted twice, those of each dot product that
+    is an instruction, and reading an array of each of some sizes again and again."""
 
     flops: float
-    narrow_flops: float
+    dots: dict[str, float]
     bandwidth: dict[int, float]
 
     def best(self, other: Limits) -> Limits:
         """The greater of each of two measurements."""
-        sizes = self.bandwidth.keys() | other.bandwidth.keys()
+        sizes, names = self.bandwidth.keys() | other.bandwidth.keys(), self.dots.keys() | other.dots.keys()
         bandwidth = {n: max(self.bandwidth.get(n, 0.0), other.bandwidth.get(n, 0.0)) for n in sorted(sizes)}
-        return Limits(max(self.flops, other.flops), max(self.narrow_flops, other.narrow_flops), bandwidth)
+        dots = {name: max(self.dots.get(name, 0.0), other.dots.get(name, 0.0)) for name in sorted(names)}
+        return Limits(max(self.flops, other.flops), dots, bandwidth)
 
     def reading(self, size: float) -> float:
         """Bytes a second for an array of `size` bytes, between the measured sizes by the logarithm."""
         sizes = sorted(self.bandwidth)
         return float(np.interp(math.log(max(size, 1)), np.log(sizes), [self.bandwidth[n] for n in sizes]))
 
-    def least_seconds(self, flops: float, size: float, threads: int = 1, narrow_flops: float = 0) -> float:
-        """No kernel that does this many operations, some of them on bf16, on this many bytes can be faster."""
-        arithmetic = (flops - narrow_flops) / self.flops + narrow_flops / self.narrow_flops
-        return max(arithmetic, size / self.reading(size)) / threads
+    def least_seconds(self, load: Load, threads: int = 1) -> float:
+        """No kernel that does these operations on floats and dot products on this many bytes can be faster."""
+        arithmetic = load.flops / self.flops
+        arithmetic += sum(count / self.dots.get(name, self.flops) for name, count in load.dots.items())
+        return max(arithmetic, load.bytes / self.reading(load.bytes)) / threads
 
 
 def limits_of(target: Target, file: Path | None = None) -> Limits:
@@ -64,7 +68,7 @@ def limits_of(target: Target, file: Path | None = None) -> Limits:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         bandwidth = {int(size): speed for size, speed in content["bandwidth"].items()}
-        kept = Limits(content["flops"], content["narrow_flops"], bandwidth)
+        kept = Limits(content["flops"], content["dots"], bandwidth)
         found = found.best(kept)
     except (OSError, ValueError, KeyError):
         pass
@@ -81,11 +85,11 @@ def measured(target: Target) -> Limits:
     readers = [_reader(target, size) for size in SIZES]
     seconds = [_least(function) for function in (best, *readers)]
     bandwidth = {size: size * _repeats(size) / t for size, t in zip(SIZES, seconds[1:], strict=True)}
-    flops = narrow_flops = operations / seconds[0]
-    if "dot2_bf16_bf16" in target.dot_products:
-        best, operations = multiply_adds(target, narrow=True)
-        narrow_flops = operations / _least(best)
-    return Limits(flops, narrow_flops, bandwidth)
+    flops, dots = operations / seconds[0], {}
+    for name in sorted(target.dot_products):
+        best, operations = multiply_adds(target, DOTS[name])
+        dots[name] = operations / _least(best)
+    return Limits(flops, dots, bandwidth)
 
 
 def _least(function: Callable[[], None], seconds: float = 0.15) -> float:

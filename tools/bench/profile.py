@@ -21,7 +21,7 @@ from ...compiler.compiled import Compiled
 from ...ir.dims import evaluate
 from ...ir.errors import UnsupportedError
 from ...ir.program import ALIGNMENT, Assign, Bind, Choose, Memory, Place, Repeat, Run, Steps
-from ...passes.work import Load, load_of
+from ...passes.work import NOTHING, Load, load_of
 
 Array = np.ndarray[Any, Any]
 
@@ -33,10 +33,7 @@ class Entry:
     kernel: str
     origin: tuple[str, ...]
     seconds: list[float] = field(default_factory=list)
-    flops: float = 0.0
-    integer_ops: float = 0.0
-    bytes: float = 0.0
-    narrow_flops: float = 0.0
+    load: Load = NOTHING
 
     @property
     def median(self) -> float:
@@ -158,11 +155,7 @@ class Walker:
             known = self._loads.get((step.kernel, sizes))
             if known is None:
                 known = self._loads[step.kernel, sizes] = load_of(self.program.kernels[step.kernel], sizes)
-            entry = self.entries[key]
-            entry.flops += known.flops
-            entry.narrow_flops += known.narrow_flops
-            entry.integer_ops += known.integer_ops
-            entry.bytes += known.bytes
+            self.entries[key].load += known
 
 
 def profile(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +186,7 @@ def _profile(setting: Setting, precision: str, top: int) -> dict[str, Any]:
     from ...compiler.options import Options
     from ...ir.errors import ValueNeeded
     from ...ir.target import Target
+    from ...passes.work import NOTHING
     from ..bench.limits import limits_of
     from ..bench.profile import profile
     from ..terminal import console, table_of
@@ -201,36 +203,35 @@ def _profile(setting: Setting, precision: str, top: int) -> dict[str, Any]:
         compiled = executable.serving(setting.inputs).compiled
     entries, _ = profile(compiled, setting.inputs, setting.threads)
     total = sum(entry.median for entry in entries)
-    table = table_of(">us", ">share", ">GFLOP/s", ">GB/s", ">of limit", "kernel", "nodes")
+    table = table_of(">us", ">share", ">GOP/s", ">GB/s", ">of limit", "kernel", "nodes")
     rows = []
     for entry in sorted(entries, key=lambda entry: -entry.median):
         seconds = max(entry.median, 1e-9)
-        limit = limits.least_seconds(entry.flops, entry.bytes, setting.threads, entry.narrow_flops) / seconds
+        limit = limits.least_seconds(entry.load, setting.threads) / seconds
         rows.append({
             "kernel": entry.kernel, "nodes": list(entry.origin), "seconds": entry.median,
-            "flops": entry.flops, "bytes": entry.bytes, "of_limit": limit,
+            "operations": entry.load.operations, "bytes": entry.load.bytes, "of_limit": limit,
         })  # fmt: skip
         if len(rows) <= top:
             more = f" +{len(entry.origin) - 2}" if len(entry.origin) > 2 else ""
+            operations, moved = entry.load.operations / seconds / 1e9, entry.load.bytes / seconds / 1e9
             table.add_row(
-                f"{1e6 * entry.median:.1f}", f"{100 * entry.median / total:.1f}%", f"{entry.flops / seconds / 1e9:.1f}",
-                f"{entry.bytes / seconds / 1e9:.1f}", f"{limit:.2f}", entry.kernel, ", ".join(entry.origin[:2]) + more,
+                f"{1e6 * entry.median:.1f}", f"{100 * entry.median / total:.1f}%", f"{operations:.1f}", f"{moved:.1f}",
+                f"{limit:.2f}", entry.kernel, ", ".join(entry.origin[:2]) + more,
             )  # fmt: skip
     console().print(table)
-    flops, moved = sum(entry.flops for entry in entries), sum(entry.bytes for entry in entries)
-    least = sum(
-        limits.least_seconds(entry.flops, entry.bytes, setting.threads, entry.narrow_flops) for entry in entries
-    )
+    whole = sum((entry.load for entry in entries), NOTHING)
+    least = sum(limits.least_seconds(entry.load, setting.threads) for entry in entries)
     best = f"{limits.flops / 1e9:.0f}"
-    if any(entry.narrow_flops for entry in entries):
-        best += f" (bf16: {limits.narrow_flops / 1e9:.0f})"
+    known = [f"{name}: {limits.dots[name] / 1e9:.0f}" for name in whole.dots if name in limits.dots]
+    best += f" ({', '.join(known)})" if known else ""
     click.echo(
-        f"{len(entries)} calls, {1e3 * total:.3f} ms: {flops / total / 1e9:.1f} GFLOP/s of {best} a "
-        f"thread, {moved / total / 1e9:.1f} GB/s; {least / total:.2f} of the limit"
+        f"{len(entries)} calls, {1e3 * total:.3f} ms: {whole.operations / total / 1e9:.1f} GOP/s of {best} a "
+        f"thread, {whole.bytes / total / 1e9:.1f} GB/s; {least / total:.2f} of the limit"
     )
     return {
         "model": setting.name, "threads": setting.threads, "seconds": total, "kernels": rows,
-        "limits": {"flops": limits.flops, "narrow_flops": limits.narrow_flops, "bandwidth": limits.bandwidth},
+        "limits": asdict(limits),
     }  # fmt: skip
 
 
