@@ -220,7 +220,11 @@ def lstm(s: Source) -> Drawn:
     direction = s.one_of("forward", "reverse", "bidirectional")
     ways = 2 if direction == "bidirectional" else 1
     right, columns = s.one_of(np.uint8, np.int8), s.maybe()
-    zero = (lambda shape: np.zeros(shape, np.int8)) if right is np.int8 else (lambda shape: s.zero(np.uint8, *shape))
+    point = np.int8(0) if right is np.int8 else s.zero(np.uint8) if not columns else np.uint8(128)
+
+    def zero(shape: tuple[int, ...]) -> Array:
+        return np.full(shape, point, right)
+
     shape = (ways, 4 * hidden) if columns else (ways,)
     full = s.maybe()
     states = (s.real(ways, batch, hidden), s.real(ways, batch, hidden)) if full else (None, None)
