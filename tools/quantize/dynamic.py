@@ -28,7 +28,6 @@ class Dynamic:
     def __init__(self, draft: Draft, settings: Settings, summary: Summary) -> None:
         self.draft, self.settings, self.summary = draft, settings, summary
         self.microsoft = False
-        self._weights: dict[tuple[int, bool], tuple[str, str]] = {}
 
     def run(self) -> None:
         rewrite_graphs(self.draft, self._rewritten)
@@ -62,18 +61,17 @@ class Dynamic:
             return "its left operand is transposed"
         return None
 
-    def _matrix(self, name: str, transposed: bool, scope: Scope) -> tuple[str, str]:
+    def _matrix(self, name: str, transposed: bool, scope: Scope) -> list[str]:
         """Integer weights [depth, columns] and their scales."""
-        tensor = scope.constants[name]
-        key = (id(tensor), transposed)
-        if key not in self._weights:
-            weights = np.asarray(self.draft.weights.array(tensor))
+        key = (name, str(transposed))
+        if key not in scope.made:
+            weights = scope.array(name)
             found = quantised(weights.T if transposed else weights, None if self.settings.per_tensor else 1)
-            self._weights[key] = (
-                self.draft.add_constant(f"{name}_quantized", np.ascontiguousarray(found.values)),
-                self.draft.add_constant(f"{name}_scale", found.scale),
-            )
-        return self._weights[key]
+            scope.made[key] = [
+                scope.add_constant(f"{name}_quantized", np.ascontiguousarray(found.values)),
+                scope.add_constant(f"{name}_scale", found.scale),
+            ]
+        return scope.made[key]
 
     def _product(self, node: NodeProto, scope: Scope) -> list[NodeProto]:
         """x @ W: the integers' product, times both scales."""
@@ -85,13 +83,13 @@ class Dynamic:
             return result
 
         x = node.input[0]
-        if x not in scope.made:
-            names = tuple(draft.unused(f"{x}_{what}") for what in ("quantized", "scale", "zero_point"))
+        if (x,) not in scope.made:
+            names = [draft.unused(f"{x}_{what}") for what in ("quantized", "scale", "zero_point")]
             nodes.append(
                 helper.make_node("DynamicQuantizeLinear", [x], names, draft.unused(f"{x}_DynamicQuantizeLinear"))
             )
-            scope.made[x] = names
-        values, scale, zero = scope.made[x]
+            scope.made[(x,)] = names
+        values, scale, zero = scope.made[(x,)]
         weights, scales = self._matrix(node.input[1], bool(attribute(node, "transB", 0)), scope)
         sums = add("Cast", [add("MatMulInteger", [values, weights, zero], "integer")], "float", to=TensorProto.FLOAT)
         result = add("Mul", [sums, add("Mul", [scale, scales], "scales")], "scaled")
@@ -99,7 +97,7 @@ class Dynamic:
             operand = result if place is None else node.input[place] if len(node.input) > place else ""
             by = attribute(node, factor, 1.0)
             if operand and by != 1.0:
-                constant = draft.add_constant(f"{node.name}_{factor}", np.array(by, np.float32))
+                constant = scope.add_constant(f"{node.name}_{factor}", np.array(by, np.float32))
                 operand = add("Mul", [operand, constant], factor)
             result = operand if place is None else add("Add", [result, operand], "sum") if operand else result
         nodes[-1].output[0] = node.output[0]
@@ -111,13 +109,13 @@ class Dynamic:
         self.microsoft = True
         operands = []
         for name in node.input[1:3]:
-            weights = np.asarray(self.draft.weights.array(scope.constants[name]))
+            weights = scope.array(name)
             parts = [quantised(part.T, None if self.settings.per_tensor else 1) for part in weights]
             scale = np.stack([part.scale for part in parts])
-            operands.append(self.draft.add_constant(f"{name}_quantized", np.stack([part.values for part in parts])))
+            operands.append(scope.add_constant(f"{name}_quantized", np.stack([part.values for part in parts])))
             operands += [
-                self.draft.add_constant(f"{name}_scale", scale),
-                self.draft.add_constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8)),
+                scope.add_constant(f"{name}_scale", scale),
+                scope.add_constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8)),
             ]
         w, w_scale, w_zero, r, r_scale, r_zero = operands
         others = [*node.input[3:], *[""] * 5][:5]

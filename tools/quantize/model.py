@@ -127,13 +127,14 @@ class Draft:
         self._used.add(found)
         return found
 
-    def add_constant(self, name: str, array: Array | TensorProto) -> str:
-        """A further constant; its name, which is new."""
+    def add_constant(self, name: str, array: Array | TensorProto, graph: GraphProto | None = None) -> str:
+        """A further constant, of the main graph or another; its name, which is new."""
         name = self.unused(name)
         tensor = array if isinstance(array, TensorProto) else numpy_helper.from_array(np.asarray(array), name)
         tensor.name = name
-        self.graph.initializer.append(tensor)
-        self.constants[name] = self.graph.initializer[-1]
+        (self.graph if graph is None else graph).initializer.append(tensor)
+        if graph is None or graph is self.graph:
+            self.constants[name] = self.graph.initializer[-1]
         return name
 
     def readers(self) -> dict[str, list[NodeProto]]:

@@ -22,6 +22,8 @@ SHRINKS: Final = np.linspace(1.0, 0.2, 41)
 ROUNDS: Final = 2
 KL_BINS: Final = 2048
 KL_STEP: Final = 16
+KL_COUNT: Final = 8
+"""Values in a bin, on average, from which on their distribution can be told."""
 
 
 class Histogram:
@@ -188,7 +190,10 @@ def _entropy(histogram: Histogram, settings: Settings) -> tuple[float, float]:
     levels = 128 if two_sided else 256
     folded = histogram.counts[BINS // 2 :] + histogram.counts[BINS // 2 - 1 :: -1]
     used = int(np.flatnonzero(folded)[-1]) + 1
-    group = -(-used // KL_BINS)
+    wanted = min(KL_BINS, int(folded.sum()) // KL_COUNT)
+    if wanted < 2 * levels:  # too few values for a distribution
+        return histogram.low, histogram.high
+    group = -(-used // wanted)
     padded = np.concatenate([folded[:used], np.zeros(-used % group, np.int64)]).reshape(-1, group).sum(1).astype(float)
     padded[0] = padded[1] if len(padded) > 1 else padded[0]  # zeros are exact in any range
     total, best, bins = padded.sum(), math.inf, len(padded)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from onnx import NodeProto
 
 from .inner import Scope, rewrite_graphs
@@ -20,7 +19,6 @@ class WeightsOnly:
         self.draft, self.settings, self.summary = draft, settings, summary
         self.narrow = settings.weights_only == "int4"
         self.operators = PRODUCTS if self.narrow else (*PRODUCTS, "Conv")
-        self._operands: dict[tuple[int, int], list[str]] = {}
 
     def run(self) -> None:
         rewrite_graphs(self.draft, self._rewritten)
@@ -44,36 +42,33 @@ class WeightsOnly:
         rows_are_channels = node.op_type == "Conv" or bool(attribute(node, "transB", 0))
         channels, depth = (0, 1) if rows_are_channels else (rank - 1, rank - 2)
         key = (weight, str(depth))
-        if "".join(key) not in scope.made:
+        if key not in scope.made:
             operands = self._made(weight, depth if self.narrow else channels, scope)
             result = self.draft.unused(f"{weight}_DequantizeLinear_Output")
             name = self.draft.unused(f"{weight}_DequantizeLinear")
             more = {"block_size": self.settings.block} if self.narrow else {}
-            scope.made["".join(key)] = (result,)
+            scope.made[key] = [result]
             made = [
                 make_node("DequantizeLinear", operands, result, name, axis=depth if self.narrow else channels, **more)
             ]
         else:
             made = []
-        node.input[1] = scope.made["".join(key)][0]
+        node.input[1] = scope.made[key][0]
         return [*made, node]
 
     def _made(self, weight: str, axis: int, scope: Scope) -> list[str]:
         """The constants of quantised weights: values, scales, and zero points where there are any."""
-        tensor, draft = scope.constants[weight], self.draft
-        if (id(tensor), axis) not in self._operands:
-            weights = np.asarray(draft.weights.array(tensor))
-            if self.narrow:
-                found = in_blocks(weights, axis, self.settings.block, self.settings.symmetric)
-                values = draft.add_constant(f"{weight}_quantized", four_bits(found.values, self.settings.symmetric))
-            else:
-                found = quantised(weights, axis)
-                values = draft.add_constant(f"{weight}_quantized", found.values)
-            operands = [values, draft.add_constant(f"{weight}_scale", found.scale)]
-            if found.zero is not None:
-                operands.append(draft.add_constant(f"{weight}_zero_point", four_bits(found.zero, False)))
-            self._operands[id(tensor), axis] = operands
-        return self._operands[id(tensor), axis]
+        weights = scope.array(weight)
+        if not self.narrow:
+            plain = quantised(weights, axis)
+            values = scope.add_constant(f"{weight}_quantized", plain.values)
+            return [values, scope.add_constant(f"{weight}_scale", plain.scale)]
+        found = in_blocks(weights, axis, self.settings.block, self.settings.symmetric)
+        values = scope.add_constant(f"{weight}_quantized", four_bits(found.values, self.settings.symmetric))
+        operands = [values, scope.add_constant(f"{weight}_scale", found.scale)]
+        if found.zero is not None:
+            operands.append(scope.add_constant(f"{weight}_zero_point", four_bits(found.zero, False)))
+        return operands
 
 
 __all__ = ["WeightsOnly"]
