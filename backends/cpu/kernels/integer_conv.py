@@ -27,6 +27,7 @@ from ...kernels.operands import joined
 from ..dot_products import DOTS
 from .conv import _Conv
 from .grouped_gemm import divisible
+from .integer_bias import without_bias
 from .integer_convolution import IntegerConvolution, find_integers
 from .packing import Columns, groups_of, known, packed
 from .register_tile import Starts
@@ -102,7 +103,9 @@ class _IntegerConv(_Conv):
 
     def __init__(self, target: Target, integers: IntegerConvolution, outputs: Epilogue) -> None:
         whole = integers.whole
-        self.image, self.integers = whole.input, integers
+        self.image, self.integers, self.bias = whole.input, integers, None
+        if integers.known_zero is not None:
+            outputs, self.bias = without_bias(whole.region, outputs)
         image, row, pixel = (floordiv(stride, DOT.group) for stride in whole.strides)
         found = replace(
             whole,
@@ -115,7 +118,7 @@ class _IntegerConv(_Conv):
         )
         super().__init__(target, found, outputs)
         self.zeros, self.fill, self.rims = integers.rim(self.zeros.name, found.channels)
-        self.rows_inside = self.kernel[0] + 1 if found.windows.padded[0] else 1
+        self.rows_inside = self.kernel[0] + 1 if found.windows.padded[0] and integers.known_zero != 0 else 1
         self.each = found.group * known(self.panels.padded)
         self.starts = Buffer("starts", I32, self.rows_inside**2 * self.each)
 
@@ -156,10 +159,12 @@ class _IntegerConv(_Conv):
         for low, high in np.ndindex(self.rows_inside, self.rows_inside):
             if self.rows_inside > 1 and low < high:
                 result[low, high, :, : found.filters] = self.integers.start(sums[..., low:high].sum(2, dtype=np.int32))
+        if self.bias is not None:
+            result[..., : found.filters] += self.bias.reshape(found.group, found.filters)
         return result.reshape(-1)
 
     def _starts(self, columns: Columns, column: Dim) -> Starts | None:
-        if self.integers.known_zero == 0:
+        if self.integers.known_zero == 0 and self.bias is None:
             return None
         rows: Dim = 0
         if self.rows_inside > 1:

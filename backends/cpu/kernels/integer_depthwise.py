@@ -28,6 +28,7 @@ from ...kernels.operands import joined
 from ..dot_products import DOTS
 from .depthwise import USUAL_WIDTH, _Depthwise
 from .epilogue import finish_tile
+from .integer_bias import without_bias
 from .integer_convolution import IntegerConvolution, find_integers
 from .packing import first_lanes
 from .register_tile import Tile, accumulators
@@ -74,7 +75,10 @@ def chunks(channels: int, largest: int) -> list[tuple[int, int, int]]:
 class _IntegerDepthwise(_Depthwise):
     def __init__(self, target: Target, integers: IntegerConvolution, outputs: Epilogue) -> None:
         found = integers.whole
-        self.integers, self.found, self.outputs = integers, found, outputs
+        bias: np.ndarray | None = None
+        if integers.known_zero is not None:
+            outputs, bias = without_bias(found.region, outputs)
+        self.integers, self.found, self.outputs, self.bias = integers, found, outputs, bias
         self.region, self.target = found.region, target
         self.kernel = tuple(int(str(d)) for d in found.windows.kernel)
         self.channels = found.group
@@ -140,6 +144,7 @@ class _IntegerDepthwise(_Depthwise):
 
     def _start(self) -> np.ndarray:
         sums = self.integers.start(self.found.weights.reshape(self.channels, -1).sum(1))
+        sums = sums if self.bias is None else sums + self.bias
         return np.concatenate([part.reshape(-1) for part in self._by_chunk(sums)])
 
     # Loops

@@ -31,6 +31,7 @@ from ..dot_products import DOTS, Dot
 from . import widened_pairs
 from .gemm import with_copies
 from .grouped_gemm import GroupedGemm
+from .integer_bias import without_bias
 from .integers import Integers, find_integers, is_zero
 from .packing import Columns, first_lanes, known, matrices
 from .product import Product, flattened
@@ -78,6 +79,9 @@ class IntegerGemm(GroupedGemm):
             self._shift_constants(array, whole)
         elif isinstance(self.right_zero, Scalar):
             self.right_zero = _plus(self.right_zero, -128 if whole.right.dtype == U8 else 0)
+        self.bias: np.ndarray | None = None
+        if array is not None and isinstance(self.left_zero, s.Const) and not whole.batch:
+            outputs, self.bias = without_bias(region, outputs)
         super().__init__(region, target, whole, outputs, array, dot, (flipped, whole.right.dtype == U8))
         self.starts = Buffer("starts", I32, self.batches * self.panels.padded)
         self.right_zeros = Buffer("right_zeros", I32, self.batches * self.panels.padded)
@@ -156,7 +160,7 @@ class IntegerGemm(GroupedGemm):
         starts = elements.shape[1] * right - elements.sum(axis=1, dtype=np.int64)
         if isinstance(self.left_zero, s.Const):
             starts = starts * int(self.left_zero.value)
-        return self._padded(starts)
+        return self._padded(starts if self.bias is None else starts + self.bias)
 
     def _padded(self, numbers: np.ndarray) -> np.ndarray:
         """Numbers of [batches, columns] with zeros for the columns that fill the last vector."""
