@@ -16,6 +16,7 @@ SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     **dict.fromkeys(("LSTM", "GRU", "RNN", "com.microsoft.DynamicQuantizeLSTM"), (recurrent.schedule,)),
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),
     **dict.fromkeys(("MatMulInteger", "QLinearMatMul"), (gemm.schedule,)),
+    "onnxc.PackedMatMul": (gemm.schedule,),
     **dict.fromkeys(("CumSum", "CumProd"), (scan.schedule,)),
     "onnxc.Attention": (attention.schedule,),
     "Conv": (depthwise.schedule, conv.schedule),
