@@ -53,6 +53,12 @@ SHOWN = 10
     help="Biases make up for the mean error of rounded weights.",
 )
 @click.option(
+    "--smooth/--no-smooth",
+    default=True,
+    show_default=True,
+    help="Make channels of very different size alike before they share a scale (SmoothQuant).",
+)
+@click.option(
     "--integer-outputs",
     is_flag=True,
     help="Every convolution writes integers, also before SiLU and the like: ONNX Runtime computes no others with "
@@ -86,6 +92,7 @@ def command(
     symmetric: bool,
     per_tensor: bool,
     correction: bool,
+    smooth: bool,
     integer_outputs: bool,
     weights_only: str | None,
     block: int,
@@ -119,8 +126,8 @@ def command(
         raise click.UsageError(f"{target}: the model itself would be overwritten")
     with shown(as_json) as tell:
         settings = Settings(
-            method, percentile, activations, symmetric, per_tensor, correction, integer_outputs, weights_only, block,
-            dynamic, keep, samples, batch, seed, threads, progress=tell,
+            method, percentile, activations, symmetric, per_tensor, correction, smooth, integer_outputs, weights_only,
+            block, dynamic, keep, samples, batch, seed, threads, progress=tell,
         )  # fmt: skip
         draft, summary = quantised_draft(path, data, settings)
         files = draft.save(target)

@@ -26,11 +26,12 @@ MOST_AT_ONCE = 64
 
 @dataclass
 class Statistics:
-    """Of one value: the histogram of its elements, and their mean for each channel."""
+    """Of one value: the histogram of its elements, and for each channel their sum and the largest size of one."""
 
     histogram: Histogram = field(default_factory=Histogram)
     axis: int | None = None
     sums: Array | None = None
+    largest: Array | None = None
     count: int = 0
 
     def add(self, array: Array) -> None:
@@ -39,6 +40,8 @@ class Statistics:
             others = tuple(axis for axis in range(array.ndim) if axis != self.axis % array.ndim)
             sums = array.sum(others, dtype=np.float64)
             self.sums = sums if self.sums is None else self.sums + sums
+            largest = np.maximum(array.max(others), -array.min(others))
+            self.largest = largest if self.largest is None else np.maximum(self.largest, largest)
             self.count += array.size // len(sums)
 
     @property

@@ -46,7 +46,7 @@ class Samples:
 
     def __iter__(self) -> Iterator[Feed]:
         """The portions. QuantizationError where something does not suit the model's inputs."""
-        random = np.random.default_rng(self.seed)
+        random, self.taken = np.random.default_rng(self.seed), 0
         files = _files(self.data)
         if files is not None and self.limit is not None and len(files) > self.limit:
             files = [files[place] for place in sorted(random.choice(len(files), self.limit, replace=False))]
@@ -68,6 +68,12 @@ class Samples:
                 self.taken += size if not whole else 0
                 yield feed
             self.taken += 1 if whole else 0
+
+    @property
+    def again(self) -> bool:
+        """Whether the portions can be had a second time."""
+        data = self.data
+        return isinstance(data, str | os.PathLike | Mapping) or callable(data) or iter(data) is not data
 
     def _records(self, files: Sequence[Path] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if files is not None:

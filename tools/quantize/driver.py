@@ -14,6 +14,7 @@ from .folding import fold_batch_norms, fold_factors
 from .model import Draft
 from .places import coarse_inputs, find_places, grids_of
 from .settings import QuantizationError, Settings, Summary
+from .smoothing import smooth
 from .static import Rewriter
 from .weights_only import WeightsOnly
 
@@ -87,6 +88,11 @@ def _static(draft: Draft, data: Data | None, settings: Settings, summary: Summar
     refused = coarse_inputs(draft, places, statistics, settings)
     if refused:
         places = find_places(draft, settings, summary, refused)
+    smoothed = smooth(draft, places, statistics) if settings.smooth and samples.again else {}
+    if smoothed:
+        places = find_places(draft, settings, summary, refused)
+        statistics |= calibrate(draft, smoothed, samples, settings)
+        summary.smoothed = len(smoothed)
     settings.progress("quantising", samples.taken, samples.total)
     grids = grids_of(draft, places, statistics, settings)
     Rewriter(draft, places, grids, statistics, settings, summary).run()

@@ -9,7 +9,7 @@ on YOLOv8n that is worth 10 dB, on YOLOX and an OCR model 4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnx import NodeProto, TensorProto
@@ -136,6 +136,19 @@ def find_places(draft: Draft, settings: Settings, summary: Summary, refused: Map
     places.values = [name for name in dict.fromkeys(order) if name in stored]
     places.channels = {name: places.channels.get(name) for name in places.values}
     return places
+
+
+def of_integers(
+    name: str, draft: Draft, definers: Mapping[str, NodeProto], stored: Collection[str], places: Places
+) -> bool:
+    """Whether a stored value was computed of nothing but stored ones."""
+    node = definers.get(name)
+    if node is not None and node.op_type in CLAMPS and node.input[0] not in stored:
+        node = definers.get(node.input[0])
+    if node is None:
+        return False
+    computed = [operand for operand in node.input if operand and operand not in draft.constants]
+    return node.name in places.anchors or all(operand in stored for operand in computed)
 
 
 def behind_clamp(node: NodeProto, readers: Mapping[str, Sequence[NodeProto]], fixed: set[str]) -> str:

@@ -31,6 +31,7 @@ class Settings:
     `activations` are u8 or i8, with a zero point or `symmetric` around zero; weights are i8 per
     channel or `per_tensor`.
     `correction`: biases make up for the mean error that rounded weights give each channel.
+    `smooth`: channels of very different size that share a scale are made alike by factors that go into the weights.
     `integer_outputs`: every convolution writes integers, also before a smooth activation, which costs accuracy; ONNX
     Runtime computes no others with integers.
     `weights_only` ("int4", "int8") quantises nothing but weights, 4-bit ones in blocks of `block` along the sums;
@@ -45,6 +46,7 @@ class Settings:
     symmetric: bool = False
     per_tensor: bool = False
     correction: bool = True
+    smooth: bool = True
     integer_outputs: bool = False
     weights_only: str | None = None
     block: int = 32
@@ -96,6 +98,7 @@ class Summary:
     samples: int = 0
     tensors: int = 0
     corrected: int = 0
+    smoothed: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
 

@@ -15,7 +15,7 @@ from onnx import NodeProto
 from .calibrate import Statistics
 from .correction import mean_error
 from .model import Draft, attribute, make_node
-from .places import CLAMPS, Places, data_of, is_mover
+from .places import CLAMPS, Places, data_of, is_mover, of_integers
 from .ranges import Grid
 from .settings import Settings, Summary
 from .weights import Quantised, quantised
@@ -119,19 +119,7 @@ class Rewriter:
             return name in node.input[:2]
         if is_mover(node) and any(result in self.grids for result in node.output):
             return name in data_of(node)
-        return self._of_integers(name)
-
-    def _of_integers(self, name: str) -> bool:
-        """Whether a stored value was computed of nothing but stored ones."""
-        node = self.definers.get(name)
-        if node is not None and node.op_type in CLAMPS and node.input[0] not in self.grids:
-            node = self.definers.get(node.input[0])
-        if node is None:
-            return False
-        if node.name in self.places.anchors:
-            return True
-        computed = [operand for operand in node.input if operand and operand not in self.draft.constants]
-        return all(operand in self.grids for operand in computed)
+        return of_integers(name, self.draft, self.definers, self.grids, self.places)
 
     def _store(self, name: str) -> None:
         """Quantises a value that was just computed, if it is to be stored so."""
