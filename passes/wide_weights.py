@@ -57,7 +57,8 @@ class _Narrowing(Rewriter):
         if array is None or zero is None or node.attributes.get("group", 1) != 1 or array.ndim < 3:
             return None
         pads, strides = node.attributes.get("pads", ()), node.attributes.get("strides", ())
-        if all(extent == 1 for extent in array.shape[2:]) and not np.any(pads) and np.all(np.array(strides) == 1):
+        assert isinstance(pads, tuple) and isinstance(strides, tuple)
+        if set(array.shape[2:]) == {1} and not any(pads) and set(strides) <= {1}:
             return None
         zeros = zero.astype(np.int32).reshape(-1)
         filters = array.reshape(len(array), -1)

@@ -83,7 +83,7 @@ class IntegerWalk(Walk):
 
     def _column_sums(self) -> np.ndarray:
         assert self.r.array is not None
-        return self.r.array.sum(axis=2, dtype=np.int32).reshape(-1)
+        return np.sum(self.r.array, axis=2, dtype=np.int32).reshape(-1)
 
     def pack(self, weights: np.ndarray, phase: WalkPhase) -> np.ndarray:
         """[directions, blocks, gates / together, groups, together, lanes] of groups, filled up with zeros."""
@@ -107,8 +107,9 @@ class IntegerWalk(Walk):
         )
         definitions = REGISTRY["DynamicQuantizeLinear"]((self.x,), {})
         assert isinstance(definitions, tuple)
+        tensors = [tensor for tensor in definitions if isinstance(tensor, Tensor)]
         first = call(
-            region, f"{region.name}_quantize", build_nests(list(zip(quantized, definitions, strict=True))), quantized
+            region, f"{region.name}_quantize", build_nests(list(zip(quantized, tensors, strict=True))), quantized
         )
         x = buffer_tensor(quantized[0].name, U8, self.x.shape)
         scale, zero = (buffer_tensor(b.name, b.dtype, ()) for b in quantized[1:])
@@ -147,6 +148,7 @@ class IntegerWalk(Walk):
             inline=lambda: finished(products),
         )
         found = integer_gemm.schedule(part, self.target) or generic(part, self.target)
+        assert found is not None
         return replace(found, calls=(first, *found.calls), workspaces=(*quantized, *found.workspaces))
 
     # The walk
