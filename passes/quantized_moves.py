@@ -213,11 +213,18 @@ class Moves(QuantizedRewriter):
         )  # fmt: skip
         return True
 
+    def may_raise(self, node: Node, source: Value) -> bool:
+        """Whether nothing else reads what is quantized but movement that may come to be quantized too."""
+        if source in self.graph.outputs:
+            return False
+        others = [reader for reader in self.graph.users.get(source, ()) if reader.outputs != node.outputs]
+        return all(reader.op in PICKED or reader.op == "Concat" for reader in others)
+
     def raised(self, node: Node) -> bool:
         """Quantizing what was moved moves what was quantized."""
         source, own = node.inputs[0], self.parameters(node)
         mover = self.made_by(source, *RAISED)
-        if mover is None or own is None or own.axis is not None or source is None or self.readers(source) > 1:
+        if mover is None or own is None or own.axis is not None or source is None or not self.may_raise(node, source):
             return False
         if len(mover.outputs) != 1 or node.output.dtype.bits < 8 or not node.output.dtype.is_integer:
             return False

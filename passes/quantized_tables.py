@@ -9,6 +9,7 @@ reshape, so that they join what makes the bytes.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..ir.dims import symbol
 from ..ir.dtypes import I32, U8, DType
 from ..ir.export import to_onnx
 from ..ir.graph import Graph, Node, TensorType, Value, constant_node, unite
+from ..ir.ops import REGISTRY
 from ..ir.tensors import Tensor
 from .axes import is_elementwise
 from .nests import cost
@@ -32,7 +34,7 @@ CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 
 @dataclass(frozen=True)
 class Function:
-    """Nodes, in order, that make a tensor of bytes of the bytes `source`, element by element."""
+    """Nodes, in order, that make a tensor of bytes of the tensor `source`, element by element."""
 
     source: Value
     nodes: tuple[Node, ...]
@@ -51,17 +53,23 @@ class Tables(QuantizedRewriter):
         return super().add(node)
 
     def visit(self, node: Node) -> None:
-        found = self.function(node) if node.op == "QuantizeLinear" and is_byte(node.output.dtype) else None
-        if found is None or not (self.raised(node, found) or self.looked_up(node, found)):
+        if node.op != "QuantizeLinear" or not is_byte(node.output.dtype) or not self.rewritten(node):
             self.add(node)
 
-    # What is a function of one tensor of bytes.
+    def rewritten(self, node: Node) -> bool:
+        """Adds a node's function of one tensor in front of movement, or one of bytes as a look-up; whether it did."""
+        found = list(self.functions(node))
+        if any(self.raised(node, function) for function in found):
+            return True
+        longest = [function for function in found if is_byte(function.source.dtype)][-1:]
+        return any(self.looked_up(node, function) for function in longest)
 
-    def function(self, node: Node) -> Function | None:
-        """The longest function that ends with the node; None where it reads several tensors, or no bytes."""
+    # What is a function of one tensor.
+
+    def functions(self, node: Node) -> Iterator[Function]:
+        """The functions of one tensor that end with the node, the shortest first."""
         inside: dict[str, Node] = {}
         leaves: dict[str, Value] = {}
-        best: Function | None = None
         pending = node
         while len(inside) < LONGEST and self.is_step(pending) and pending.output.shape == node.output.shape:
             inside[pending.output.name] = pending
@@ -69,9 +77,9 @@ class Tables(QuantizedRewriter):
                 if self.array(value) is None:
                     leaves[value.name] = value
             source = next(iter(leaves.values()), node.output)
-            if len(leaves) == 1 and is_byte(source.dtype) and source.shape == node.output.shape:
+            if len(leaves) == 1 and source.shape == node.output.shape:
                 nodes = sorted(inside.values(), key=lambda n: self.order.get(n.output.name, len(self.order)))
-                best = Function(source, tuple(nodes))
+                yield Function(source, tuple(nodes))
             # The leaf that was made last: all that reads it is inside by then.
             last = max(leaves.values(), key=lambda value: self.order.get(value.name, -1), default=None)
             maker = self.producer(last)
@@ -79,7 +87,6 @@ class Tables(QuantizedRewriter):
                 break
             del leaves[last.name]
             pending = maker
-        return best
 
     def is_step(self, node: Node) -> bool:
         """Whether a node computes each element of its result of the same element of its operands."""
@@ -158,7 +165,7 @@ class Tables(QuantizedRewriter):
         return array if array.shape == (256,) and array.dtype == found.nodes[-1].output.dtype.numpy else None
 
     def raised(self, node: Node, found: Function) -> bool:
-        """Adds the function in front of movement, where that lies between it and what makes the bytes."""
+        """Adds the function in front of movement, where that lies between it and what makes the source."""
         mover = self.made_by(found.source, "Reshape", "Transpose")
         if mover is None or not self.is_private(found) or not self.is_made_by_a_kernel(mover):
             return False
@@ -185,14 +192,15 @@ class Tables(QuantizedRewriter):
         )
 
     def is_made_by_a_kernel(self, mover: Node) -> bool:
-        """Whether the bytes that are moved, by nothing but movement, are quantized by a node before."""
+        """Whether what is moved, by nothing but movement, is computed by a node before, which may take more in."""
         value = mover.operands[0]
         maker = self.producer(value)
         if maker is None or self.readers(value) > 1:
             return False
-        return maker.op == "QuantizeLinear" or (
-            maker.op in ("Reshape", "Transpose") and self.is_made_by_a_kernel(maker)
-        )  # fmt: skip
+        operator = REGISTRY.get(maker.op)
+        if maker.op in ("Reshape", "Transpose"):
+            return self.is_made_by_a_kernel(maker)
+        return operator is not None and not operator.movement and maker.op != "Constant"
 
     def number(self, value: Value) -> Value:
         """A parameter of rank 0, which broadcasts to every shape; a table as it is."""

@@ -17,7 +17,7 @@ RANDOM = np.random.default_rng(0)
 def check(checks: str, text: str, constants: Mapping[str, np.ndarray] | None = None) -> Graph:
     """Runs the pass, exact, and compares with the CHECK lines; all bytes of the inputs give the same as before."""
     before = parsed(text, constants)
-    after = transformed("quantization{exact=True}", before)
+    after = transformed("quantization{exact=True},cleanup", before)
     filecheck(checks, print_graph(after))
     inputs = {}
     for value in before.inputs:
@@ -269,5 +269,46 @@ def test_a_function_moves_in_front_of_a_transpose_to_what_makes_the_bytes() -> N
             "%half = constant 0.5 : f32[]",
             "%d = Mul(%c, %half) : f32[4, 3]",
             "%y = QuantizeLinear(%d, %t, %z) : u8[4, 3]",
+        ),
+    )
+
+
+def test_reals_are_scaled_and_quantized_before_they_are_moved() -> None:
+    """As the queries of an attention: what is transposed is bytes, and what was computed before takes the rest in."""
+    check(
+        """
+        // CHECK: %[[SUM:.*]] = Add(%a, %b) : f32[3, 4]
+        // CHECK: %[[SCALED:.*]] = Mul(%[[SUM]], %half)
+        // CHECK: %[[BYTES:.*]] = QuantizeLinear(%[[SCALED]], %t, %z) : u8[3, 4]
+        // CHECK: %[[SHAPED:.*]] = Reshape(%[[BYTES]]) {shape = [3, 2, 2]}
+        // CHECK: %y = Transpose(%[[SHAPED]]) {perm = [1, 0, 2]} : u8[2, 3, 2]
+        """,
+        graph(
+            "(%a: f32[3, 4], %b: f32[3, 4]) -> (%y: u8[2, 3, 2])",
+            "%half = constant 0.5 : f32[]",
+            "%sum = Add(%a, %b) : f32[3, 4]",
+            "%c = Reshape(%sum) {shape = [3, 2, 2]} : f32[3, 2, 2]",
+            "%d = Transpose(%c) {perm = [1, 0, 2]} : f32[2, 3, 2]",
+            "%e = Mul(%d, %half) : f32[2, 3, 2]",
+            "%y = QuantizeLinear(%e, %t, %z) : u8[2, 3, 2]",
+        ),
+    )
+
+
+def test_poolings_of_poolings_that_are_all_quantized_pool_bytes() -> None:
+    check(
+        """
+        // CHECK: %[[BYTES:.*]] = QuantizeLinear(%x, %s, %z)
+        // CHECK: %[[ONE:.*]] = MaxPool(%[[BYTES]])
+        // CHECK: %[[TWO:.*]] = MaxPool(%[[ONE]])
+        // CHECK: Concat(%[[BYTES]], %[[ONE]], %[[TWO]])
+        // CHECK-NOT: QuantizeLinear
+        """,
+        graph(
+            "(%x: f32[1, 2, 4, 4]) -> (%y: u8[1, 6, 4, 4])",
+            "%p = MaxPool(%x) {kernel_shape = [3, 3], pads = [1, 1, 1, 1]} : f32[1, 2, 4, 4]",
+            "%q = MaxPool(%p) {kernel_shape = [3, 3], pads = [1, 1, 1, 1]} : f32[1, 2, 4, 4]",
+            "%c = Concat(%x, %p, %q) {axis = 1} : f32[1, 6, 4, 4]",
+            "%y = QuantizeLinear(%c, %s, %z) : u8[1, 6, 4, 4]",
         ),
     )
