@@ -52,6 +52,8 @@ def is_image_operator(node: Node) -> bool:
 
 def carried_operands(node: Node) -> tuple[int, ...]:
     """The positions of the operands that are stored as the results are; elementwise ones of lower rank are not."""
+    if is_lookup(node):
+        return (1,)
     if is_elementwise(node) or node.op == "Concat":
         rank = node.outputs[0].tensor.rank
         return tuple(i for i, v in enumerate(node.inputs) if v is not None and v.tensor.rank == rank)
@@ -68,12 +70,18 @@ def is_elementwise(node: Node) -> bool:
     return operator is not None and (operator.pointwise or node.op in ("Min", "Max", "Sum", "Mean"))
 
 
+def is_lookup(node: Node) -> bool:
+    """Whether each element of the result is that of a list at the place that one element of another operand says."""
+    table, places = (*node.inputs, None)[:2]
+    return node.op == "Gather" and table is not None and places is not None and table.tensor.rank == 1
+
+
 def may_be_alike(node: Node) -> bool:
     """Whether some other order might do for operands and results alike."""
     rank = node.outputs[0].tensor.rank
     if not all(isinstance(value.type, TensorType) and value.tensor.rank == rank for value in node.outputs):
         return False
-    if is_elementwise(node):
+    if is_elementwise(node) or is_lookup(node):
         return True
     known = node.op in ALIKE or is_image_operator(node)
     return known and node.inputs[0] is not None and node.inputs[0].tensor.rank == rank
@@ -81,14 +89,14 @@ def may_be_alike(node: Node) -> bool:
 
 def alike(node: Node, perm: Perm) -> Attributes | None:
     """The attributes with which the node gives its results stored by `perm` from such operands; None: it cannot."""
-    if is_elementwise(node):
+    if is_elementwise(node) or is_lookup(node):
         return node.attributes
     return _image(node, perm) if is_image_operator(node) else ALIKE[node.op](node, perm)
 
 
 def may_be_altered(node: Node) -> bool:
     """Whether the node has one carried operand and one result of another shape."""
-    return node.op in ALTERED and len(node.outputs) == 1 and len(node.operands) <= 2
+    return node.op in ALTERED and len(node.outputs) == 1 and len(node.operands) <= 2 and not is_lookup(node)
 
 
 def altered(node: Node, perm: Perm) -> tuple[Attributes, Perm] | None:

@@ -153,9 +153,9 @@ class _Fusion:
         return len(self.graph.users.get(value, ())) == 1 and value not in self.outputs
 
     def _widens(self, node: Node, access: Access) -> bool:
-        """Whether the node makes a real of each integer of 8 bits or less, as DequantizeLinear does."""
+        """Whether the node makes a number of more bits of each integer of 8 or less, as DequantizeLinear does."""
         source = node.operands[0] if node.operands and access.kind == "map" and len(node.outputs) == 1 else None
-        if source is None or not source.dtype.is_integer or source.dtype.bits > 8 or not node.output.dtype.is_float:
+        if source is None or not source.dtype.is_integer or source.dtype.bits > 8 or node.output.dtype.bits <= 8:
             return False
         return source.shape == node.output.shape and access.aligned(source) and access.cost <= CHEAP
 

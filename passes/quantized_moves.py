@@ -42,13 +42,20 @@ class Moves(QuantizedRewriter):
     """The sweep that moves and cancels."""
 
     def visit(self, node: Node) -> None:
-        if node.op == "QuantizeLinear":
+        if node.op == "DequantizeLinear" and all(self.is_number(value) for value in node.operands):
+            self.again(node, node.inputs, node.outputs)
+        elif node.op == "QuantizeLinear":
             if not (self.cancelled(node) or self.absorbed(node) or self.raised(node)):
                 self.add(node)
         elif not (self.lowered(node) or self.needless(node)):
             self.add(node)
 
-    # What is known of scales.
+    # What is known of constants.
+
+    def is_number(self, value: Value) -> bool:
+        """Whether it is a constant of one element."""
+        array = self.array(value)
+        return array is not None and array.size == 1
 
     def is_regular(self, found: Quantized) -> bool:
         """Whether scales are known, positive, and such that no product of them with integers leaves the normal f32."""

@@ -218,3 +218,25 @@ def test_quantized_networks() -> None:
         "QLinearConv",
         "Transpose",
     ]
+
+
+def test_a_lookup_takes_the_order_of_its_places() -> None:
+    after = check(
+        "layout",
+        """
+        // CHECK-NOT: Gather(%table, {{.*}} : u8[1, 4, 6, 6]
+        // CHECK: Gather(%table, %{{.*}}) : u8[1, 6, 6, 4]
+        // CHECK: ConvInteger
+        graph @g(%x: u8[1, 4, 6, 6]) -> (%y: i32[1, 4, 6, 6]) {
+          %table = constant @"table" : u8[256]
+          %w = constant @"w" : i8[4, 4, 3, 3]
+          %a = ConvInteger(%x, %w) {pads = [1, 1, 1, 1]} : i32[1, 4, 6, 6]
+          %c = Cast(%a) {to = u8} : u8[1, 4, 6, 6]
+          %i = Cast(%c) {to = i32} : i32[1, 4, 6, 6]
+          %b = Gather(%table, %i) : u8[1, 4, 6, 6]
+          %y = ConvInteger(%b, %w) {pads = [1, 1, 1, 1]} : i32[1, 4, 6, 6]
+        }
+        """,
+        {"table": np.arange(256)[::-1].astype(np.uint8), "w": np.ones((4, 4, 3, 3), np.int8)},
+    )
+    assert sum(node.op == "Transpose" for node in after.nodes) == 2
