@@ -111,7 +111,7 @@ class IntegerGemm(GroupedGemm):
     @property
     def begins(self) -> bool:
         """Whether sums start with a number of their column."""
-        return not is_zero(self.left_zero)
+        return self.bias is not None or not is_zero(self.left_zero)
 
     @property
     def factored(self) -> bool:
