@@ -200,15 +200,32 @@ def test_results_of_8_bits_are_the_same_on_every_level(schedule: Schedule, resul
 
 
 @pytest.mark.parametrize("target", ["aarch64+dotprod", "neoverse-v1"])
-def test_for_other_processors(target: str) -> None:
+@pytest.mark.parametrize("image", [np.uint8, np.int8])
+def test_for_other_processors(target: str, image: Any) -> None:
     """As the interpreter of kernels has it."""
-    x, w = integers(np.int8, 1, 5, 6, 20), integers(np.int8, 20, 1, 3, 3)
+    chosen = Target.parse(target)
+    x, zero = integers(image, 1, 4, 5, 20), np.array(7, image)
     attributes = {"pads": [1] * 4, "strides": [1, 2], "dilations": [1, 1], "layout": "channels_last"}
-    zero = np.array(-7, np.int8)
     for group, schedule in ((20, integer_depthwise.schedule), (1, integer_conv.schedule)):
-        weights = w if group == 20 else integers(np.int8, 8, 20, 3, 3)
-        region = make_region("ConvInteger", [(x.shape, np.int8), weights, zero], {**attributes, "group": group})
-        lowered = schedule(region, Target.parse(target))
+        w = integers(np.int8, *((20, 1) if group == 20 else (8, 20)), 3, 3)
+        region = make_region("ConvInteger", [(x.shape, image), w, zero], {**attributes, "group": group})
+        lowered = schedule(region, chosen)
         assert lowered is not None
-        (found,) = run(region, lowered, Target.parse(target), [x, weights, zero], interpret=True)
-        np.testing.assert_array_equal(found, expected(x, weights.astype(np.int64), -7, {**attributes, "group": group}))
+        (found,) = run(region, lowered, chosen, [x, w, zero], interpret=True)
+        np.testing.assert_array_equal(found, expected(x, w.astype(np.int64), 7, {**attributes, "group": group}))
+
+
+def test_one_axis() -> None:
+    x, w, zero = integers(np.int8, 2, 30, 7), integers(np.int8, 9, 7, 5), np.array(-11, np.int8)
+    attributes = {"pads": [2, 1], "strides": [2], "dilations": [1], "group": 1, "layout": "channels_last"}
+    region = make_region("ConvInteger", [(x.shape, np.int8), w, zero], attributes)
+    whole = {"pads": [0, 2, 0, 1], "strides": [1, 2], "dilations": [1, 1], "group": 1}
+    wanted = expected(x[:, None], w[:, :, None].astype(np.int64), -11, whole)[:, 0]
+    for schedule in (integer_conv.schedule, integer_winograd.schedule):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(winograd_plan, "WORTH_EXACT", 1e9)
+            lowered = schedule(region, HOST)
+        assert lowered is not None or schedule is integer_winograd.schedule
+        if lowered is not None:
+            (found,) = run(region, lowered, HOST, [x, w, zero])
+            np.testing.assert_array_equal(found, wanted)

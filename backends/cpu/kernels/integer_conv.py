@@ -24,7 +24,6 @@ from ....passes.regions import Call, Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, through_memory
 from ...kernels.operands import joined
-from ..dot_products import DOTS
 from .conv import _Conv
 from .grouped_gemm import divisible
 from .integer_bias import without_bias
@@ -32,12 +31,13 @@ from .integer_convolution import IntegerConvolution, find_integers
 from .packing import Columns, groups_of, known, packed
 from .register_tile import Starts
 
-DOT = DOTS["dot4_u8_i8"]
+GROUP = 4
+"""Channels of an element."""
 
 
 def schedule(region: Region, target: Target) -> Lowered | None:
     """The kernels of a channels-last convolution of integers with constant weights; None for any other."""
-    found = find_integers(region)
+    found = find_integers(region, target)
     if found is None or not found.fits:
         return None
     if found.whole.outputs is None:
@@ -47,10 +47,10 @@ def schedule(region: Region, target: Target) -> Lowered | None:
 
 def _lowered(target: Target, found: IntegerConvolution, outputs: Epilogue) -> Lowered:
     whole = found.whole
-    if found.step == 1 and divisible(DOT.group, (whole.channels, whole.start, *whole.strides)):
+    if found.step == 1 and divisible(GROUP, (whole.channels, whole.start, *whole.strides)):
         return _IntegerConv(target, found, outputs).lowered()
     image, copy = _padded(found)
-    channels = -(-whole.channels // DOT.group) * DOT.group
+    channels = -(-whole.channels // GROUP) * GROUP
     height, width = whole.windows.input
     pixel = whole.group * channels
     inputs = (*whole.region.inputs, buffer_tensor(image.name, U8, (image.size,)))
@@ -65,33 +65,34 @@ def _lowered(target: Target, found: IntegerConvolution, outputs: Epilogue) -> Lo
         channels=channels,
         weights=np.pad(whole.weights, more),
     )
-    convolved = _IntegerConv(target, replace(found, whole=changed, step=1), outputs).lowered()
+    convolved = _IntegerConv(target, replace(found, whole=changed, shift=0, step=1), outputs).lowered()
     return replace(convolved, calls=(copy, *convolved.calls), workspaces=(image, *convolved.workspaces))
 
 
 def _padded(found: IntegerConvolution) -> tuple[Buffer, Call]:
-    """A copy of the image as u8 with a multiple of four channels in each group, and the kernel that makes it."""
+    """A copy of the image as it is multiplied with a multiple of four channels in each group, and the kernel that makes
+    it."""
     whole = found.whole
     height, width = whole.windows.input
-    words = -(-whole.channels // DOT.group)
+    words = -(-whole.channels // GROUP)
     pixel = whole.group * words
-    image = Buffer("image_words", U8, product((whole.images, height, width, pixel * DOT.group)))
+    image = Buffer("image_words", U8, product((whole.images, height, width, pixel * GROUP)))
     view, source = Buffer("image_out", U32), Buffer("image_bytes", U8)
     rows = whole.images * height
     row, column = k.index_symbol("row", rows), k.index_symbol("column", width)
     start = whole.start + row // height * whole.strides[0] + row % height * whole.strides[1]
     stores: list[Statement] = []
     for word in range(pixel):
-        group, first = divmod(word * DOT.group, words * DOT.group)
+        group, first = divmod(word * GROUP, words * GROUP)
         value: Scalar = s.const(0, U32)
-        for part in range(min(DOT.group, whole.channels - first)):
+        for part in range(min(GROUP, whole.channels - first)):
             channel = group * whole.channels + first + part
             byte = s.cast(s.load(source, column * whole.strides[2] + channel * found.step), U32)
             value = value | s.binary("shl", byte, s.const(8 * part, U32)) if part else byte
         stores.append(Store(view, column * pixel + word, found.flipped(value)))
     body = (
         Alias(source, whole.input, start),
-        Alias(view, image, row * width * (pixel * DOT.group)),
+        Alias(view, image, row * width * (pixel * GROUP)),
         For("column", width, tuple(stores), "vector"),
     )
     loop = For("row", rows, body, "parallel")
@@ -106,15 +107,15 @@ class _IntegerConv(_Conv):
         self.image, self.integers, self.bias = whole.input, integers, None
         if integers.known_zero is not None:
             outputs, self.bias = without_bias(whole.region, outputs)
-        image, row, pixel = (floordiv(stride, DOT.group) for stride in whole.strides)
+        image, row, pixel = (floordiv(stride, GROUP) for stride in whole.strides)
         found = replace(
             whole,
             input=Buffer("words", U32),
-            start=floordiv(whole.start, DOT.group),
+            start=floordiv(whole.start, GROUP),
             strides=(image, row, pixel),
-            channels=whole.channels // DOT.group,
+            channels=whole.channels // GROUP,
             dtype=U32,
-            dot=DOT,
+            dot=integers.dot,
         )
         super().__init__(target, found, outputs)
         self.zeros, self.fill, self.rims = integers.rim(self.zeros.name, found.channels)
@@ -135,7 +136,7 @@ class _IntegerConv(_Conv):
 
     @property
     def kind(self) -> str:
-        return f"{self.image.dtype}_zero{self.integers.known_zero}"
+        return f"{self.integers.dot.left}_zero{self.integers.known_zero}"
 
     def _constants(self) -> tuple[Buffer, ...]:
         return (self.starts,)
@@ -146,7 +147,7 @@ class _IntegerConv(_Conv):
     def _pack(self) -> np.ndarray:
         found, taps = self.found, self.kernel[0] * self.kernel[1]
         weights = found.weights.astype(np.int8).reshape(found.group, found.filters, -1, taps)
-        groups = groups_of(np.ascontiguousarray(weights.transpose(0, 3, 2, 1)), DOT.group)
+        groups = groups_of(np.ascontiguousarray(weights.transpose(0, 3, 2, 1)), GROUP)
         return packed(groups.reshape(found.group, self.depth, found.filters), self.panels, U32)
 
     def _start(self) -> np.ndarray:

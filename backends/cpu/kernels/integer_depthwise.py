@@ -25,7 +25,6 @@ from ....passes.regions import Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, through_memory
 from ...kernels.operands import joined
-from ..dot_products import DOTS
 from .depthwise import USUAL_WIDTH, _Depthwise
 from .epilogue import finish_tile
 from .integer_bias import without_bias
@@ -33,7 +32,8 @@ from .integer_convolution import IntegerConvolution, find_integers
 from .packing import first_lanes
 from .register_tile import Tile, accumulators
 
-DOT = DOTS["dot4_u8_i8"]
+GROUP = 4
+"""Taps that are multiplied by one instruction."""
 BLOCK = 16
 """Bytes within which instructions interleave."""
 PIXELS = 4
@@ -42,7 +42,7 @@ PIXELS = 4
 
 def schedule(region: Region, target: Target) -> Lowered | None:
     """The kernels of a depthwise convolution of integers; None for others."""
-    found = find_integers(region)
+    found = find_integers(region, target)
     if found is None or found.whole.channels != 1 or found.whole.filters != 1 or not found.fits:
         return None
     if found.whole.outputs is None:
@@ -82,8 +82,8 @@ class _IntegerDepthwise(_Depthwise):
         self.region, self.target = found.region, target
         self.kernel = tuple(int(str(d)) for d in found.windows.kernel)
         self.channels = found.group
-        self.groups = -(-self.kernel[0] // DOT.group)
-        self.lanes = DOT.group * target.lanes(DOT.sums.bits)
+        self.groups = -(-self.kernel[0] // GROUP)
+        self.lanes = GROUP * target.lanes(I32.bits)
         self.chunks = chunks(self.channels, self.lanes)
         self.vectors = self.channels // self.lanes
         self.pixels = PIXELS if target.vector_registers >= 32 else 1
@@ -131,14 +131,14 @@ class _IntegerDepthwise(_Depthwise):
         for first, size, valid in self.chunks:
             part = np.zeros((*array.shape[:-1], size), array.dtype)
             part[..., :valid] = array[..., first : first + valid]
-            yield part[..., channel_order(size // DOT.group)]
+            yield part[..., channel_order(size // GROUP)]
 
     def _pack(self) -> np.ndarray:
         """Weights as [chunk, group of kernel rows, kernel column, vector, lane, row of the group]."""
         rows, columns = self.kernel
-        weights = np.zeros((self.groups * DOT.group, columns, self.channels), np.int8)
+        weights = np.zeros((self.groups * GROUP, columns, self.channels), np.int8)
         weights[:rows] = self.found.weights.reshape(self.channels, rows, columns).transpose(1, 2, 0)
-        weights = weights.reshape(self.groups, DOT.group, columns, self.channels)
+        weights = weights.reshape(self.groups, GROUP, columns, self.channels)
         parts = [np.moveaxis(part, 1, -1).reshape(-1) for part in self._by_chunk(weights)]
         return np.concatenate(parts).view(np.uint32)
 
@@ -186,8 +186,8 @@ class _IntegerDepthwise(_Depthwise):
         """`checked`: whether only the run knows which columns are inside the image."""
         windows = self.found.windows
         place, size = self._place(channel, valid)
-        lanes = size // DOT.group
-        tile = Tile(len(taps), DOT.group, lanes)
+        lanes = size // GROUP
+        tile = Tile(len(taps), GROUP, lanes)
         sums = accumulators(tile, I32)
         yield Alloc(sums)
         for number in range(tile.rows * tile.vectors):
@@ -208,24 +208,24 @@ class _IntegerDepthwise(_Depthwise):
             for i, t in users:
                 weights = (place * self.groups * self.kernel[1]) + (group * self.kernel[1] + t) * size
                 for v, pixels in enumerate(vectors):
-                    total, w = s.load(sums, i * DOT.group + v, lanes), s.load(self.packed, weights + v * lanes, lanes)
-                    yield Store(sums, i * DOT.group + v, DOT(total, pixels, w))
+                    total, w = s.load(sums, i * GROUP + v, lanes), s.load(self.packed, weights + v * lanes, lanes)
+                    yield Store(sums, i * GROUP + v, self.integers.dot(total, pixels, w))
 
         for group in range(self.groups):
-            below = range(group * DOT.group, min(self.kernel[0], (group + 1) * DOT.group))
+            below = range(group * GROUP, min(self.kernel[0], (group + 1) * GROUP))
             for position, users in readers.items():
                 loads = [s.load(*rows.at(tap, position), size, predicate) for tap in below]
                 registers = []
-                for v, value in enumerate(interleaved([self.integers.unsigned(load) for load in loads])):
+                for v, value in enumerate(interleaved([self.integers.bytes_of(load) for load in loads])):
                     register = Buffer(f"x{group}_{position}_{v}", U32, 1, "register", lanes)
                     yield Define(register, value)
                     registers.append(s.load(register, 0, lanes))
                 yield from multiply(group, registers, users)
             if outside and self.integers.known_zero != 0:
-                yield from multiply(group, [s.widen(self.integers.zeros(), lanes)] * DOT.group, outside)
+                yield from multiply(group, [s.widen(self.integers.zeros(), lanes)] * GROUP, outside)
         tile = Tile(len(taps), -(-valid // lanes), lanes)
         for i in range(tile.rows):
-            values = in_order([s.load(sums, i * DOT.group + v, lanes) for v in range(DOT.group)])
+            values = in_order([s.load(sums, i * GROUP + v, lanes) for v in range(GROUP)])
             natural = [Buffer(f"n{i}_{v}", I32, 1, "register", lanes) for v in range(tile.vectors)]
             yield from (Define(register, value) for register, value in zip(natural, values, strict=False))
             yield from (Store(sums, i * tile.vectors + v, s.load(n, 0, lanes)) for v, n in enumerate(natural))
@@ -291,7 +291,7 @@ def _within(index: Dim, extent: Dim) -> Scalar:
 def interleaved(rows: Sequence[Scalar]) -> list[Scalar]:
     """Up to four vectors of bytes as four vectors of u32, each the bytes of one lane, in `channel_order`."""
     zero = s.const(0, U8, rows[0].lanes)
-    first, second, third, fourth = (*rows, *[zero] * (DOT.group - len(rows)))
+    first, second, third, fourth = (*rows, *[zero] * (GROUP - len(rows)))
     result: list[Scalar] = []
     for high in (0, 1):
         pairs = [_paired(_unpacked(x, y, U8, high), U16) for x, y in ((first, second), (third, fourth))]

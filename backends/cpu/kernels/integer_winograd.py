@@ -21,7 +21,7 @@ from ....passes.regions import Lowered, Region
 from ...kernels.epilogue import Epilogue, through_memory
 from ...kernels.operands import joined
 from ..dot_products import DOTS
-from .integer_convolution import SIGN, IntegerConvolution, find_integers
+from .integer_convolution import IntegerConvolution, find_integers
 from .winograd import _Winograd
 from .winograd_plan import LARGEST, Plan, choose_plan
 
@@ -32,7 +32,7 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     """The kernel of a convolution of integers that is faster this way; None for others."""
     if DOT.name not in target.dot_products:
         return None
-    found = find_integers(region)
+    found = find_integers(region, target)
     if found is None or not _applies(found):
         return None
     plan = choose_plan(found.whole, target, _bits(found))
@@ -91,14 +91,11 @@ class _IntegerWinograd(_Winograd):
         return self.rims[self.zeros.name]()
 
     def _pixels(self, loaded: Scalar) -> Scalar:
-        """Less the zero point, which is that of u8."""
-        wide, zero = s.cast(loaded, I16), self.integers.zero
-        own = s.cast(zero - SIGN if self.integers.signed else zero, I16)
-        known = self.integers.known_zero
-        if known is not None:
-            own = s.const(known - SIGN if self.integers.signed else known, I16)
-        nothing = isinstance(own, s.Const) and own.value == 0
-        return wide if nothing else wide - s.widen(own, wide.lanes)
+        """Less the zero point."""
+        wide, zero = s.cast(loaded, I16), self.integers.own_zero
+        if isinstance(zero, s.Const):
+            return wide - s.const(int(zero.value), I16, wide.lanes) if zero.value else wide
+        return wide - s.widen(s.cast(zero, I16), wide.lanes)
 
     def _result(self, value: Scalar) -> Scalar:
         if self.inverse != 1:
