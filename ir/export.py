@@ -14,7 +14,7 @@ from .dtypes import F32, I64, DType
 from .errors import UnsupportedError
 from .export_sizes import Sizes
 from .export_trees import trees_to_onnx
-from .export_weights import packed_product_to_onnx
+from .export_weights import packed_product_to_onnx, unpacked_to_onnx
 from .graph import Attribute, Constant, Graph, Node, OptionalType, SequenceType, TensorType, Type, Value
 from .ops import REGISTRY
 from .ops.attention import ZERO
@@ -144,6 +144,8 @@ def node_to_onnx(node: Node, sizes: Sizes | None = None) -> list[NodeProto]:
         return trees_to_onnx(node, sizes)
     if node.op == "onnxc.PackedMatMul":
         return packed_product_to_onnx(node, sizes)
+    if node.op == "onnxc.UnpackBits":
+        return unpacked_to_onnx(node, sizes)
     if node.op == "onnxc.Attention":
         return _attention_to_onnx(node, sizes)
     if schema_of(node.op) is None and (not domain or domain == "onnxc"):

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..ir.dims import ceildiv
 from ..ir.dtypes import BF16, F16, F32, of_numpy
 from ..ir.graph import Attribute, Graph, Node, Value, unite
+from ..ir.ops.packed_weights import packed_codes
 from ..ir.tensors import normalize_axis
 from .cleanup import without_dead_code
 from .pipeline import Pass, register
@@ -97,7 +97,7 @@ class _Sweep(Rewriter):
         if count != 1 and weights.scales.shape[1] > 1:
             raise Unfit("neighbouring columns share a scale that differs along them")
         bits = of_numpy(weights.codes.dtype).bits
-        blocks = ceildiv(depth, block)
+        blocks = -(-depth // block)
         if blocks > 1 and block * bits % WORD:
             raise Unfit(f"blocks of {block} codes of {bits} bits end within a word")
         arrays = packed(weights, bits, blocks)
@@ -202,20 +202,25 @@ class _Sweep(Rewriter):
         if by_row:  # as blocks that are whole rows
             axis, block = 1, x.shape[1]
         each = by_row or (scale.ndim == x.ndim and scale.size > 1)
+        arrays = [scale, *(array for array in parts[2:] if array is not None)]
+        kind, width = of_numpy(x.dtype), x.shape[-1]
+        codes = x
+        if kind.bits < 8:  # an element would take a byte
+            middle = 1 << (kind.bits - 1) if kind.kind == "int" else 0
+            codes = packed_codes(x.astype(np.int8) + np.int8(middle), kind.bits)
+            zeros = arrays[1].astype(np.int8) if len(arrays) > 1 else np.zeros(scale.shape, np.int8)
+            arrays[1:] = [(zeros + np.int8(middle)).view(np.uint8)]
+        stems = [value.name for value in (*table.inputs, table.inputs[0]) if value is not None]
         inputs: list[Value | None] = []
-        for number, (value, array) in enumerate(zip(filter(None, table.inputs), parts, strict=True)):
-            assert array is not None
-            if number and by_row:
-                value = self.constant(array.reshape(-1, 1), f"{value.name}.column", node.origin)
-            if number and not each:
-                inputs.append(value)
-                continue
-            if of_numpy(array.dtype).bits < 8:  # Gather takes bytes at least
-                wide = np.uint8 if of_numpy(array.dtype).limits[0] == 0 else np.int8
-                value = self.constant(array.astype(wide), f"{value.name}.bytes", node.origin)
-            inputs.append(
-                self.emit("Gather", (value, indices), {"axis": 0}, stem=f"{value.name}.rows", origin=node.origin)
-            )
+        for number, (array, stem) in enumerate(zip((codes, *arrays), stems, strict=False)):
+            array = array.reshape(-1, 1) if number and by_row else array
+            value = self.constant(array, f"{stem}.table", node.origin)
+            if each or not number:
+                value = self.emit("Gather", (value, indices), {"axis": 0}, stem=f"{stem}.rows", origin=node.origin)
+            if not number and kind.bits < 8:
+                bits: dict[str, Attribute] = {"bits": kind.bits, "count": (width,)}
+                value = self.emit("onnxc.UnpackBits", (value,), bits, stem=f"{stem}.codes", origin=node.origin)
+            inputs.append(value)
         attributes: dict[str, Attribute] = {**table.attributes, "axis": axis + rank - 1}
         if each:
             attributes["block_size"] = block
@@ -234,13 +239,11 @@ def packed(weights: Codes, bits: int, blocks: int) -> dict[str, np.ndarray]:
         narrow = array.astype(np.int8 if signed else np.uint8).view(np.uint8)
         return (narrow + np.uint8(middle if signed else 0)) & np.uint8(2 * middle - 1)
 
-    codes = np.zeros((columns, ceildiv(depth, each)), np.uint8)
+    codes = np.zeros((columns, -(-depth // each)), np.uint8)
     step = max(1, (1 << 22) // max(depth, 1))
     for first in range(0, columns, step):  # a part at a time: what is read of a mapped file need not stay
         part = unsigned(np.ascontiguousarray(weights.codes[:, first : first + step].T))
-        for place in range(each):
-            some = part[:, place::each]
-            codes[first : first + step, : some.shape[1]] |= some << np.uint8(place * bits)
+        codes[first : first + step] = packed_codes(part, bits)
     spread = (columns, blocks)
     scales = np.ascontiguousarray(np.broadcast_to(weights.scales.T, spread))
     found = {"codes": codes, "scales": scales}

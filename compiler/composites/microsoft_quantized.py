@@ -15,6 +15,7 @@ from ...ir.dims import ceildiv
 from ...ir.dtypes import F32, I8, I32, I64, U8, DType
 from ...ir.errors import UnsupportedError
 from ...ir.graph import Attribute, Value
+from ...ir.ops.packed_weights import packed_codes
 from ..expand import Expansions, Nodes
 from .microsoft_attention import embed_layer_normalization, from_packed
 
@@ -342,12 +343,13 @@ def matmul_nbits(
     packed = n.reshape(B, N, blocks * (block_size * bits // 8))
     scales = n.reshape(scales, N, blocks)
     if g_idx is None and all(n.known(value) is not None for value in (B, scales, zero_points) if value is not None):
-        zeros = n.known(zero_points)
-        if zeros is not None and zeros.dtype == np.uint8:
+        points, zeros = n.known(zero_points), None
+        if points is not None and points.dtype == np.uint8:
             shifts = np.arange(8 // bits, dtype=np.uint8) * np.uint8(bits)
-            every = (zeros.reshape(N, -1, 1) >> shifts) & np.uint8((1 << bits) - 1)
-            zeros = every.reshape(N, -1)[:, :blocks]
-        zeros = None if zeros is None else n.constant(zeros.reshape(N, blocks))
+            every = (points.reshape(N, -1, 1) >> shifts) & np.uint8((1 << bits) - 1)
+            points = every.reshape(N, -1)[:, : -(-K // block_size)]
+        if points is not None:
+            zeros = n.constant(points.reshape(N, -1))
         product = n(
             "onnxc.PackedMatMul", A, packed, scales, zeros, depth=K, bits=bits, block_size=block_size,
             accuracy_level=accuracy_level,
@@ -393,6 +395,10 @@ def gather_block_quantized(
     rank = data.tensor.rank
     along, blocked = gather_axis % rank, quantize_axis % rank
     apart = along != blocked
+    whole = apart and blocked == rank - 1 and data.shape[-1] == scales.shape[-1] * block_size
+    found = in_bytes(n, data, scales, zero_points) if whole and data.dtype.bits < 8 else None
+    if found is not None:
+        data, zero_points, bits = found
 
     def chosen(x: Value | None) -> Any:
         if x is None or not apart:
@@ -411,6 +417,21 @@ def gather_block_quantized(
     else:
         table = n("DequantizeLinear", data, scales, zeros, axis=blocked, block_size=block_size or data.shape[blocked])
     return table if apart else n("Gather", table, indices, axis=along)
+
+
+def in_bytes(n: Nodes, data: Value, scales: Value, zero_points: Value | None) -> tuple[Value, Value | None, int] | None:
+    """A constant table of less than 8 bits, and its zero points, as packed bytes: an element would take a byte. None
+    where they are no constants."""
+    bits, array, zeros, low = data.dtype.bits, n.known(data), n.known(zero_points), int(data.dtype.limits[0])
+    if array is None or (zero_points is not None and zeros is None):
+        return None
+    if zeros is None and low == 0:
+        zeros = np.zeros([int(str(extent)) for extent in scales.shape], np.int8)
+
+    def packed(codes: np.ndarray) -> Value:
+        return n.constant(packed_codes(codes.astype(np.int8) - np.int8(low), bits))
+
+    return packed(array), None if zeros is None else packed(zeros), bits
 
 
 FP4 = (0.0, 5.208333333e-03, 2 / 3, 1.0, 1 / 3, 0.5, 1 / 6, 0.25)

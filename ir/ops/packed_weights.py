@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..dims import Dim, ceildiv, floordiv, modulo
 from ..dtypes import F32, I32
 from ..errors import ShapeError
@@ -11,6 +13,14 @@ from ..tensors import Indices, Tensor, assume_equal, assume_shape, reduce_tensor
 from .declare import Registry
 
 declare = Registry()
+
+
+def packed_codes(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes along the last axis as bytes, the first in the lowest bits."""
+    each = 8 // bits
+    full = np.pad(codes.astype(np.uint8), [*[(0, 0)] * (codes.ndim - 1), (0, -codes.shape[-1] % each)])
+    parts = [full[..., place::each] << np.uint8(place * bits) for place in range(each)]
+    return np.asarray(np.bitwise_or.reduce(parts))
 
 
 @declare.op("onnxc.PackedMatMul", heavy=True)

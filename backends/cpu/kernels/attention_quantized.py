@@ -32,7 +32,9 @@ def unscaled(problem: Problem) -> Problem:
 
 def _stored(matrix: Matrix) -> tuple[Matrix, Scalar | None] | None:
     """The integers of (integer - zero point) * scale, and the scale; None where a matrix is nothing of that."""
-    value, scale, zero = matrix.value, None, None
+    value: Scalar = matrix.value
+    scale: Scalar | None = None
+    zero: Scalar | None = None
     if value.dtype != F32:
         return None
     if isinstance(value, Binary) and value.op == "mul":

@@ -193,7 +193,8 @@ class FewRows:
     def body(self) -> Iterator[Statement]:
         """A task for each panel."""
         panels = self.panels.panels
-        task, inner = k.index_symbol("task", panels.count), ()
+        task = k.index_symbol("task", panels.count)
+        inner: tuple[Statement, ...] = ()
         for columns in reversed(list(column_runs(panels))):
             here = tuple(self._panel(columns))
             condition = s.index(task) < s.index(columns.first + columns.count)
@@ -206,7 +207,7 @@ class FewRows:
         column = panel * panels.tile.width
         most = max(1, min(rows_at_once(columns.vectors, self.target), FEW_ROWS))
         if isinstance(self.rows, int):
-            done = 0
+            done: Dim = 0
             for size, count in pieces(self.rows, -(-self.rows // -(-self.rows // most))):
                 index = f"rows{done}"
                 row = done + k.index_symbol(index, count) * size
@@ -214,7 +215,7 @@ class FewRows:
                 done += size * count
             return
         first: Dim = 0
-        left = self.rows
+        left: Dim = self.rows
         for size in (most, *remainders(most)):
             count = left // size
             row = first + k.index_symbol("rows", count) * size

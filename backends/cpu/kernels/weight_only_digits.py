@@ -169,14 +169,14 @@ class DigitRows:
         column = panel * panels.tile.width
         most = max(1, rows_at_once(columns.vectors, self.digits, self.target))
         if isinstance(self.rows, int):
-            done = 0
+            done: Dim = 0
             for size, count in pieces(self.rows, -(-self.rows // -(-self.rows // most))):
                 row = done + k.index_symbol(f"rows{done}", count) * size
                 yield For(f"rows{done}", count, tuple(self._tile(size, columns, column, row)))
                 done += size * count
             return
         first: Dim = 0
-        left = self.rows
+        left: Dim = self.rows
         for size in (most, *remainders(most)):
             count = left // size
             row = first + k.index_symbol("rows", count) * size
@@ -231,8 +231,9 @@ class DigitRows:
         for place in range(each):
             codes = [Buffer(f"codes{place}_{v}", U32, 1, "register", lanes) for v in range(tile.vectors)]
             for v, code in enumerate(codes):
-                word = s.load(words[v], 0, lanes)
-                shifted = s.binary("shr", word, s.const(place * found.bits, U32, lanes)) if place else word
+                shifted = s.load(words[v], 0, lanes)
+                if place:
+                    shifted = s.binary("shr", shifted, s.const(place * found.bits, U32, lanes))
                 yield Define(code, shifted & s.const(mask, U32, lanes) if each > 1 else shifted)
             for i in range(tile.rows):
                 for digit in range(self.digits):

@@ -60,7 +60,7 @@ class PackedProduct:
 
     @property
     def blocks(self) -> int:
-        return self.scales.shape[1]
+        return int(self.scales.shape[1])
 
     @property
     def run(self) -> int:
