@@ -44,7 +44,7 @@ class Vectors:
     @staticmethod
     def of(target: Target) -> Vectors:
         """What suits a machine."""
-        lookups = 64 if target.has("avx512vbmi") else 16 if target.has("ssse3") else 0
+        lookups = 64 if target.has("avx512vbmi") else 16 if target.has("ssse3") or target.has("neon") else 0
         return Vectors(target.vector_bits, masked=target.has("avx512vl"), lookups=lookups)
 
 

@@ -2,7 +2,8 @@
 
 AVX512_VBMI picks from two registers of 64 bytes by seven bits of an index: twice that, and the eighth bit chooses.
 SSSE3 and AVX2 pick from one of 16 (in each half of a register by itself), or give zero where the index has its highest
-bit: an index less 16 k has it after adding 0x70 with saturation unless it is below 16.
+bit: an index less 16 k has it after adding 0x70 with saturation unless it is below 16. AArch64 picks from four of 16,
+and leaves a lane as it was where the index is beyond them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def lookup(to: Instructions, index: str, lanes: int, tables: Sequence[str]) -> s
     """The entries of a table, given as vectors, for `lanes` bytes."""
     wide = 64 if len(tables) == 4 else 32 if to.target.has("avx2") else 16
     parts = [_resized(to, index, lanes, wide, start) for start in range(0, lanes, wide)]
-    found = [(_by_permutations if wide == 64 else _by_shuffles)(to, part, wide, tables) for part in parts]
+    by_tables = to.target.architecture == "aarch64"
+    pick_from = _by_tables if by_tables else _by_permutations if wide == 64 else _by_shuffles
+    found = [pick_from(to, part, wide, tables) for part in parts]
     while len(found) > 1:
         pick = constant_lanes(range(2 * wide), "i32")
         found = [
@@ -74,4 +77,13 @@ def _by_shuffles(to: Instructions, index: str, wide: int, tables: Sequence[str])
         place = _call(to, f"llvm.uadd.sat.v{wide}i8", kind, below, all_lanes(0x70))
         part = _call(to, name, kind, table, place)
         found = to.emit(f"or {kind} {found}, {part}")
+    return found
+
+
+def _by_tables(to: Instructions, index: str, wide: int, tables: Sequence[str]) -> str:
+    kind = f"<{wide} x i8>"
+    found = _call(to, "llvm.aarch64.neon.tbl4.v16i8", kind, *tables[:4], index)
+    for start in range(4, len(tables), 4):
+        below = to.emit(f"sub {kind} {index}, <" + ", ".join([f"i8 {16 * start - 256 * (start > 7)}"] * wide) + ">")
+        found = _call(to, "llvm.aarch64.neon.tbx4.v16i8", kind, found, *tables[start : start + 4], below)
     return found

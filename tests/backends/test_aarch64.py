@@ -129,6 +129,14 @@ quantized (uint8[7, 40] x) => (int32[7, 24] y) {
   y = MatMulInteger (x, w, zx)
 }
 """
+BYTES = """
+bytes (float[3, 70] x, uint8[3, 70] u) => (uint8[3, 70] q, float s, uint8[3, 70] t, uint8[3, 70] r) {
+  q, s, z = DynamicQuantizeLinear (x)
+  i = Cast <to = 6> (u)
+  t = Gather (table, i)
+  r = QuantizeLinear (x, scale, zero)
+}
+"""
 
 
 def case(name: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
@@ -152,18 +160,23 @@ def case(name: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     if name == "functions":
         x = (random.standard_normal(301) * 4).astype(np.float32)
         return model_of_text(FUNCTIONS), {"x": x, "z": x.astype(np.float16)}
+    if name == "bytes":
+        constants = {"table": random.integers(0, 256, 256).astype(np.uint8)}
+        constants |= {"scale": np.array(0.0173, np.float32), "zero": np.array(121, np.uint8)}
+        inputs = {"x": floats(3, 70) * 9, "u": random.integers(0, 256, (3, 70)).astype(np.uint8)}
+        return model_of_text(BYTES, **constants), inputs
     weights = {"w": random.integers(-128, 128, (40, 24)).astype(np.int8), "zx": np.array(3, np.uint8)}
     return model_of_text(QUANTIZED, **weights), {"x": random.integers(0, 256, (7, 40)).astype(np.uint8)}
 
 
 @pytest.mark.parametrize("target", ["aarch64", "neoverse-n1", "neoverse-v1"])
-@pytest.mark.parametrize("name", ["images", "tokens", "steps", "functions", "quantized"])
+@pytest.mark.parametrize("name", ["images", "tokens", "steps", "functions", "quantized", "bytes"])
 def test_models(name: str, target: str, tmp_path: Path) -> None:
     model, inputs = case(name)
     expected = onnxc.compile(model, threads=1).run(inputs)
     found = run_there(model, inputs, expected, Options(target=target, winograd="auto"), tmp_path)
     for output, array in expected.items():
-        if array.dtype.kind == "i":
+        if array.dtype.kind in "iu":
             np.testing.assert_array_equal(found[output], array)
             continue
         few = 1e-2 if array.dtype == np.float16 else 1e-4

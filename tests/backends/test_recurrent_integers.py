@@ -12,6 +12,8 @@ import onnxruntime
 import pytest
 from native_kernel import HOST
 from onnx import helper
+from onnxc.backends.cpu.dot_products import DOTS
+from onnxc.backends.cpu.kernels import recurrent_integers
 from recurrent_layers import Layer, layer, through_bytes
 from single_node import model_of
 
@@ -109,4 +111,15 @@ def test_the_same_bits_with_and_without_dot_products_of_bytes(kind: type) -> Non
     results = [onnxc.compile(model, target=target) for target in ("x86-64-v3", "host")]
     assert "dot2_i16_i16" in results[0].dump("kernels")
     for one, other in zip(*(found.run(inputs).values() for found in results), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_same_bits_by_dot_products_of_signed_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What AArch64 has without i8mm."""
+    model, inputs, _ = quantized("bidirectional", 37, batch=3)
+    wanted = onnxc.compile(model).run(inputs)
+    monkeypatch.setattr(recurrent_integers, "dot_of", lambda fits, target: DOTS["dot4_i8_i8"])
+    executable = onnxc.compile(model)
+    assert "dot4_i8_i8" in executable.dump("kernels")
+    for one, other in zip(wanted.values(), executable.run(inputs).values(), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -16,7 +16,7 @@ import numpy as np
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, product
-from ....ir.dtypes import F32, I16, I32, U8, U32, DType
+from ....ir.dtypes import F32, I8, I16, I32, U8, U32, DType
 from ....ir.graph import Node
 from ....ir.loops import Alias, Define, For, Statement, Store
 from ....ir.ops import REGISTRY
@@ -30,10 +30,12 @@ from ....passes.regions import Lowered, Region, anchor_tensor
 from ...kernels.calls import call, operand, present
 from ...kernels.recurrent import Definition
 from ...kernels.recurrent_cells import Unit
-from ..dot_products import DOTS
+from ..dot_products import DOTS, Dot
 from . import integer_gemm
 from .recurrent import Walk, WalkPhase
 from .recurrent_inputs import Inputs
+
+MIDDLE = 128
 
 
 def schedule(region: Region, target: Target) -> Lowered | None:
@@ -44,6 +46,12 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     return layer.lowered() if layer.exact else None
 
 
+def dot_of(fits: bool, target: Target) -> Dot:
+    """The dot product of states and weights, which may be i8: of four bytes where that is one instruction."""
+    dot, _ = integer_gemm.choose_dot(U8, target)
+    return dot if fits and dot.name in target.dot_products else DOTS["dot2_i16_i16"]
+
+
 class IntegerWalk(Walk):
     """The kernels of a layer of integers."""
 
@@ -51,8 +59,9 @@ class IntegerWalk(Walk):
         super().__init__(region, target)
         array = self.r.array
         self.exact = self.dtype == F32 and array is not None and self.r.scale is not None
-        bytes_ = array is not None and array.dtype == np.int8 and "dot4_u8_i8" in target.dot_products
-        self.dot = DOTS["dot4_u8_i8" if bytes_ else "dot2_i16_i16"]
+        self.dot = dot_of(array is not None and array.dtype == np.int8, target)
+        self.moved = MIDDLE if self.dot.left == I8 else 0
+        """What bytes of states are less than they mean."""
         self.depth = -(-self.hidden // self.dot.group)
         rows = product((self.directions, self.batch))
         self.elements = Buffer("state_elements", self.dot.left, rows * self.depth * self.dot.group)
@@ -176,10 +185,12 @@ class IntegerWalk(Walk):
         element = saturated(value / load(scale, 0), load(zero, 0), U8)
         if self.dot.left == I16:
             element = s.cast(element, I16) - s.cast(load(zero, 0), I16)
+        elif self.dot.left == I8:
+            element = s.bitcast(element ^ const(MIDDLE, U8), I8)
         place = self._at(direction, row) * (self.depth * self.dot.group) + unit
         yield For("unit", self.hidden, (Store(self.elements, place, element),), "vector")
         yield Store(self.state_scale, self._at(direction, row), load(scale, 0))
-        yield Store(self.state_zero, self._at(direction, row), s.cast(load(zero, 0), I32))
+        yield Store(self.state_zero, self._at(direction, row), s.cast(load(zero, 0), I32) - self.moved)
 
     def multiplied(self, phase: WalkPhase, unit: Unit, depth: Dim, weight: Scalar, total: Scalar) -> Scalar:
         groups = load(self.state_groups, self._at(unit.direction, unit.row) * self.depth + depth)
@@ -187,6 +198,6 @@ class IntegerWalk(Walk):
 
     def finished(self, unit: Unit, column: Dim, total: Scalar) -> Scalar:
         at = self._at(unit.direction, unit.row)
-        if self.dot.left == U8:
+        if self.dot.left != I16:
             total = total - load(self.state_zero, at) * load(self.column_sums, column)
         return s.cast(total, F32) * (load(self.state_scale, at) * load(self.scale, column))
