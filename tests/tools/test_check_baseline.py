@@ -244,6 +244,25 @@ def test_names_are_not_needed(operators: onnx.ModelProto) -> None:
     assert {layer.value for layer in found.layers} >= {"image", "r1", "r2", "c3", "s", "p", "scores"}
 
 
+def test_channels_made_alike_before_a_scale(pairs: onnx.ModelProto) -> None:
+    """A product with constants that only the quantised model has is no loss; what is quantised of it has a row."""
+    model = onnx.ModelProto()
+    model.CopyFrom(pairs)
+    factors = np.array([1, 2, 4, 1, 2, 1, 1, 8], np.float32).reshape(8, 1, 1)
+    model.graph.initializer.append(numpy_helper.from_array(factors, "factors"))
+    nodes = list(model.graph.node)
+    place = next(i for i, node in enumerate(nodes) if node.op_type == "QuantizeLinear" and node.input[0] == "s")
+    nodes[place].input[0] = "s_smoothed"
+    nodes.insert(place, onnx.helper.make_node("Div", ["s", "factors"], ["s_smoothed"], "smooth"))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    found = measured(model)
+    layers = {layer.value: layer for layer in found.layers}
+    assert not found.unknown
+    assert layers["s"].alone.plain == np.inf
+    assert 20 < layers["s_smoothed"].alone.plain < 60
+
+
 def test_dynamic_quantisation(tmp_path: Path) -> None:
     """Scales that are computed; integers that are never dequantised one by one."""
     onnx.save(float_model(), tmp_path / "float.onnx")

@@ -99,7 +99,8 @@ class Side:
 @dataclass
 class Pairing:
     """Values of the quantised model by those of the float model: `stands` for floats as they are computed or
-    dequantised again, `whole` for quantised ones; `nodes` of it by those of the float model.
+    dequantised again, `whole` for quantised ones; `nodes` of it by those of the float model. `added` are nodes that the
+    float model needs to have a counterpart for values that only differ by constant `factors`.
 
     Raises OnnxcError where not one input is the same.
     """
@@ -109,6 +110,8 @@ class Pairing:
     stands: dict[str, str] = field(default_factory=dict)
     whole: dict[str, str] = field(default_factory=dict)
     nodes: dict[str, str] = field(default_factory=dict)
+    added: list[NodeProto] = field(default_factory=list)
+    factors: dict[str, Any] = field(default_factory=dict)
     _used: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -132,7 +135,7 @@ class Pairing:
             if source is not None:
                 self.stands[node.output[0]] = source
         else:
-            found = self._named(node) or self._alike(node)
+            found = self._named(node) or self._alike(node) or self._scaled(node)
             if found is not None:
                 self._used.add(found)
 
@@ -192,6 +195,25 @@ class Pairing:
         after = self.quantised.operators_after(node.output[0])
         outputs = [self._past(name, FOLDED, after) if name else "" for name in other.output]
         return self._put(node, outputs, other.name)
+
+    def _scaled(self, node: NodeProto) -> str | None:
+        """A product with constants that the quantizer put before a scale, to make channels alike (Xiao et al. 2023,
+        "SmoothQuant"): the float model gets the same one."""
+        if node.op_type not in ("Mul", "Div") or len(node.input) != 2 or node.output[0] in self.plain.subject.definer:
+            return None
+        reads = [self.stands.get(name) for name in node.input]
+        place = 0 if reads[0] else 1
+        factor = node.input[1 - place]
+        array = self.quantised.subject.constants.get(factor)
+        if reads[place] is None or array is None or not np.issubdtype(np.asarray(array).dtype, np.floating):
+            return None
+        made = NodeProto()
+        made.CopyFrom(node)
+        made.input[place] = reads[place]
+        made.input[1 - place] = f"{node.output[0]}.factor"
+        self.factors[f"{node.output[0]}.factor"] = array
+        self.added.append(made)
+        return self._put(node, [node.output[0]], node.name)
 
     def _candidates(self, node: NodeProto) -> Iterator[NodeProto]:
         seen: set[str] = set()

@@ -87,6 +87,9 @@ class Comparison:
         self.quantised = Side(as_pairs(subject_of(_recent(quantised, options), options.folder)))
         self.plain = Side(subject_of(plain))
         self.pairs = Pairing(self.quantised, self.plain)
+        subject = self.plain.subject
+        nodes, constants = (*subject.nodes, *self.pairs.added), {**subject.constants, **self.pairs.factors}
+        self.plain = Side(replace(subject, nodes=nodes, constants=constants))
         self.stands: dict[str, str] = {}
 
     def run(
@@ -148,7 +151,7 @@ class Comparison:
         mine, theirs = self.quantised.subject, self.plain.subject
         arrays = {name: sample[other] for name, other in self.inputs.items()}
         left = _types(mine, arrays, [*self.pairs.stands], self.options)
-        right = _types(theirs, sample, theirs.outputs, self.options)
+        right = _types(theirs, sample, [*theirs.outputs, *(n.output[0] for n in self.pairs.added)], self.options)
         return {
             name: other for name, other in self.pairs.stands.items()
             if name in left and other in right and left[name].shape == right[other].shape

@@ -85,14 +85,17 @@ def lines(report: SensitivityReport) -> Iterator[Any]:
     table = table_of(
         "tensor", "computed by", ">its weights", ">its values", ">alone", ">by channel", ">accumulated", "what is wrong"
     )
-    for layer in found.layers[:LISTED]:
+    changed = [layer for layer in found.layers if layer.alone.lowest < math.inf]
+    for layer in changed[:LISTED]:
         table.add_row(
             layer.value, _nodes(layer), _cell(layer.weighing), _cell(layer.rounding), _cell(layer.alone),
             _decibels(layer.alone.balanced), _cell(layer.accumulated), layer.remark,
         )  # fmt: skip
     yield table
-    if len(found.layers) > LISTED:
-        yield f"... and {len(found.layers) - LISTED} better ones (--json lists all)"
+    if len(changed) > LISTED:
+        yield f"... and {len(changed) - LISTED} better ones (--json lists all)"
+    if len(changed) < len(found.layers):
+        yield f"{len(found.layers) - len(changed)} more lose nothing by themselves"
     if found.unknown:
         more = f" and {len(found.unknown) - NAMED} more" if len(found.unknown) > NAMED else ""
         yield f"not found in the float model: {', '.join(found.unknown[:NAMED])}{more}"
