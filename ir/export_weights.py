@@ -63,7 +63,7 @@ def unpacked_to_onnx(node: Node, sizes: Sizes) -> list[NodeProto]:
     elif len(node.operands) > 1:
         ends = node.operands[1].name
     else:
-        raise UnsupportedError(f"{node.where}: ONNX cannot hold the symbolic number of codes {wanted}")
+        raise UnsupportedError(f"{node.where}: ONNX cannot hold the symbolic number of codes {wanted!r}")
     result = write.add("Slice", codes, write.ints(0), ends, write.ints(rank - 1))
     return write.finished(result, TensorProto.UINT8)
 

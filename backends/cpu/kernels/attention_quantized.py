@@ -45,7 +45,8 @@ def _stored(matrix: Matrix) -> tuple[Matrix, Scalar | None] | None:
     while isinstance(value, Cast):
         value = value.operand
     if isinstance(value, Binary) and value.op == "sub" and value.dtype.is_integer:
-        value, zero = value.left, value.right
+        zero = value.right
+        value = value.left
         if zero.mentions(ROW) or zero.mentions(CHANNEL):
             return None
     while isinstance(value, Cast) and value.operand.dtype.is_integer:

@@ -27,10 +27,10 @@ from ...kernels.operands import affine, copied, joined
 from .epilogue import finish_tile
 from .packing import Columns, column_runs
 from .product import flattened
-from .register_tile import Tile, accumulators, choose_tile, pieces, remainders
+from .register_tile import Tile, accumulators, choose_tile
 from .weight_only_digits import DigitRows, digits_tile, instruction
 from .weight_only_gemm import ManyRows
-from .weight_only_panels import STEP, PackedProduct, WeightPanels, packed_product
+from .weight_only_panels import STEP, PackedProduct, WeightPanels, packed_product, row_tiles
 
 FEW_ROWS = 8
 """Rows up to which weights are unpacked for each tile of rows."""
@@ -206,21 +206,8 @@ class FewRows:
         panel: Dim = k.index_symbol("task", panels.count) if columns.count != 1 else columns.first
         column = panel * panels.tile.width
         most = max(1, min(rows_at_once(columns.vectors, self.target), FEW_ROWS))
-        if isinstance(self.rows, int):
-            done: Dim = 0
-            for size, count in pieces(self.rows, -(-self.rows // -(-self.rows // most))):
-                index = f"rows{done}"
-                row = done + k.index_symbol(index, count) * size
-                yield For(index, count, tuple(self._tile(size, columns, column, row)))
-                done += size * count
-            return
-        first: Dim = 0
-        left: Dim = self.rows
-        for size in (most, *remainders(most)):
-            count = left // size
-            row = first + k.index_symbol("rows", count) * size
-            yield For("rows", count, tuple(self._tile(size, columns, column, row)))
-            first, left = first + count * size, left - count * size
+        for index, trips, size, row in row_tiles(self.rows, most):
+            yield For(index, trips, tuple(self._tile(size, columns, column, row)))
 
     def _tile(self, rows: int, columns: Columns, column: Dim, row: Dim) -> Iterator[Statement]:
         """`rows` rows of a panel: blocks one after the other, scaled into the sums."""

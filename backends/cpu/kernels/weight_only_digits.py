@@ -24,8 +24,8 @@ from ...kernels.epilogue import Epilogue
 from .epilogue import finish_tile
 from .packing import Columns, column_runs
 from .product import flattened
-from .register_tile import Tile, accumulators, pieces, remainders
-from .weight_only_panels import PackedProduct, WeightPanels
+from .register_tile import Tile, accumulators
+from .weight_only_panels import PackedProduct, WeightPanels, row_tiles
 
 BASE = 256
 """Of digits, which are -128 to 127."""
@@ -168,20 +168,8 @@ class DigitRows:
         panel: Dim = k.index_symbol("task", panels.count) if columns.count != 1 else columns.first
         column = panel * panels.tile.width
         most = max(1, rows_at_once(columns.vectors, self.digits, self.target))
-        if isinstance(self.rows, int):
-            done: Dim = 0
-            for size, count in pieces(self.rows, -(-self.rows // -(-self.rows // most))):
-                row = done + k.index_symbol(f"rows{done}", count) * size
-                yield For(f"rows{done}", count, tuple(self._tile(size, columns, column, row)))
-                done += size * count
-            return
-        first: Dim = 0
-        left: Dim = self.rows
-        for size in (most, *remainders(most)):
-            count = left // size
-            row = first + k.index_symbol("rows", count) * size
-            yield For("rows", count, tuple(self._tile(size, columns, column, row)))
-            first, left = first + count * size, left - count * size
+        for index, trips, size, row in row_tiles(self.rows, most):
+            yield For(index, trips, tuple(self._tile(size, columns, column, row)))
 
     def _tile(self, rows: int, columns: Columns, column: Dim, row: Dim) -> Iterator[Statement]:
         """`rows` rows of a panel: runs one after the other, scaled into the sums."""

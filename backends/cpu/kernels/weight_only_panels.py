@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim
 from ....ir.dtypes import BF16, F16, F32, I32, U8, U32, DType, of_numpy
@@ -23,7 +24,7 @@ from ....passes.regions import Region
 from ...kernels.operands import Affine, affine, constant_array
 from .packing import Columns, Panels
 from .product import Axis
-from .register_tile import Tile
+from .register_tile import Tile, pieces, remainders
 
 WORD = 32
 """Bits of a group of codes of one column."""
@@ -205,3 +206,20 @@ class WeightPanels:
         """A vector of zero points of codes as they are in memory."""
         place = self._places[self.zeros.name]
         return s.cast(s.load(place, (block * columns.vectors + v) * self.lanes, self.lanes), F32)
+
+
+def row_tiles(rows: Dim, most: int) -> Iterator[tuple[str, Dim, int, Dim]]:
+    """Loops over tiles of at most so many rows that cover all: (index, trips, rows of a tile, its first row)."""
+    done: Dim = 0
+    if isinstance(rows, int):
+        sizes = pieces(rows, -(-rows // -(-rows // most)))
+        loops: list[tuple[int, Dim]] = [(size, number) for size, number in sizes]
+    else:
+        loops, left = [], rows
+        for size in (most, *remainders(most)):
+            loops.append((size, left // size))
+            left = left - left // size * size
+    for position, (size, trips) in enumerate(loops):
+        index = f"rows{position}"
+        yield index, trips, size, done + k.index_symbol(index, trips) * size
+        done = done + trips * size
