@@ -266,6 +266,7 @@ class Moves(QuantizedRewriter):
         if all(array is not None for array in arrays.values()):
             results = evaluate(made, {name: array for name, array in arrays.items() if array is not None})
             for value, array in zip(outputs, results, strict=True):
-                self.add(constant_node(value.name, np.ascontiguousarray(array), value.tensor, node.origin))
+                shaped = np.ascontiguousarray(array).reshape(array.shape)  # numpy gives one of rank 0 an axis
+                self.add(constant_node(value.name, shaped, value.tensor, node.origin))
             return tuple(outputs)
         return self.add(made).outputs

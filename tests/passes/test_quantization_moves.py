@@ -238,6 +238,23 @@ def test_a_chain_with_quantizations_between_is_one_table() -> None:
     )
 
 
+def test_operators_of_quantized_tensors_and_numbers_are_one_table() -> None:
+    """(x + 3) * x as ONNX Runtime's quantizer spells it, in bytes at each step; the reference has no such operators."""
+    text = graph(
+        "(%x: u8[40]) -> (%y: u8[40])",
+        "%three = constant 60 : u8[]",
+        "%a = com.microsoft.QLinearAdd(%x, %t, %z, %three, %t, %none, %t, %z) : u8[40]",
+        "%y = com.microsoft.QLinearMul(%a, %t, %z, %x, %t, %z, %t, %z) : u8[40]",
+    )
+    after = transformed("quantization{exact=True},cleanup", parsed(text))
+    filecheck("// CHECK: %[[I:.*]] = Cast(%x)\n// CHECK-NEXT: %y = Gather(%{{.*}}, %[[I]])", print_graph(after))
+    (table,) = [handle.array for handle in after.constants.values() if handle.array.shape == (256,)]
+    unit = np.float32(0.05)
+    x = (np.arange(256) - 100).astype(np.float32) * unit
+    total = (np.clip(np.rint((x + np.float32(60) * unit) / unit) + 100, 0, 255).astype(np.float32) - 100) * unit
+    np.testing.assert_array_equal(table, np.clip(np.rint(total * x / unit) + 100, 0, 255))
+
+
 def test_a_function_of_two_tensors_is_no_table() -> None:
     check(
         "// CHECK: Tanh\n// CHECK: Mul\n// CHECK-NOT: Gather",
