@@ -177,7 +177,7 @@ def constant_of(model: onnx.ModelProto, tensor: str, kind: str) -> str:
 
 @pytest.mark.parametrize(
     ("form", "tensor"),
-    [("pairs", "image"), ("operators", "r1"), ("operators", "p")],
+    [("pairs", "image"), ("operators", "p")],
 )
 def test_a_clipped_activation_is_ranked_first(tensor: str, form: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(form)
@@ -195,11 +195,10 @@ def test_a_wrong_zero_point_is_ranked_first(tensor: str, form: str, request: pyt
     assert "the zero point" in worst.remark
 
 
-@pytest.mark.parametrize(("kernel", "value"), [("k1", "r1"), ("k3", "c3")])
-def test_weights_of_a_wrong_zero_point_are_ranked_first(kernel: str, value: str, pairs: onnx.ModelProto) -> None:
-    worst = measured(changed(pairs, {f"{kernel}_zero_point": lambda zero: zero + 25})).layers[0]
-    assert worst.value == value
-    assert f"{kernel}_quantized: the weights are off by" in worst.remark
+def test_weights_of_a_wrong_zero_point_are_ranked_first(pairs: onnx.ModelProto) -> None:
+    worst = measured(changed(pairs, {"k1_zero_point": lambda zero: zero + 25})).layers[0]
+    assert worst.value == "r1"
+    assert "k1_quantized: the weights are off by" in worst.remark
 
 
 def test_a_channel_whose_scale_is_100_times_as_large(pairs: onnx.ModelProto) -> None:

@@ -33,6 +33,10 @@ class Subject:
     batched: bool = False
     low_precision: bool = False
 
+    @property
+    def is_quantized(self) -> bool:
+        return self.source == "quantized"
+
 
 _OCR, _SILERO = "rapidocr_onnxruntime/models", "silero_vad/data"
 _CHUNK: Shapes = {"input": (1, 576), "state": (2, 1, 128)}

@@ -29,6 +29,10 @@ RECORD = Path(__file__).with_name("record.json")
 PART = Part("times", "make bench")
 OTHERS = ("onnxruntime", "openvino")
 LOW, BATCH = "bf16", 8
+COLUMNS = (
+    "ms", "ONNX Runtime", "OpenVINO", "ms, 2 threads", "ONNX Runtime", "OpenVINO", "gain by the 2nd thread",
+    "compile s, 2 processors", "from the cache s", "code KB",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def _recorded(result: Result, own: Result) -> dict[str, Any]:
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """The tables: at one and two threads, in batches, in bf16."""
+    """The tables: at one and two threads, of quantised models, in batches, in bf16."""
     machine, found = record["machine"], record["rows"]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     dates = " to ".join(
@@ -108,23 +112,25 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines = [
         f"{machine['cpu']}, {machine['system']}; {versions}; {dates}. Columns of other engines tell their time over "
         "that of onnxc, whose milliseconds the others show: above 1 they are slower.",
-        "",
-        *_table("model, f32", "ms", "ONNX Runtime", "OpenVINO", "ms, 2 threads", "ONNX Runtime", "OpenVINO",
-                "gain by the 2nd thread", "compile s, 2 processors", "from the cache s", "code KB"),
-    ]  # fmt: skip
-    for name, subject in CATALOGUE.items():
-        one, two = (found.get(Row(name, count).key) for count in (1, 2))
-        if one is not None:
-            lines.append(_line(subject.title, one, two))
+    ]
+    for title, quantized in (("model, f32", False), ("model, 8 or 4 bits (all engines run the same file)", True)):
+        rows = [
+            _line(subject.title, found[Row(name).key], found.get(Row(name, 2).key))
+            for name, subject in CATALOGUE.items()
+            if subject.is_quantized == quantized and Row(name).key in found
+        ]
+        if rows:
+            lines += ["", *_table(title, *COLUMNS), *rows]
     for title, batch, precision in ((f"batch {BATCH}, f32", BATCH, ""), (f"{LOW}, OpenVINO's too", None, LOW)):
-        rows = [(name, found.get(Row(name, 1, batch, precision).key)) for name in CATALOGUE]
-        if any(row for _, row in rows):
+        others = [(name, found.get(Row(name, 1, batch, precision).key)) for name in CATALOGUE]
+        if any(row for _, row in others):
             lines += ["", *_table(title, "ms", "ONNX Runtime f32", "OpenVINO", "largest difference")]
-        for name, row in rows:
+        for name, row in others:
             if row is not None:
                 own = next(iter(row["engines"].values()))
                 lines.append(" | ".join([f"| {CATALOGUE[name].title}", *_cells(row), f"{own['differs']:.0e} |"]))
-    single = [found[Row(name).key]["engines"][OTHERS[0]] for name in CATALOGUE if Row(name).key in found]
+    floats = [Row(name).key for name, subject in CATALOGUE.items() if not subject.is_quantized]
+    single = [found[key]["engines"][OTHERS[0]] for key in floats if key in found]
     ratios = [engine["ratio"] for engine in single if "ratio" in engine]
     if ratios:
         mean = statistics.geometric_mean(ratios)
