@@ -103,7 +103,7 @@ class QuantizedRewriter(Rewriter):
 
     def largest(self, found: Quantized) -> int:
         """A bound of |source - zero|."""
-        low, high = found.source.dtype.limits
+        low, high = map(int, found.source.dtype.limits)
         if found.zero is None:
             return max(-low, high)
         zeros = self.array(found.zero)
@@ -118,7 +118,7 @@ class QuantizedRewriter(Rewriter):
             extents = [weights.source.shape[axis] for axis in axes]
             depth = math.prod(extent for extent in extents if isinstance(extent, int))
             return float(self.largest(factor) * self.largest(weights) * depth)
-        zeros = np.zeros((), np.int64)
+        zeros: np.ndarray = np.zeros((), np.int64)
         if weights.zero is not None:
             known = self.array(weights.zero)
             if known is None:
