@@ -18,7 +18,7 @@ from ..ir.dtypes import F32, I32
 from ..ir.graph import Node, Value
 from ..ir.ops import REGISTRY
 from ..ir.ops.windows import sliding
-from .quantized_values import SUMS, Quantized, QuantizedRewriter, byte_type, is_real, trimmed
+from .quantized_values import Quantized, QuantizedRewriter, byte_type, is_real, trimmed
 
 MOST_ONES = 25
 """Elements of a window from which on the average of bytes is no convolution: that has schedules for small windows."""
@@ -117,7 +117,7 @@ def _conv(sweep: Products, node: Node) -> None:
         raise Unfit("the scale of its image differs along an axis")
     if w.axis not in (None, 0):
         raise Unfit("the scale of its weights differs along an axis that is summed")
-    if sweep.sums(x, w, tuple(range(1, rank))) >= SUMS:
+    if not sweep.fits_sums(x, w, tuple(range(1, rank))):
         raise Unfit("its sums may not fit i32")
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     origin = node.origin
@@ -154,7 +154,7 @@ def _product(
         raise Unfit("the scale of its first operand differs along an axis that is summed, or by matrix")
     if b.axis not in (None, columns):
         raise Unfit("the scale of its second operand differs along an axis that is summed, or by matrix")
-    if sweep.sums(a, b, (summed,)) >= SUMS:
+    if not sweep.fits_sums(a, b, (summed,)):
         raise Unfit("its sums may not fit i32")
     origin = node.origin
     (left, a_zero), (right, b_zero) = sweep.as_bytes(a, origin), sweep.as_bytes(b, origin)

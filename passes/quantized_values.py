@@ -111,25 +111,23 @@ class QuantizedRewriter(Rewriter):
             return high - low
         return int(max(high - int(zeros.min()), int(zeros.max()) - low))
 
-    def sums(self, factor: Quantized, weights: Quantized, axes: tuple[int, ...]) -> float:
-        """A bound of the sums of products of elements of `factor` with those of `weights` over axes of the latter."""
-        array = self.array(weights.source)
-        if array is None:
-            extents = [weights.source.shape[axis] for axis in axes]
-            depth = math.prod(extent for extent in extents if isinstance(extent, int))
-            return float(self.largest(factor) * self.largest(weights) * depth)
-        zeros: np.ndarray = np.zeros((), np.int64)
+    def fits_sums(self, factor: Quantized, weights: Quantized, axes: tuple[int, ...]) -> bool:
+        """Whether sums of products of elements of `factor` with those of `weights` over axes of the latter fit i32; a
+        size that is not known is taken to be 1."""
+        extents = [weights.source.shape[axis] for axis in axes]
+        depth = math.prod(extent for extent in extents if isinstance(extent, int))
+        if self.largest(factor) * self.largest(weights) * depth < SUMS:
+            return True
+        array, zeros = self.array(weights.source), np.zeros((), np.int32)
         if weights.zero is not None:
             known = self.array(weights.zero)
             if known is None:
-                return float(
-                    self.largest(factor) * self.largest(weights) * math.prod(array.shape[axis] for axis in axes)
-                )
-            zeros = known.astype(np.int64).reshape(-1)
-            if weights.axis is not None:
-                zeros = zeros.reshape(-1, *(1,) * (array.ndim - 1 - weights.axis))
+                return False
+            zeros = known.astype(np.int32).reshape(-1, *(1,) * (len(weights.source.shape) - 1 - (weights.axis or 0)))
+        if array is None:
+            return False
         rows = np.abs(array.astype(np.int32) - zeros).sum(axis=axes, dtype=np.int64)
-        return float(rows.max(initial=0)) * self.largest(factor)
+        return int(rows.max(initial=0)) * self.largest(factor) < SUMS
 
 
 def byte_type(dtype: DType) -> DType | None:
