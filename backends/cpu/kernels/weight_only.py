@@ -10,6 +10,7 @@ to memory that stays in the cache (`weight_only_gemm`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -38,6 +39,8 @@ ROUNDED = 4
 """The accuracy level of ONNX Runtime by which the left operand may be rounded to 8 bits."""
 DIGITS, DIGIT_ROWS = 3, 2
 """Digits of the precision of f32, and rows up to which three products of bytes take less time than one of reals."""
+MOST_OPEN = 2
+"""Vectors of a panel where only the run tells how many rows there are: one width for few of them and for many."""
 MOST_VECTORS = 4
 """Vectors of a panel for few rows: as many streams of words."""
 MASKS = 4
@@ -63,30 +66,30 @@ def schedule(region: Region, target: Target) -> Lowered | None:
         return through_memory(region, lambda alone: schedule(alone, target))
     rows = product(axis.extent for axis in found.rows)
     digits = digits_of(found, rows, target)
-    if digits is not None:
+    rounded = found.accuracy_level == ROUNDED and digits is not None
+    if digits is not None and (rounded or isinstance(rows, int)):
         tile = digits_tile(rows, found.columns, digits[0], target)
-        panels = WeightPanels(found, tile, target)
-        rounded = DigitRows(region, found, panels, outputs, target, *digits)
-        name = f"w{found.bits}a{8 * digits[0]}_gemm_{tile}"
-        made = call(region, name, rounded.body(), (*panels.buffers, *rounded.buffers), shared=True)
-        return Lowered((rounded.prepared(), made), rounded.buffers, panels.packed())
-    if isinstance(rows, int) and rows <= FEW_ROWS:
+    elif isinstance(rows, int) and rows <= FEW_ROWS:
         tile = few_rows_tile(rows, found.columns, target)
     else:
         tile = choose_tile(rows, found.columns, found.depth, F32, target)
+        tile = replace(tile, vectors=min(tile.vectors, MOST_OPEN)) if not isinstance(rows, int) else tile
     panels = WeightPanels(found, tile, target)
-    few, many = FewRows(region, found, panels, outputs, target), ManyRows(region, found, panels, outputs, target)
-    name = f"w{found.bits}_gemm_{tile}"
-    scratch: tuple[Buffer, ...] = ()
-    prepared: tuple[Call, ...] = ()
-    if isinstance(rows, int) and rows > FEW_ROWS:
-        body: Callable[[], Iterator[Statement]] = many.body
-    else:
-        scratch, prepared = few.buffers, (few.prepared(None if isinstance(rows, int) else FEW_ROWS),)
-        body = few.body if isinstance(rows, int) else lambda: _either(rows, few, many)
-    made = call(region, name, body(), (*panels.buffers, *scratch), shared=True)
-    factors = {few.factors.name: few.powers} if prepared else {}
-    return Lowered((*prepared, made), scratch[:-1], {**panels.packed(), **factors})
+    most = FEW_ROWS if not isinstance(rows, int) and not rounded else None
+    few: FewRows | DigitRows = FewRows(region, found, panels, outputs, target, most)
+    if digits is not None:
+        few = DigitRows(region, found, panels, outputs, target, *digits, most)
+    many = ManyRows(region, found, panels, outputs, target)
+    kind = "" if digits is None else f"a{8 * digits[0]}"
+    name = f"w{found.bits}{kind}_gemm_{tile}"
+    if isinstance(rows, int) and not rounded and rows > FEW_ROWS:
+        made = call(region, name, many.body(), panels.buffers, shared=True)
+        return Lowered((made,), (), panels.packed())
+    body = few.body() if most is None else _either(rows, most, few, many)
+    constants = few.packed()
+    made = call(region, name, body, (*panels.buffers, *few.buffers), shared=True)
+    workspaces = tuple(buffer for buffer in few.buffers if buffer.name not in constants)
+    return Lowered((few.prepared(), made), workspaces, {**panels.packed(), **constants})
 
 
 def digits_of(found: PackedProduct, rows: Dim, target: Target) -> tuple[int, str] | None:
@@ -96,13 +99,13 @@ def digits_of(found: PackedProduct, rows: Dim, target: Target) -> tuple[int, str
         return None
     if found.accuracy_level == ROUNDED:
         return 1, name
-    few = isinstance(rows, int) and rows <= DIGIT_ROWS
+    few = not isinstance(rows, int) or rows <= DIGIT_ROWS
     return (DIGITS, name) if few and target.strassen else None
 
 
-def _either(rows: Dim, few: FewRows, many: ManyRows) -> Iterator[Statement]:
+def _either(rows: Dim, most: int, few: FewRows | DigitRows, many: ManyRows) -> Iterator[Statement]:
     """Few rows or many, as the run tells."""
-    yield If(s.index(rows) <= s.index(FEW_ROWS), tuple(few.body()), tuple(many.body()))
+    yield If(s.index(rows) <= s.index(most), tuple(few.body()), tuple(many.body()))
 
 
 def few_rows_tile(rows: int, columns: int, target: Target) -> Tile:
@@ -125,13 +128,20 @@ class FewRows:
     """Makes the statements for few rows: every panel of weights is read once for a tile of rows."""
 
     def __init__(
-        self, region: Region, found: PackedProduct, panels: WeightPanels, outputs: Epilogue, target: Target
+        self,
+        region: Region,
+        found: PackedProduct,
+        panels: WeightPanels,
+        outputs: Epilogue,
+        target: Target,
+        most: int | None = None,
     ) -> None:
+        """Where only the run tells how many rows there are, and there are more than `most`, nothing is to be done."""
         self.region, self.found, self.panels, self.outputs, self.target = region, found, panels, outputs, target
         self.rows: Dim = product(axis.extent for axis in found.rows)
-        self.masked = target.has("avx512vl")
+        self.masked, self.most = target.has("avx512vl"), most
         self.depth = -(-found.padded // STEP) * STEP
-        few = dim_min(self.rows, FEW_ROWS)
+        few = self.rows if most is None else dim_min(self.rows, most)
         self.left = Buffer("left_scaled", F32, few * self.depth)
         self.runs = found.padded // found.run
         self.totals = Buffer("left_sums", F32, few * self.runs)
@@ -141,14 +151,14 @@ class FewRows:
     def buffers(self) -> tuple[Buffer, ...]:
         return (self.left, self.totals, self.factors)
 
-    def powers(self) -> np.ndarray:
-        """What neighbours along the depth are multiplied by."""
-        group = self.found.group
-        return np.array([1 / self.panels.weight_of(place % group) for place in range(STEP)], np.float32)
+    def packed(self) -> dict[str, Callable[[], np.ndarray]]:
+        """What makes constants that the kernels read beside the weights: by what neighbours along the depth are
+        multiplied."""
+        weights = [self.panels.weight_of(place % self.found.group) for place in range(STEP)]
+        return {self.factors.name: lambda: np.array([1 / weight for weight in weights], np.float32)}
 
-    def prepared(self, most: int | None) -> Call:
-        """Copies the left operand, each element less by its code's place, and sums its blocks; where there are more
-        than `most` rows, nothing."""
+    def prepared(self) -> Call:
+        """Copies the left operand, each element less by its code's place, and sums its blocks."""
         found = self.found
         row, step = k.index_symbol("row", self.rows), k.index_symbol("step", self.depth // STEP)
         lane, run, at = k.index_symbol("lane", STEP), k.index_symbol("run", self.runs), symbol("at", 0)
@@ -186,8 +196,8 @@ class FewRows:
         clear = Store(self.totals, place + empty, s.const(0, F32))
         statements.append(For("empty", self.runs - whole - bool(last), (clear,)))
         body: tuple[Statement, ...] = (For("row", self.rows, tuple(statements), "parallel"),)
-        if most is not None:
-            body = (If(s.index(self.rows) <= s.index(most), body),)
+        if self.most is not None:
+            body = (If(s.index(self.rows) <= s.index(self.most), body),)
         return call(self.region, f"w{found.bits}_left", body, self.buffers)
 
     def body(self) -> Iterator[Statement]:

@@ -9,11 +9,13 @@ group, and the left operand's bytes are put in that order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import numpy as np
 
 from ....ir import loops as k
 from ....ir import scalars as s
-from ....ir.dims import Dim, product, symbol
+from ....ir.dims import Dim, dim_min, product, symbol
 from ....ir.dtypes import F32, I8, I32, U32
 from ....ir.loops import Alias, Alloc, Define, For, Statement, Store
 from ....ir.scalars import Buffer, Scalar
@@ -68,18 +70,27 @@ class DigitRows:
         target: Target,
         digits: int,
         name: str,
+        most: int | None = None,
     ) -> None:
+        """`name` is that of the instruction. Where only the run tells how many rows there are, and there are more than
+        `most`, nothing is to be done."""
         self.region, self.found, self.panels, self.outputs, self.target = region, found, panels, outputs, target
         self.rows: Dim = product(axis.extent for axis in found.rows)
         self.masked, self.digits, self.name = target.has("avx512vl"), digits, name
         self.runs = found.padded // found.run
-        self.left = Buffer("left_digits", I8, self.rows * digits * found.padded)
-        self.scales = Buffer("left_scales", F32, self.rows * self.runs)
-        self.sums = Buffer("left_sums", I32, self.rows * self.runs * digits)
+        self.most = most
+        room = self.rows if most is None else dim_min(self.rows, most)
+        self.left = Buffer("left_digits", I8, room * digits * found.padded)
+        self.scales = Buffer("left_scales", F32, room * self.runs)
+        self.sums = Buffer("left_sums", I32, room * self.runs * digits)
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
         return (self.left, self.scales, self.sums)
+
+    def packed(self) -> dict[str, Callable[[], np.ndarray]]:
+        """What makes constants that the kernels read beside the weights."""
+        return {}
 
     @property
     def whole_zero(self) -> int | None:
@@ -99,7 +110,9 @@ class DigitRows:
             statements.append(For("last", 1, tuple(self._rounded(row, whole, last))))
         empty = whole + 1 + k.index_symbol("run", self.runs)
         statements.append(For("run", max(0, self.runs - whole - 1), tuple(self._rounded(row, empty, 0))))
-        body = (For("row", self.rows, tuple(statements), "parallel"),)
+        body: tuple[Statement, ...] = (For("row", self.rows, tuple(statements), "parallel"),)
+        if self.most is not None:
+            body = (k.If(s.index(self.rows) <= s.index(self.most), body),)
         return call(self.region, f"w{found.bits}_round{8 * self.digits}", body, self.buffers)
 
     def _rounded(self, row: Dim, run: Dim, count: int) -> Iterator[Statement]:
