@@ -107,10 +107,9 @@ class GroupedGemm(_Gemm):
     # What is only known at run time
 
     def _pack_left(self) -> Call:
-        """Copies the left operand to [batch][row][group]."""
-        whole, groups = self.whole, self.depth
-        tasks = self.batches * self.rows
-        bits = Buffer("left_bits", self._memory(0))
+        """Copies the left operand to [batch][row][group], with zeros for the elements that are missing of a group."""
+        whole, groups, into = self.whole, self.depth, self.found.left.buffer
+        tasks, depth = self.batches * self.rows, self.element_depth
         start = whole.left_start
         for axes, position in (
             (whole.batch, symbol("batch", 0, self.batches - 1)),
@@ -118,27 +117,33 @@ class GroupedGemm(_Gemm):
         ):
             where = flattened(axes, position)
             start = start + sum((where[axis.name] * axis.left for axis in axes), 0)
-
-        def at(position: Dim) -> Dim:
-            where = flattened(whole.depth, position)
-            return sum((where[axis.name] * axis.left for axis in whole.depth), 0)
-
-        group = k.index_symbol("group", groups)
-        into = k.index_symbol("task", tasks) * groups + group
-        copy = For("group", groups, (Store(self.found.left.buffer, into, self._group(bits, at, group, 0)),), "vector")
+        source, copy = Buffer("left_elements", self._memory(0)), Buffer("left_copy", self._unsigned)
+        at = k.index_symbol("element", depth)
+        inside = flattened(whole.depth, at)
+        element = s.load(source, sum((inside[axis.name] * axis.left for axis in whole.depth), 0))
+        statements: list[Statement] = [For("element", depth, (Store(copy, at, self._bits(element, 0)),), "vector")]
+        if not divisible(self.dot.group, [depth]):
+            missing = groups * self.dot.group - depth
+            place = depth + k.index_symbol("missing", missing)
+            statements.append(For("missing", missing, (Store(copy, place, s.const(0, copy.dtype)),)))
         task = k.index_symbol("task", tasks)
         body: tuple[Statement, ...] = (
             Let("batch", task // self.rows),
             Let("row", task % self.rows),
-            Alias(bits, whole.left.buffer, start),
-            copy,
+            Alias(source, whole.left.buffer, start),
+            Alias(copy, into, task * groups),
+            *statements,
         )
-        name = f"{self.kind}_pack_rows"
-        return call(self.region, name, (For("task", tasks, body, "parallel"),), (self.found.left.buffer,))
+        return call(self.region, f"{self.kind}_copy_rows", (For("task", tasks, body, "parallel"),), (into,))
+
+    @property
+    def _unsigned(self) -> DType:
+        """The type of an element's bits."""
+        return {2: U16, 4: U8}[self.dot.group]
 
     def _memory(self, operand: int) -> DType:
         """As what elements of an operand are read to be put into groups."""
-        return {2: U16, 4: U8}[self.dot.group]
+        return self._unsigned
 
     def _bits(self, element: Scalar, operand: int) -> Scalar:
         """The unsigned bits that stand in a group for an element of an operand."""

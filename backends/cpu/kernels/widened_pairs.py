@@ -11,15 +11,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ....ir import loops as k
 from ....ir import scalars as s
-from ....ir.dims import Dim, product, symbol
-from ....ir.dtypes import I16, I32, U16, DType
-from ....ir.loops import Alias, For, Let, Store
-from ....ir.scalars import Buffer, Scalar
+from ....ir.dims import product, symbol
+from ....ir.dtypes import I16, U16, DType
+from ....ir.scalars import Scalar
 from ....ir.target import Target
-from ....passes.regions import Call, Region
-from ...kernels.calls import call
+from ....passes.regions import Region
 from ...kernels.epilogue import Epilogue
 from ..dot_products import DOTS
 from .grouped_gemm import GroupedGemm
@@ -77,40 +74,3 @@ class WidenedPairs(GroupedGemm):
             return wide - s.const(int(zero.value), I16)
         where = {**self._batch(), **flattened(self.found.rows, symbol("row", 0, self.rows - 1))}
         return wide - s.cast(s.Rewriter(dims=where)(zero), I16)
-
-    def _pack_left(self) -> Call:
-        """Copies the left operand to [batch][row][pairs of elements], widened."""
-        whole, into, view = self.whole, self.found.left.buffer, Buffer("widened", I16)
-        tasks, width = self.batches * self.rows, self.depth * 2
-        batch = self._batch()
-        row = flattened(whole.rows, symbol("row", 0, self.rows - 1))
-        start = whole.left_start + sum((batch[a.name] * a.left for a in whole.batch), 0)
-        start = start + sum((row[a.name] * a.left for a in whole.rows), 0)
-        source = Buffer("left_bytes", self._memory(0))
-
-        def copy(name: str, first: Dim, count: Dim) -> For:
-            at = first + k.index_symbol(name, count)
-            where = flattened(whole.depth, at)
-            element = s.load(source, sum((where[axis.name] * axis.left for axis in whole.depth), 0))
-            return For(name, count, (Store(view, at, self._difference(element, 0)),), "vector")
-
-        depth = self.element_depth
-        rest: list[k.Statement] = []
-        if depth % 2 != 0:
-            last = width - depth
-            index = k.index_symbol("beyond", last)
-            rest = [For("beyond", last, (Store(view, depth + index, s.const(0, I16)),))]
-        task = k.index_symbol("task", tasks)
-        body = (
-            Let("batch", task // self.rows),
-            Let("row", task % self.rows),
-            Alias(source, whole.left.buffer, start),
-            Alias(view, into, task * self.depth),
-            copy("c", 0, depth),
-            *rest,
-        )
-        name = f"{self.kind}_widen_rows"
-        return call(self.region, name, (For("task", tasks, body, "parallel"),), (into,))
-
-
-__all__ = ["I32", "WidenedPairs", "applies"]
