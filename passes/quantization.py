@@ -16,11 +16,13 @@ from ..ir.graph import Graph
 from .cleanup import without_dead_code
 from .pipeline import Pass, register
 from .quantized_moves import Moves
-from .quantized_operators import Operators
+from .quantized_operators import OPERATORS, Operators
 from .quantized_products import Products
 from .quantized_scales import Scales
-from .quantized_tables import Tables
+from .quantized_tables import CONVERSIONS, Tables
 from .rewriting import until_stable
+
+SUMS = ("MatMulInteger", "ConvInteger")
 
 
 @register
@@ -32,6 +34,8 @@ class Quantization(Pass):
     exact: bool = False
 
     def run(self, graph: Graph) -> Graph:
+        if not any(node.op in OPERATORS or node.op in CONVERSIONS or node.op in SUMS for node in graph.walk()):
+            return graph
         graph = until_stable(self.sweep, graph)
         return graph if self.exact else without_dead_code(Scales(graph).run())
 

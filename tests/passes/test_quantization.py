@@ -298,3 +298,50 @@ def test_an_average_of_bytes_is_a_convolution_by_ones(attributes: str) -> None:
     }}
     """
     check("quantization", text)
+
+
+def test_weights_that_training_quantizes_in_the_graph_are_integers() -> None:
+    """Quantization-aware training exports real weights with their quantization behind them."""
+    text = """
+    // CHECK: %[[WEIGHTS:.*]] = constant {{.*}} : i8[4, 2]
+    // CHECK: MatMulInteger(%q, %{{.*}}, %z)
+    // CHECK: %y = QuantizeLinear
+    graph @g(%x: f32[3, 4]) -> (%y: u8[3, 2]) {
+      %s = constant 0.02 : f32[]
+      %z = constant 100 : u8[]
+      %w = constant [[0.25, -0.5], [0.75, 0.3], [0.1, -1.0], [0.5, 0.0]] : f32[4, 2]
+      %ws = constant [0.01, 0.02] : f32[2]
+      %wz = constant [0, 0] : i8[2]
+      %q = QuantizeLinear(%x, %s, %z) : u8[3, 4]
+      %a = DequantizeLinear(%q, %s, %z) : f32[3, 4]
+      %wq = QuantizeLinear(%w, %ws, %wz) : i8[4, 2]
+      %wd = DequantizeLinear(%wq, %ws, %wz) : f32[4, 2]
+      %p = MatMul(%a, %wd) : f32[3, 2]
+      %y = QuantizeLinear(%p, %s, %z) : u8[3, 2]
+    }
+    """
+    check("fold{dequantize=False},quantization,cleanup", text)
+
+
+def test_a_tensor_that_several_read_is_stored_once_as_bytes() -> None:
+    """Its reals are made where they are read, next to what they are added to."""
+    text = """
+    graph @g(%x: f32[4, 8], %r: f32[4, 8]) -> (%a: f32[4, 8], %b: f32[4, 8], %c: f32[4, 8]) {
+      %s = constant 0.02 : f32[]
+      %z = constant 100 : u8[]
+      %w = constant @"w" : i8[8, 8]
+      %t = Tanh(%x) : f32[4, 8]
+      %q = QuantizeLinear(%t, %s, %z) : u8[4, 8]
+      %d = DequantizeLinear(%q, %s, %z) : f32[4, 8]
+      %v = DequantizeLinear(%w, %s) : f32[8, 8]
+      %a = MatMul(%d, %v) : f32[4, 8]
+      %p = MatMul(%d, %v) : f32[4, 8]
+      %b = Add(%p, %d) : f32[4, 8]
+      %e = Softmax(%r) : f32[4, 8]
+      %c = Mul(%e, %d) : f32[4, 8]
+    }
+    """
+    after = transformed("quantization,fold,fuse", parsed(text, {"w": weights(8, 8)}))
+    kernels = [node for node in after.nodes if node.op == "Fused"]
+    made = {value.name: str(value.dtype) for kernel in kernels for value in kernel.outputs}
+    assert made == {"q": "u8", "a": "f32", "b": "f32", "c": "f32"}
