@@ -547,8 +547,10 @@ def _inside(reduce: s.Reduce) -> set[bytes]:
 
 
 def combined(op: str, accumulator: Scalar, value: Scalar) -> Scalar:
-    """An accumulator with one more value; a product is added by one multiply-add."""
-    if op == "add" and isinstance(value, s.Binary) and value.op == "mul" and value.dtype.is_float:
+    """An accumulator with one more value; a product is added by one multiply-add, but by a constant: what scales
+    quantized elements gives the same on targets that have none."""
+    product = op == "add" and isinstance(value, s.Binary) and value.op == "mul" and value.dtype.is_float
+    if product and isinstance(value, s.Binary) and not isinstance(value.right, s.Const):
         return s.fma(value.left, value.right, accumulator)
     return s.Binary(value.dtype, 1, op, accumulator, value)
 

@@ -136,6 +136,21 @@ def test_sums_of_two_dequantized_tensors(target: Target) -> None:
     np.testing.assert_array_equal(found, expected(a + b, 0.0373, 101, U8))
 
 
+@pytest.mark.parametrize("shape", [(1, 5, 7, 37), (2, 11, 3, 16)])
+def test_means_of_bytes_are_the_same_on_every_target(shape: tuple[int, ...]) -> None:
+    """Nothing is multiplied and added with one rounding, and channels are added in one order."""
+    given_ = {"x": np.random.default_rng(4).integers(0, 256, shape).astype(np.uint8)}
+    constants = {"s": np.array(0.0173, np.float32), "z": np.array(121, np.uint8), "axes": np.array([1, 2])}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "s", "z"], ["f"]),
+        helper.make_node("ReduceMean", ["f", "axes"], ["y"]),
+    ]
+    model = model_of(nodes, given_, constants, ["y"])
+    found = [onnxc.compile(model, target=target).run(given_)["y"] for target in RUNNABLE]
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+
+
 def test_nothing_is_divided_where_there_are_fused_multiply_adds() -> None:
     kernel = kernel_of(64, lambda v: saturated(v / const(0.1, F32), const(3, U8), U8), U8)
     fast, plain = (str(round_in_steps(kernel, fma)) for fma in (True, False))
