@@ -10,6 +10,7 @@ from ...ir.program import Program
 from ...ir.target import Target
 from ...passes.math import expand_kernel
 from ...passes.rounding_steps import round_in_steps
+from ...passes.turned_tiles import turn_tiles
 from ...passes.vectorize import Vectors, vectorize
 from . import bounds
 from .entry import render_entry
@@ -28,7 +29,7 @@ class Built:
 
 def scheduled(kernel: Kernel, target: Target) -> Kernel:
     """A kernel in the form that is rendered: explicit lanes, mathematical functions expanded."""
-    return expand_kernel(round_in_steps(vectorize(kernel, Vectors.of(target)), target.fma))
+    return expand_kernel(round_in_steps(vectorize(turn_tiles(kernel, target.vector_bits), Vectors.of(target)), target.fma))
 
 
 def modules(program: Program, target: Target, threaded: bool = True) -> Iterator[tuple[str, str]]:
