@@ -16,14 +16,15 @@ from dataclasses import replace
 from ..ir import loops as k
 from ..ir import scalars as s
 from ..ir.dims import Dim, linear, symbol
-from ..ir.dtypes import F32, F64, I8, I16, I32, I64, U8, U16, U32, U64
-from ..ir.loops import Alloc, Define, For, Kernel, Statement, Store
+from ..ir.dtypes import BF16, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64
+from ..ir.loops import Alias, Alloc, Define, For, Kernel, Statement, Store
 from ..ir.scalars import Buffer, Load, Rewriter, Scalar
 
 LANES = 16
 """Elements of a vector that is turned, at most."""
 TYPES = (I8, U8, I16, U16, I32, U32, I64, U64, F32, F64)
-"""What registers hold as memory does."""
+"""What registers hold as memory does; floats of 16 bits are turned as integers."""
+HALF = (F16, BF16)
 LONGEST = 64
 """Elements of a tile along the inner loop, at most."""
 
@@ -82,7 +83,7 @@ def _turned(outer: For, inner: For, store: Store) -> Mapping[bytes, Load] | None
         if along is None or across is None or node.predicate is not None or node.buffer.name == store.buffer.name:
             return None
         if along not in (0, 1):
-            if across != 1 or node.buffer.dtype not in TYPES:
+            if across != 1 or node.buffer.dtype not in (*TYPES, *HALF):
                 return None
             found[node.digest] = node
     return found
@@ -105,12 +106,16 @@ def _tiles(
     part = symbol(f"{inner.index}_part", 0, columns // rows - 1) * rows
     copies: dict[bytes, Buffer] = {}
     for number, (digest, load) in enumerate(turned.items()):
-        copy = copies[digest] = Buffer(f"{inner.index}_turned{number}", load.buffer.dtype, rows * columns, "stack")
+        name, dtype, source = f"{inner.index}_turned{number}", load.buffer.dtype, load.buffer
+        copy = copies[digest] = Buffer(name, U16 if dtype in HALF else dtype, rows * columns, "stack")
         yield Alloc(copy)
+        if dtype in HALF:
+            source, copies[digest] = Buffer(f"{name}_bits", U16), Buffer(f"{name}_floats", dtype)
+            yield from (Alias(source, load.buffer, 0), Alias(copies[digest], copy, 0))
 
-        def line(j: int, load: Load = load) -> Scalar:
+        def line(j: int, load: Load = load, source: Buffer = source) -> Scalar:
             offset = Rewriter(dims={outer.index: a, inner.index: b + part + j}).dim(load.offset)
-            return s.load(load.buffer, offset, rows)
+            return s.load(source, offset, rows)
 
         body = list(_network(f"{copy.name}_", copy, [line(j) for j in range(rows)], part, columns))
         yield For(f"{inner.index}_part", columns // rows, tuple(body))
