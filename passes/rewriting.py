@@ -125,8 +125,10 @@ class Rewriter:
             self.inference.outputs(node.op, node.inputs, node.attributes, node.regions, names, node.origin)
         for value in node.outputs:
             # Sizes that were known as elements of this value, when its content was not (see Inference.static).
-            for element, dim in enumerate(known_dims(self.inference.values.get(value.name)) or ()):
-                name = f"{identifier(value.name)}_{element}"
+            dims = known_dims(self.inference.values.get(value.name)) or ()
+            stem = identifier(value.name) if dims else ""
+            for element, dim in enumerate(dims):
+                name = f"{stem}_{element}"
                 if as_symbol(dim) != Symbol(name) and known_le(0, dim):
                     self.sizes[name] = dim
 

@@ -8,6 +8,7 @@ a schedule of a backend; the definition stays what they mean.
 from __future__ import annotations
 
 import inspect
+import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,9 +59,12 @@ class Context:
         return symbol(f"{self.mark}{identifier(self.outputs[0])}_{stem}", 0, upper)
 
 
+_OTHER = re.compile(r"\W")
+
+
 def identifier(name: str) -> str:
     """The name with all but letters and digits replaced: what symbols are named after."""
-    return "".join(c if c.isalnum() else "_" for c in name)
+    return _OTHER.sub("_", name)
 
 
 @dataclass(frozen=True)
