@@ -13,7 +13,9 @@ limited to what the range of the result allows (NaN becomes its lowest value), s
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -53,17 +55,38 @@ class _Steps(Rewriter):
         super().__init__()
         self.fma = fma
         self.narrowed: set[bytes] = set()
+        self.sizes: dict[bytes, float] = {}
+        self.reals: dict[bytes, tuple[Scalar, float]] = {}
 
     def rebuild(self, scalar: Scalar) -> Scalar:
         result = super().rebuild(scalar)
-        if isinstance(result, s.Cast) and isinstance(result.operand, s.Cast) and result.dtype in (I32, F32):
-            if result.operand.digest in self.narrowed:  # dequantized at once
-                return s.cast(result.operand.operand, result.dtype)
+        wider = isinstance(result, s.Cast) and isinstance(result.operand, s.Cast) and result.dtype in (I32, F32)
+        if wider and result.operand.digest in self.narrowed:  # type: ignore[attr-defined]
+            return s.cast(result.operand.operand, result.dtype)  # type: ignore[attr-defined]  # dequantized at once
+        if isinstance(result, s.Cast) and result.dtype == F32 and result.operand.dtype == I32:
+            return self._real(result.operand) or result
         if isinstance(result, s.Cast) and result.dtype in NARROW and result.operand.dtype == F32:
             steps = _matched(result.operand)
             if steps is not None:
-                result = s.cast(self._rounded(steps), result.dtype)
+                whole = self._rounded(steps)
+                self.sizes[whole.digest] = max(abs(steps.low), abs(steps.high))
+                result = s.cast(whole, result.dtype)
                 self.narrowed.add(result.digest)
+        return result
+
+    def _real(self, whole: Scalar) -> Scalar | None:
+        """A rounded integer, perhaps less a constant, as a real: what was added to round it is taken off as one."""
+        less = _integer(whole.right) if isinstance(whole, s.Binary) and whole.op == "sub" else None
+        if less is not None and isinstance(whole, s.Binary) and whole.left.digest in self.reals:
+            total, base = self.reals[whole.left.digest]
+        elif whole.digest in self.reals:
+            less, (total, base) = 0.0, self.reals[whole.digest]
+        else:
+            return None
+        if abs(less) >= LARGEST:
+            return None
+        result = total - const(base + less, F32, total.lanes)
+        self.sizes[result.digest] = size(whole, self.sizes)
         return result
 
     def _rounded(self, steps: Steps) -> Scalar:
@@ -72,7 +95,7 @@ class _Steps(Rewriter):
         least, most = steps.low - steps.zero, steps.high - steps.zero
         limits: tuple[Scalar, Scalar] = const(least, F32, lanes), const(most, F32, lanes)
         value, divisor = steps.value, _divisor(steps.value)
-        if size(value) < LARGEST and steps.whole is None:
+        if size(value, self.sizes) < LARGEST and steps.whole is None:
             # Limited as an integer, which packing instructions do themselves.
             if divisor is not None and isinstance(value, s.Binary) and self.fma:
                 value = _quotient(value.left, divisor)
@@ -89,10 +112,13 @@ class _Steps(Rewriter):
             ends = (const(float(np.float32(limit * divisor)), F32, lanes) for limit in (least, most))
             x = _limited(value.left, *ends)
             value = _quotient(x, divisor) if self.fma else s.binary("div", x, value.right)
-        bits = bitcast(value + const(WHOLE, F32, lanes), I32)
+        total = value + const(WHOLE, F32, lanes)
+        bits = bitcast(total, I32)
         if steps.whole is not None:
             return bits - const(WHOLE_BITS, I32, lanes) + s.cast(steps.whole, I32)
-        return bits - const(WHOLE_BITS - int(steps.zero), I32, lanes)
+        result = bits - const(WHOLE_BITS - int(steps.zero), I32, lanes)
+        self.reals[result.digest] = total, WHOLE - steps.zero
+        return result
 
 
 def _limited(x: Scalar, least: Scalar, most: Scalar) -> Scalar:
@@ -115,19 +141,24 @@ def _divisor(value: Scalar) -> float | None:
     return divisor if divisor is not None and SCALES[0] <= divisor <= SCALES[1] else None
 
 
-def size(value: Scalar) -> float:
-    """What the magnitude of a finite value is at most; infinity where nothing is known, or where it might be NaN."""
+def size(value: Scalar, sizes: Mapping[bytes, float] = MappingProxyType({})) -> float:
+    """What the magnitude of a finite value is at most; infinity where nothing is known, or where it might be NaN.
+
+    `sizes` are known of expressions, by digest.
+    """
+    if value.digest in sizes:
+        return sizes[value.digest]
     number = _number(value)
     if number is not None:
         return abs(number)
     if isinstance(value, s.Broadcast):
-        return size(value.operand)
+        return size(value.operand, sizes)
     if isinstance(value, s.Select):
-        return max(size(value.yes), size(value.no))
+        return max(size(value.yes, sizes), size(value.no, sizes))
     if isinstance(value, s.Cast) and value.dtype in (F32, I32):
-        return size(value.operand)
+        return size(value.operand, sizes)
     if isinstance(value, s.Binary) and value.dtype in (F32, I32):
-        left, right = size(value.left), size(value.right)
+        left, right = size(value.left, sizes), size(value.right, sizes)
         if value.op in ("add", "sub"):
             return left + right
         if value.op == "mul":
@@ -181,6 +212,13 @@ def _with_number(value: Scalar, op: str) -> tuple[Scalar, float] | None:
         if number is not None:
             return one, number
     return None
+
+
+def _integer(scalar: Scalar) -> float | None:
+    """The value of a literal, perhaps in a wider type of integers."""
+    while isinstance(scalar, s.Broadcast | s.Cast) and scalar.dtype.is_integer:
+        scalar = scalar.operand
+    return float(scalar.value) if isinstance(scalar, s.Const) and scalar.dtype.is_integer else None
 
 
 def _number(scalar: Scalar) -> float | None:

@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxc.backends.cpu.kernels import integer_conv, integer_depthwise, integer_winograd, winograd_plan
 from onnxc.backends.cpu.kernels.filtering import as_array, filtering
 from onnxc.ir.dims import symbol
-from onnxc.ir.dtypes import F32
+from onnxc.ir.dtypes import F32, I32
 from onnxc.ir.functions import cast
 from onnxc.ir.ops.quantization import quantize_linear
 from onnxc.ir.target import Target
@@ -197,6 +197,32 @@ def test_results_of_8_bits_are_the_same_on_every_level(schedule: Schedule, resul
         assert lowered is not None and len(lowered.kernel_calls) == 1
         (found,) = run(region, lowered, target, [x, w, bias, scale, residual, step, zero])
         np.testing.assert_array_equal(found, wanted, err_msg=level)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_sums_that_are_quantized_before_a_residual_is_added(level: str) -> None:
+    """As models have it whose every tensor is quantized: rounded twice, limited twice."""
+    x, w = integers(np.uint8, 1, 5, 6, 16), integers(np.int8, 40, 16, 3, 3)
+    attributes = {"pads": [1] * 4, "strides": [1, 1], "dilations": [1, 1], "group": 1, "layout": "channels_last"}
+    residual, scale = integers(np.uint8, 1, 5, 6, 40), RANDOM.uniform(1e-3, 4e-3, 40).astype(np.float32)
+
+    def outputs(sums: Tensor, scale: Tensor, residual: Tensor, one: Tensor, zero: Tensor, other: Tensor) -> Tensor:
+        inner = quantize_linear(cast(sums, F32) * scale, one, zero)
+        real = cast(cast(inner, I32) - 100, F32) * 0.75 + cast(cast(residual, I32) - 30, F32) * 0.5
+        return quantize_linear(real, one, other)
+
+    one, zero, other = np.array(1, np.float32), np.array(100, np.uint8), np.array(7, np.uint8)
+    extras: list[Any] = [scale, (residual.shape, np.uint8), one, zero, other]
+    region = make_region("ConvInteger", [(x.shape, np.uint8), w], attributes, extras, outputs)
+    sums = expected(x, w.astype(np.int64), 0, attributes).astype(np.float32) * scale
+    inner = np.clip(np.rint(sums) + 100, 0, 255)
+    real = (inner - 100).astype(np.float32) * np.float32(0.75) + (residual.astype(np.float32) - 30) * np.float32(0.5)
+    wanted = np.clip(np.rint(real) + 7, 0, 255).astype(np.uint8)
+    target = Target.parse(level)
+    lowered = integer_conv.schedule(region, target)
+    assert lowered is not None
+    (found,) = run(region, lowered, target, [x, w, scale, residual, one, zero, other])
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("target", ["aarch64+dotprod", "neoverse-v1"])

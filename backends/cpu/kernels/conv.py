@@ -275,8 +275,8 @@ class _Conv:
             inside = (tap * (self.kernel[1] * channels) + weight) * (columns.vectors * lanes)
             return s.load(panel, inside + v * lanes, lanes)
 
-        start = self._starts(columns, column)
-        yield from multiply_accumulate(tile, found.sums, taps, left, right, setup, dot=found.dot, start=start)
+        starts = self._starts(columns, column)
+        yield from multiply_accumulate(tile, found.sums, taps, left, right, setup, dot=found.dot, start=starts)
         yield from self._finish(tile, columns, column, row, at, border and not self._whole)
 
     @property

@@ -54,7 +54,7 @@ def schedule(region: Region, target: Target) -> Lowered | None:
 def channel_order(lanes: int) -> np.ndarray:
     """The channels of a chunk, [4, lanes], in the order in which interleaving leaves them."""
     vector, block, lane = np.meshgrid(range(4), range(lanes // 4), range(4), indexing="ij")
-    return (BLOCK * block + 4 * vector + lane).reshape(4, lanes)
+    return np.asarray(BLOCK * block + 4 * vector + lane).reshape(4, lanes)
 
 
 def chunks(channels: int, largest: int) -> list[tuple[int, int, int]]:
@@ -138,8 +138,8 @@ class _IntegerDepthwise(_Depthwise):
         rows, columns = self.kernel
         weights = np.zeros((self.groups * GROUP, columns, self.channels), np.int8)
         weights[:rows] = self.found.weights.reshape(self.channels, rows, columns).transpose(1, 2, 0)
-        weights = weights.reshape(self.groups, GROUP, columns, self.channels)
-        parts = [np.moveaxis(part, 1, -1).reshape(-1) for part in self._by_chunk(weights)]
+        grouped = weights.reshape(self.groups, GROUP, columns, self.channels)
+        parts = [np.moveaxis(part, 1, -1).reshape(-1) for part in self._by_chunk(grouped)]
         return np.concatenate(parts).view(np.uint32)
 
     def _start(self) -> np.ndarray:
@@ -294,8 +294,8 @@ def interleaved(rows: Sequence[Scalar]) -> list[Scalar]:
     first, second, third, fourth = (*rows, *[zero] * (GROUP - len(rows)))
     result: list[Scalar] = []
     for high in (0, 1):
-        pairs = [_paired(_unpacked(x, y, U8, high), U16) for x, y in ((first, second), (third, fourth))]
-        result += [_paired(_unpacked(*pairs, U16, half), U32) for half in (0, 1)]
+        low, above = (_paired(_unpacked(x, y, U8, high), U16) for x, y in ((first, second), (third, fourth)))
+        result += [_paired(_unpacked(low, above, U16, half), U32) for half in (0, 1)]
     return result
 
 
@@ -317,7 +317,7 @@ def in_order(vectors: Sequence[Scalar]) -> list[Scalar]:
     lanes = vectors[0].lanes
     order = channel_order(lanes)
     where = {int(order[v, lane]): (v, lane) for v in range(len(vectors)) for lane in range(lanes)}
-    result = []
+    result: list[Scalar] = []
     for at in range(0, 4 * lanes, lanes):
         pieces = [[where[c] for c in range(first, first + 4)] for first in range(at, at + lanes, 4)]
         parts = [

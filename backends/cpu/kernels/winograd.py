@@ -26,7 +26,7 @@ from ....passes.regions import Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, through_memory
 from ...kernels.operands import joined
-from ..dot_products import PAIRS
+from ..dot_products import PAIRS, Dot
 from .convolution import Convolution, find_convolution
 from .epilogue import finish_tile
 from .filtering import as_array, times
@@ -69,7 +69,8 @@ class _Winograd:
         self.output_step = self.block * self.broad + self.lanes
         self.tasks = target.threads
         # What lies between transform and product, and what is multiplied: perhaps bf16, as pairs of channels.
-        self.kept, self.factors, self.dot = (BF16, U32, PAIRS) if plan.narrow else (F32, F32, None)
+        self.kept, self.factors = (BF16, U32) if plan.narrow else (F32, F32)
+        self.dot: Dot | None = PAIRS if plan.narrow else None
         self.arithmetic, self.sums = F32, F32
         self.input_lanes = self.lanes
         self._begin()
