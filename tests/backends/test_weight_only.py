@@ -242,3 +242,16 @@ def test_digits_have_the_precision_of_reals(target: str, zeros: str) -> None:
         x[-1, 5] = np.nan
         (result,) = run(region, lowered, chosen, [x, *weights.operands])
         assert np.isnan(result[-1]).all() and not np.isnan(result[:-1]).any()
+
+
+def test_digits_where_the_run_tells_that_rows_are_few() -> None:
+    weights = Weights(100, 200, 4, 32, "u1")
+    chosen = replace(HOST, strassen=1)
+    region = make_region("onnxc.PackedMatMul", [((M, 200), "f4"), *weights.operands], weights.attributes)
+    lowered = weight_only.schedule(region, chosen)
+    assert lowered is not None
+    for rows in (1, 4, 8, 9, 30):
+        x = RANDOM.standard_normal((rows, 200)).astype(np.float32)
+        (result,) = run(region, lowered, chosen, [x, *weights.operands], {"M": rows})
+        atol = 5e-7 * (np.abs(x) @ np.abs(weights.numbers).T).max()
+        np.testing.assert_allclose(result, weights.times(x), rtol=0, atol=atol)
