@@ -308,6 +308,39 @@ def test_an_input_that_8_bits_cannot_hold_is_read_in_float() -> None:
     assert summary.quantised == {"Conv": 2}
 
 
+@pytest.mark.parametrize("product", ["MatMul (n, w)", "Gemm <transB = 1> (n, w)"], ids=["MatMul", "Gemm"])
+def test_channels_of_unlike_size_are_made_alike(product: str) -> None:
+    """A few channels of a normalisation are a hundred times the others."""
+    text = f"unlike (float[32, 24] x) => (float[32, 8] y) {{ n = LayerNormalization (x, scale) y = {product} }}"
+    weights, scale = normal(8, 24) / 5, np.where(np.arange(24) < 2, 100, 1).astype(np.float32)
+    weights[:, :2] /= 100
+    floats = model_of_text(text, scale=scale, w=weights if "Gemm" in product else weights.T.copy())
+    inputs = {"x": normal(32, 24)}
+    (expected,) = by_onnxruntime(floats, inputs)
+    found = {}
+    for smooth in (True, False):
+        draft, summary = quantised_draft(floats, inputs, Settings(smooth=smooth))
+        assert summary.smoothed == int(smooth)
+        found[smooth] = decibels(expected, by_onnxruntime(draft.embedded(), inputs)[0])
+    assert found[True] > 30 and found[True] > found[False] + 10
+    agrees(onnxc.quantize(floats, inputs), floats, inputs, 30)
+    one_pass = iter([inputs])  # cannot be looked at twice
+    assert quantised_draft(floats, one_pass, Settings())[1].smoothed == 0
+
+
+def test_channels_of_depthwise_convolutions_are_made_alike() -> None:
+    text = """unlike (float[4, 6, 9, 9] x) => (float[4, 6, 7, 7] y) {
+        t = Tanh (x)
+        n = Mul (t, size)
+        y = Conv <group = 6> (n, w)
+    }"""
+    size = np.array([100, 1, 1, 1, 1, 1], np.float32).reshape(6, 1, 1)
+    floats = model_of_text(text, size=size, w=normal(6, 1, 3, 3) / size[:, None])
+    inputs = {"x": normal(4, 6, 9, 9)}
+    assert quantised_draft(floats, inputs, Settings())[1].smoothed == 1
+    agrees(onnxc.quantize(floats, inputs), floats, inputs, 30)
+
+
 def test_portions_are_let_go() -> None:
     """Calibration keeps nothing of a portion when it asks for the next but one."""
     alive: list[weakref.ref[Array]] = []

@@ -26,11 +26,12 @@ MOST_AT_ONCE = 64
 
 @dataclass
 class Statistics:
-    """Of one value: the histogram of its elements, and for each channel their sum and the largest size of one."""
+    """Of one value: the histogram of its elements, for each channel their sum, their squares' and the largest size."""
 
     histogram: Histogram = field(default_factory=Histogram)
     axis: int | None = None
     sums: Array | None = None
+    squares: Array | None = None
     largest: Array | None = None
     count: int = 0
 
@@ -38,8 +39,9 @@ class Statistics:
         self.histogram.add(array)
         if self.axis is not None and array.ndim and array.size:
             others = tuple(axis for axis in range(array.ndim) if axis != self.axis % array.ndim)
-            sums = array.sum(others, dtype=np.float64)
+            sums, squares = array.sum(others, dtype=np.float64), np.square(array).sum(others, dtype=np.float64)
             self.sums = sums if self.sums is None else self.sums + sums
+            self.squares = squares if self.squares is None else self.squares + squares
             largest = np.maximum(array.max(others), -array.min(others))
             self.largest = largest if self.largest is None else np.maximum(self.largest, largest)
             self.count += array.size // len(sums)

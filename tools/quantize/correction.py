@@ -29,11 +29,11 @@ def mean_error(node: NodeProto, error: Array, means: Array) -> Array | None:
         if len(means) != groups * each:
             return None
         taps = error.reshape(groups, error.shape[0] // groups, each, -1).sum(-1)
-        return np.einsum("goc,gc->go", taps, means.reshape(groups, each)).reshape(-1)
+        return np.asarray(np.einsum("goc,gc->go", taps, means.reshape(groups, each)).reshape(-1))
     if error.ndim != 2:
         return None
     matrix = error.T if attribute(node, "transB", 0) else error
-    return means @ matrix if matrix.shape[0] == len(means) else None
+    return np.asarray(means @ matrix) if matrix.shape[0] == len(means) else None
 
 
 __all__ = ["mean_error"]

@@ -54,7 +54,7 @@ def quantised_draft(
         )
     settings.progress("reading", 0, None)
     draft, summary = Draft(model, OPSETS[settings.kind], settings.folder), Summary(settings.kind)
-    summary.bytes_before = draft.bytes()
+    summary.bytes_before = draft.size()
     stored = next((node for node in draft.graph.node if node.op_type in STORED), None)
     if stored is not None:
         raise QuantizationError(
@@ -68,7 +68,7 @@ def quantised_draft(
         (Dynamic if settings.dynamic else WeightsOnly)(draft, settings, summary).run()
         _check(summary)
     draft.clean()
-    summary.bytes_after = draft.bytes()
+    summary.bytes_after = draft.size()
     return draft, summary
 
 
@@ -88,7 +88,7 @@ def _static(draft: Draft, data: Data | None, settings: Settings, summary: Summar
     refused = coarse_inputs(draft, places, statistics, settings)
     if refused:
         places = find_places(draft, settings, summary, refused)
-    smoothed = smooth(draft, places, statistics) if settings.smooth and samples.again else {}
+    smoothed = smooth(draft, places, statistics, settings) if settings.smooth and samples.again else {}
     if smoothed:
         places = find_places(draft, settings, summary, refused)
         statistics |= calibrate(draft, smoothed, samples, settings)

@@ -31,9 +31,9 @@ def fold_batch_norms(draft: Draft) -> int:
         bias = draft.array(node.input[2]).astype(np.float64) if len(node.input) > 2 and node.input[2] else 0.0
         folded = weights * factor.reshape(-1, *[1] * (weights.ndim - 1))
         name = draft.add_constant(f"{node.input[1]}_folded", folded.astype(np.float32))
-        bias = draft.add_constant(f"{node.name}_folded_bias", ((bias - mean) * factor + shift).astype(np.float32))
+        shifted = draft.add_constant(f"{node.name}_folded_bias", ((bias - mean) * factor + shift).astype(np.float32))
         del node.input[1:]
-        node.input.extend([name, bias])
+        node.input.extend([name, shifted])
         gone[norm.name] = node.name
         node.output[0] = norm.output[0]
     draft.replace_nodes(node for node in nodes if node.name not in gone)

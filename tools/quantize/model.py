@@ -214,14 +214,14 @@ class Draft:
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         del self.graph.value_info[:]
 
-    def bytes(self) -> int:
+    def size(self) -> int:
         """What the tensors of the model take."""
         return sum(size_of(tensor) for tensor in tensors_of(self.graph))
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
         """Writes the model, its larger tensors beside it where protobuf could not hold them all; the files."""
         path = Path(path)
-        if self.bytes() < LARGEST_FILE:
+        if self.size() < LARGEST_FILE:
             path.write_bytes(self.embedded().SerializeToString(deterministic=True))
             return [path]
         beside = path.with_name(f"{path.name}.data")
@@ -264,9 +264,9 @@ class Draft:
     def _payload(self, tensor: TensorProto) -> bytes:
         """A tensor's elements as they stand in a file."""
         if tensor.HasField("raw_data"):
-            return tensor.raw_data
+            return bytes(tensor.raw_data)
         array = np.asarray(self.weights.array(tensor))
-        return numpy_helper.from_array(array).raw_data
+        return bytes(numpy_helper.from_array(array).raw_data)
 
 
 def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
@@ -289,7 +289,7 @@ def size_of(tensor: TensorProto) -> int:
 
 def opset_of(proto: ModelProto) -> int:
     """The opset of ONNX's own operators."""
-    return max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+    return int(max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=1))
 
 
 def inlined(proto: ModelProto) -> ModelProto:

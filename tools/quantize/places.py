@@ -156,8 +156,8 @@ def behind_clamp(node: NodeProto, readers: Mapping[str, Sequence[NodeProto]], fi
     result = node.output[0]
     following = readers.get(result, ())
     if len(following) == 1 and following[0].op_type in CLAMPS and result not in fixed:
-        return following[0].output[0]
-    return result
+        return str(following[0].output[0])
+    return str(result)
 
 
 def _read_as_it_is(

@@ -2,8 +2,10 @@
 
 Where a float operator gives an operand of integer products (a normalisation, a spectrum, an input of the model), each
 channel is divided by a factor and the weights that meet it are multiplied by it: x W = (x / s) (s W), with
-s = sqrt(max |x| / max |W|) per channel (Xiao et al. 2023, "SmoothQuant"). Factors are powers of two, so that the float
-model still computes the same bits; engines fuse the product into the operator before.
+s = max |x|^a / max |W|^(1 - a) per channel (Xiao et al. 2023, "SmoothQuant"). The exponent a is that for which rounding
+both operands is expected to do least to the result; nothing is done where that is not much less than without factors.
+Factors are powers of two, so that the float model still computes the same bits; engines fuse the product into the
+operator before.
 """
 
 from __future__ import annotations
@@ -18,15 +20,19 @@ from onnx import NodeProto
 from .calibrate import Statistics
 from .model import Draft, attribute, make_node
 from .places import Places, is_mover, of_integers
+from .ranges import range_of
+from .settings import Settings
 
 Array = NDArray[Any]
-UNLIKE = 4.0
-"""Times the median channel that the largest is, from which on two bits of most channels are to be had."""
+SHARES = (0.25, 0.5)
+"""Exponents that are tried."""
+GAIN = 0.5
+"""What is expected to be left of the error, at most, where factors are put in."""
 MOST = 2.0**10
 """Largest factor, or its inverse, beside that of the median channel."""
 
 
-def smooth(draft: Draft, places: Places, statistics: Mapping[str, Statistics]) -> dict[str, int]:
+def smooth(draft: Draft, places: Places, statistics: Mapping[str, Statistics], settings: Settings) -> dict[str, int]:
     """Divides values by factors and multiplies their weights; the new values, and which axes their channels are."""
     definers, readers, stored = draft.definers(), draft.readers(), set(places.values)
     made: dict[str, tuple[str, NodeProto]] = {}
@@ -41,13 +47,11 @@ def smooth(draft: Draft, places: Places, statistics: Mapping[str, Statistics]) -
             continue
         if of_integers(name, draft, definers, stored, places) or (producer is not None and is_mover(producer)):
             continue
-        if largest.max() < UNLIKE * np.median(largest):
+        weights = [_by_channel(node, draft.array(node.input[1])) for node in integer]
+        if any(part is None or part.shape[0] * part.shape[2] != len(largest) for part in weights):
             continue
-        weights = [_largest_weights(node, draft.array(node.input[1]), len(largest)) for node in integer]
-        if any(part is None for part in weights):
-            continue
-        factors = _factors(largest, np.max([part for part in weights if part is not None], 0))
-        if np.all(factors == 1):
+        factors = _best(statistics[name], [part for part in weights if part is not None], settings)
+        if factors is None:
             continue
         trailing = max(draft.array(node.input[1]).ndim - 2 for node in integer) if axis == 1 else 0
         inverse = draft.add_constant(f"{name}_smoothing", (1 / factors).astype(np.float32).reshape(-1, *[1] * trailing))
@@ -68,38 +72,64 @@ def smooth(draft: Draft, places: Places, statistics: Mapping[str, Statistics]) -
     return axes
 
 
-def _factors(largest: Array, weights: Array) -> Array:
+def _best(statistics: Statistics, weights: list[Array], settings: Settings) -> Array | None:
+    """The factors [channels] for a value that meets these weights, None where they are not worth it."""
+    assert statistics.largest is not None and statistics.squares is not None
+    largest, powers = statistics.largest.astype(np.float64), statistics.squares / max(statistics.count, 1)
+    grid = range_of(statistics.histogram, settings)
+    sides = 1 if statistics.histogram.low >= 0 and not settings.symmetric else 2
+    others = np.max([np.abs(part).max((1, 3)).reshape(-1) for part in weights], 0)
+    found = None
+    least = GAIN * expected_error(np.ones(len(largest)), float(grid.scale), powers, weights)
+    for share in SHARES:
+        factors = _factors(largest, others, share)
+        error = expected_error(factors, sides * float((largest / factors).max()) / 255, powers, weights)
+        if error < least:
+            found, least = factors, error
+    return found
+
+
+def expected_error(factors: Array, step: float, powers: Array, weights: list[Array]) -> float:
+    """What rounding does to products of values (with mean squares `powers` [channels], rounded to steps of this size
+    after division by `factors`) by weights, as the sum of mean squares: each rounding by itself changes a value by
+    step^2 / 12."""
+    error = 0.0
+    for part in weights:
+        groups, _, channels, taps = part.shape
+        scaled = part * factors.reshape(groups, 1, channels, 1)
+        error += step**2 / 12 * float(np.square(scaled, dtype=np.float64).sum())
+        steps = np.abs(scaled).max((2, 3)).astype(np.float64) / 127
+        means = (powers / factors**2).reshape(groups, channels).sum(1) * taps
+        error += float((np.square(steps).sum(1) / 12 * means).sum())
+    return error
+
+
+def _factors(largest: Array, weights: Array, share: float) -> Array:
     """Powers of two [channels] to divide values by, of which and of whose weights these are the largest."""
     known = (largest > 0) & (weights > 0)
     if not np.any(known):
         return np.ones(len(largest))
-    factors = np.sqrt(np.where(known, largest, 1.0) / np.where(known, weights, 1.0))
+    factors = np.where(known, largest, 1.0) ** share / np.where(known, weights, 1.0) ** (1 - share)
     factors /= np.median(factors[known])
     factors = np.where(known, np.clip(factors, 1 / MOST, MOST), 1.0)
     return np.asarray(2.0 ** np.rint(np.log2(factors)))
 
 
-def _by_channel(node: NodeProto, weights: Array) -> tuple[Array, int]:
-    """Weights [groups, outputs, channels of a group, taps], of a product [1, outputs, channels, 1]."""
+def _by_channel(node: NodeProto, weights: Array) -> Array | None:
+    """Weights as [groups, outputs, channels of a group, taps], of a product [1, outputs, channels, 1]; None where they
+    are no matrix."""
     if node.op_type == "Conv":
         groups = attribute(node, "group", 1)
-        return weights.reshape(groups, weights.shape[0] // groups, weights.shape[1], -1), groups
+        return weights.reshape(groups, weights.shape[0] // groups, weights.shape[1], -1)
     matrix = weights if attribute(node, "transB", 0) else weights.T
-    return matrix[None, :, :, None], 1
-
-
-def _largest_weights(node: NodeProto, weights: Array, channels: int) -> Array | None:
-    """The largest weight [channels] of each channel of the left operand; None where the shapes do not tell."""
-    if node.op_type != "Conv" and weights.ndim != 2:
-        return None
-    found = np.abs(_by_channel(node, weights)[0]).max((1, 3)).reshape(-1)
-    return found if len(found) == channels else None
+    return matrix[None, :, :, None] if weights.ndim == 2 else None
 
 
 def _scaled(node: NodeProto, weights: Array, factors: Array) -> Array:
     """Weights times the factors of the channels that they meet."""
-    parts, groups = _by_channel(node, weights)
-    scaled = parts * factors.astype(np.float32).reshape(groups, 1, -1, 1)
+    parts = _by_channel(node, weights)
+    assert parts is not None
+    scaled = parts * factors.astype(np.float32).reshape(parts.shape[0], 1, -1, 1)
     if node.op_type == "Conv":
         return np.asarray(scaled.reshape(weights.shape))
     return np.ascontiguousarray(scaled[0, :, :, 0] if attribute(node, "transB", 0) else scaled[0, :, :, 0].T)
