@@ -211,11 +211,11 @@ class WeightPanels:
 def row_tiles(rows: Dim, most: int) -> Iterator[tuple[str, Dim, int, Dim]]:
     """Loops over tiles of at most so many rows that cover all: (index, trips, rows of a tile, its first row)."""
     done: Dim = 0
+    left: Dim = rows
+    loops: list[tuple[int, Dim]] = []
     if isinstance(rows, int):
-        sizes = pieces(rows, -(-rows // -(-rows // most)))
-        loops: list[tuple[int, Dim]] = [(size, number) for size, number in sizes]
+        loops += pieces(rows, -(-rows // -(-rows // most)))
     else:
-        loops, left = [], rows
         for size in (most, *remainders(most)):
             loops.append((size, left // size))
             left = left - left // size * size
