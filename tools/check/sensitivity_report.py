@@ -12,7 +12,7 @@ from .sensitivity import Layer, Sensitivities
 
 LISTED = 20
 """Tensors that are listed where there are many."""
-NAMED = 8
+NAMED, WIDTH = 8, 36
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def lines(report: SensitivityReport) -> Iterator[Any]:
     changed = [layer for layer in found.layers if layer.alone.lowest < math.inf]
     for layer in changed[:LISTED]:
         table.add_row(
-            layer.value, _nodes(layer), _cell(layer.weighing), _cell(layer.rounding), _cell(layer.alone),
+            _short(layer.value), _nodes(layer), _cell(layer.weighing), _cell(layer.rounding), _cell(layer.alone),
             _decibels(layer.alone.balanced), _cell(layer.accumulated), layer.remark,
         )  # fmt: skip
     yield table
@@ -109,7 +109,12 @@ def _nodes(layer: Layer) -> str:
     if not layer.nodes:
         return ""
     more = f" and {len(layer.nodes) - 1} more" if len(layer.nodes) > 1 else ""
-    return f"{layer.operator} {layer.nodes[0]}{more}"
+    return f"{layer.operator} {_short(layer.nodes[0])}{more}"
+
+
+def _short(name: str) -> str:
+    """The end of a long name, which tells more than its beginning."""
+    return name if len(name) <= WIDTH else f"…{name[1 - WIDTH :]}"
 
 
 def _cell(power: Power | None) -> str:
