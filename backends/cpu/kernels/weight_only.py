@@ -39,6 +39,8 @@ ROUNDED = 4
 """The accuracy level of ONNX Runtime by which the left operand may be rounded to 8 bits."""
 DIGITS, DIGIT_ROWS = 3, 2
 """Digits of the precision of f32, and rows up to which three products of bytes take less time than one of reals."""
+PART_DEPTH = 512
+"""About how much of the depth is unpacked at a time for many rows."""
 MOST_OPEN = 2
 """Vectors of a panel where only the run tells how many rows there are: one width for few of them and for many."""
 MOST_VECTORS = 4
@@ -72,7 +74,7 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     elif isinstance(rows, int) and rows <= FEW_ROWS:
         tile = few_rows_tile(rows, found.columns, target)
     else:
-        tile = choose_tile(rows, found.columns, found.depth, F32, target)
+        tile = choose_tile(rows, found.columns, min(found.depth, PART_DEPTH), F32, target)
         tile = replace(tile, vectors=min(tile.vectors, MOST_OPEN)) if not isinstance(rows, int) else tile
     panels = WeightPanels(found, tile, target)
     most = FEW_ROWS if not isinstance(rows, int) and not rounded else None

@@ -31,6 +31,8 @@ from .weight_only_panels import PackedProduct, WeightPanels, row_tiles
 
 BASE = 256
 """Of digits, which are -128 to 127."""
+LEAST = 1e-30
+"""Magnitudes below count as 0: the quotient that makes integers of them would be infinite."""
 BYTES = 4
 """Codes that one lane of an instruction multiplies."""
 
@@ -131,7 +133,7 @@ class DigitRows:
         larger = s.binary("max", s.load(top, 0), s.unary("abs", value))
         yield For("at", count, (Store(top, 0, larger),), "vector")
         # What is no number, or infinite, makes the scale such: the digits may be anything.
-        usable = (zero < s.load(top, 0)) & (s.load(top, 0) < s.const(float("inf"), F32))
+        usable = (s.const(LEAST, F32) < s.load(top, 0)) & (s.load(top, 0) < s.const(float("inf"), F32))
         yield Define(inverse, s.select(usable, s.const(greatest, F32) / s.load(top, 0), zero))
         yield Store(self.scales, row * self.runs + run, s.load(top, 0) / greatest)
         scaled = s.unary("round", value * s.load(inverse, 0))
