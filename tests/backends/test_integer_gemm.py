@@ -141,13 +141,16 @@ def test_constant_right_operand(data: st.DataObject) -> None:
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_operands_of_the_run(data: st.DataObject) -> None:
-    """Batches, zero points of the run, for the left operand of each row too."""
+    """Batches that either operand may lack, zero points of the run, for the left operand of each row too."""
     target = data.draw(st.sampled_from(TARGETS))
     batch = tuple(data.draw(st.lists(st.integers(1, 3), max_size=2)))
     m, n, depth = data.draw(st.integers(2, 20)), data.draw(st.integers(2, 40)), data.draw(st.integers(2, 40))
     left, right = data.draw(DRAWN_BYTES), data.draw(DRAWN_BYTES)
     random = np.random.default_rng(data.draw(st.integers(0, 99)))
-    a, b = whole(random, left, *batch, m, depth), whole(random, right, *batch, depth, n)
+    batches = data.draw(
+        st.sampled_from([(batch, batch), (batch, ()), ((), batch), (batch[:-1] + (1,) * len(batch[-1:]), batch)])
+    )
+    a, b = whole(random, left, *batches[0], m, depth), whole(random, right, *batches[1], depth, n)
     a_zero, b_zero = whole(random, left, *data.draw(st.sampled_from([(), (m,)]))), whole(random, right)
     if data.draw(st.booleans()):
         b_zero = np.array(0 if right == np.int8 else 128, right)
