@@ -64,7 +64,9 @@ def calibrate(
     inputs = {port.name for port in samples.ports}
     shown = [name for name in channels if name not in inputs]
     settings.progress("compiling", 0, None)
-    run = compile_model(with_outputs(draft.proto, shown), Options(threads=settings.threads, folder=draft.folder)).run
+    # Who watches the passes gets them run: a model that is needed once does not go into the cache.
+    options = Options(threads=settings.threads, folder=draft.folder, after=lambda *_: None)
+    run = compile_model(with_outputs(draft.proto, shown), options).run
     for feed in samples:
         values = run(feed) if shown else {}
         for name, statistics in found.items():

@@ -284,7 +284,7 @@ def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
 def size_of(tensor: TensorProto) -> int:
     """Bytes of a tensor's elements."""
     dtype = BY_ONNX.get(tensor.data_type)
-    return (math.prod(tensor.dims) * (dtype.bits if dtype is not None else 64) + 7) // 8
+    return int(math.prod(tensor.dims) * (dtype.bits if dtype is not None else 64) + 7) // 8
 
 
 def opset_of(proto: ModelProto) -> int:
