@@ -298,6 +298,11 @@ def _resize(_: Rewriter, node: Node) -> Node | None:
     return None if len(kept) == len(node.attributes) else replace(node, attributes=kept)
 
 
+def _own_domain(sweep: Canonicalizer, node: Node) -> Node:
+    """ONNX's operator of the same name and meaning, which took over the types that another domain added."""
+    return replace(node, op=node.op.rpartition(".")[2])
+
+
 BECOMES: dict[str, Becomes] = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshape),
     **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd"), _reduced_over_ones),
@@ -305,4 +310,5 @@ BECOMES: dict[str, Becomes] = {
     **dict.fromkeys(("BitwiseAnd", "BitwiseOr", "BitwiseXor"), _constant_right),
     "Expand": _expand, "Transpose": _transpose, "Concat": _concat, "Sum": _sum, "Cast": _cast,
     "Resize": _resize,
+    **dict.fromkeys(("com.microsoft.QuantizeLinear", "com.microsoft.DequantizeLinear"), _own_domain),
 }  # fmt: skip

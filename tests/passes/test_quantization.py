@@ -345,3 +345,22 @@ def test_a_tensor_that_several_read_is_stored_once_as_bytes() -> None:
     kernels = [node for node in after.nodes if node.op == "Fused"]
     made = {value.name: str(value.dtype) for kernel in kernels for value in kernel.outputs}
     assert made == {"q": "u8", "a": "f32", "b": "f32", "c": "f32"}
+
+
+def test_quantization_of_another_domain_is_the_same() -> None:
+    """ONNX Runtime's quantizer writes its own domain where asked to, or where types came to ONNX later."""
+    text = """
+    graph @g(%x: u8[3, 4], %b: i8[4, 2]) -> (%y: u8[3, 2]) {
+      %s = constant 0.02 : f32[]
+      %z = constant 100 : u8[]
+      %a = com.microsoft.DequantizeLinear(%x, %s, %z) : f32[3, 4]
+      %w = com.microsoft.DequantizeLinear(%b, %s) : f32[4, 2]
+      %p = MatMul(%a, %w) : f32[3, 2]
+      %y = com.microsoft.QuantizeLinear(%p, %s, %z) : u8[3, 2]
+    }
+    """
+    after = transformed("canonicalize,quantization", parsed(text))
+    filecheck(
+        "// CHECK: MatMulInteger(%x, %b, %z)\n// CHECK-NOT: microsoft\n// CHECK: %y = QuantizeLinear",
+        print_graph(after),
+    )
