@@ -147,7 +147,8 @@ def _line(title: str, one: Mapping[str, Any], two: Mapping[str, Any] | None) -> 
     second = [""] * 6
     if two is not None:
         other = two["engines"][OWN]
-        compiling = [f"{other[key]:.{digits}f}" if key in other else "" for key, digits in (("cold", 1), ("load", 2))]
+        # Without a compilation before it, "load" was none from the cache.
+        compiling = [f"{other['cold']:.1f}", f"{other['load']:.2f}"] if "cold" in other else [""] * 2
         second = [*_cells(two), f"{own['ms'] / other['ms']:.2f}", *compiling]
     return " | ".join([f"| {title}", *_cells(one), *second, f"{own.get('code', 0) / 1e3:.0f} |"])
 
