@@ -42,7 +42,7 @@ def quantized_pairs(path: Path, source: str) -> None:
         raise OnnxcError(f"{error.name} makes this model: pip install 'onnxc[bench]'") from None
     plain = str(model_path(source))
 
-    class Reader(runtime.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(runtime.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             self.inputs: Iterator[dict[str, Any]] = (
                 inputs_of(plain, {}, {}, (), seed)[1] for seed in range(CALIBRATIONS)

@@ -112,7 +112,7 @@ class _Rewriting:
             self.dequantised[key] = name = f"{x}.dequantized{len(self.dequantised)}"
             ends = [x, self.scalar(scale), *filter(None, [self.scalar(zero, scale)])]
             several = np.size(self.subject.constants.get(scale, 0)) > 1
-            more = {"axis": axis} if several else {}
+            more: dict[str, Any] = {"axis": axis} if several else {}
             yield helper.make_node("DequantizeLinear", ends, [name], f"{node.name}/DequantizeLinear/{x}", **more)
         reads.append(self.dequantised[key])
 
@@ -125,7 +125,7 @@ class _Rewriting:
         else:
             factors = [np.asarray(scale, np.float32) for scale in known]
             self.constants[product] = _scalar(np.float32(alpha) * factors[0].reshape(-1)[:1] * factors[1])
-        more = {"axis": 0} if np.size(self.constants.get(product, 0)) > 1 else {}
+        more: dict[str, Any] = {"axis": 0} if np.size(self.constants.get(product, 0)) > 1 else {}
         yield helper.make_node(
             "DequantizeLinear", [bias, product], [name], f"{node.name}/DequantizeLinear/bias", **more
         )

@@ -125,7 +125,8 @@ class Comparison:
     def layers(self, sample: Mapping[str, Array]) -> list[Layer]:
         """One for each tensor that has a counterpart, in the order of computation."""
         self.stands = self._comparable(sample)
-        found, quantised = [], set[str]()
+        found: list[Layer] = []
+        quantised: set[str] = set()
         subject = self.quantised.subject
         for name in subject.inputs:
             found += self._quantised(name, quantised)
