@@ -29,7 +29,8 @@ class Built:
 
 def scheduled(kernel: Kernel, target: Target) -> Kernel:
     """A kernel in the form that is rendered: explicit lanes, mathematical functions expanded."""
-    return expand_kernel(round_in_steps(vectorize(turn_tiles(kernel, target.vector_bits), Vectors.of(target)), target.fma))
+    kernel = vectorize(turn_tiles(kernel, target.vector_bits), Vectors.of(target))
+    return expand_kernel(round_in_steps(kernel, target.fma))
 
 
 def modules(program: Program, target: Target, threaded: bool = True) -> Iterator[tuple[str, str]]:
