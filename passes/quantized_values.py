@@ -47,9 +47,11 @@ class QuantizedRewriter(Rewriter):
             return None
         if zero is not None and self.is_nothing(zero):
             zero = None
-        if (scale.tensor.rank == 0 or scale.shape == (1,)) and "precision" not in node.attributes:
+        if "precision" in node.attributes:
+            return None
+        if scale.tensor.rank == 0 or scale.shape == (1,):
             return Quantized(node, source, scale, zero, None)
-        if not isinstance(scale.shape[0], int) or not scale.shape[0] or "precision" in node.attributes:
+        if not isinstance(scale.shape[0], int) or not scale.shape[0]:
             return None
         axis = node.attributes.get("axis", 1)
         assert isinstance(axis, int)
