@@ -37,7 +37,7 @@ FEW_ROWS = 8
 """Rows up to which weights are unpacked for each tile of rows."""
 ROUNDED = 4
 """The accuracy level of ONNX Runtime by which the left operand may be rounded to 8 bits."""
-DIGITS, DIGIT_ROWS = 3, 2
+DIGITS, DIGIT_ROWS = 3, 8
 """Digits of the precision of f32, and rows up to which three products of bytes take less time than one of reals."""
 PART_DEPTH = 512
 """About how much of the depth is unpacked at a time for many rows."""
@@ -77,7 +77,9 @@ def schedule(region: Region, target: Target) -> Lowered | None:
         tile = choose_tile(rows, found.columns, min(found.depth, PART_DEPTH), F32, target)
         tile = replace(tile, vectors=min(tile.vectors, MOST_OPEN)) if not isinstance(rows, int) else tile
     panels = WeightPanels(found, tile, target)
-    most = FEW_ROWS if not isinstance(rows, int) and not rounded else None
+    most = None
+    if not isinstance(rows, int) and not rounded:
+        most = FEW_ROWS if digits is None else DIGIT_ROWS
     few: FewRows | DigitRows = FewRows(region, found, panels, outputs, target, most)
     if digits is not None:
         few = DigitRows(region, found, panels, outputs, target, *digits, most)

@@ -53,7 +53,7 @@ def digits_tile(rows: Dim, columns: int, digits: int, target: Target) -> Tile:
     lanes, vectors = target.lanes(32), 4
     while lanes >= 2 * max(columns, 2):
         lanes //= 2
-    wanted = min(rows, 4) if isinstance(rows, int) else 4
+    wanted = min(rows, 3) if isinstance(rows, int) else 3
     while vectors > 1 and (rows_at_once(vectors, digits, target) < wanted or lanes * vectors >= 2 * columns):
         vectors //= 2
     most = max(1, rows_at_once(vectors, digits, target))
