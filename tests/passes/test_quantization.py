@@ -364,3 +364,29 @@ def test_quantization_of_another_domain_is_the_same() -> None:
         "// CHECK: MatMulInteger(%x, %b, %z)\n// CHECK-NOT: microsoft\n// CHECK: %y = QuantizeLinear",
         print_graph(after),
     )
+
+
+@pytest.mark.parametrize(("scale", "divided"), [(0.02, True), (0.0213, False)])
+def test_a_residual_sum_that_often_lies_between_two_steps_is_divided_as_defined(scale: float, divided: bool) -> None:
+    """0.2 a + 0.02 b lies in the middle of two steps of 0.2 for every tenth b: the last bit of a quotient decides."""
+    text = f"""
+    graph @g(%x: u8[4, 8], %r: u8[4, 8]) -> (%y: u8[4, 8]) {{
+      %s = constant {scale} : f32[]
+      %t = constant 0.2 : f32[]
+      %z = constant 100 : u8[]
+      %w = constant @"w" : i8[8, 8]
+      %a = DequantizeLinear(%x, %s, %z) : f32[4, 8]
+      %v = DequantizeLinear(%w, %s) : f32[8, 8]
+      %p = MatMul(%a, %v) : f32[4, 8]
+      %q = QuantizeLinear(%p, %t, %z) : u8[4, 8]
+      %d = DequantizeLinear(%q, %t, %z) : f32[4, 8]
+      %b = DequantizeLinear(%r, %s, %z) : f32[4, 8]
+      %sum = Add(%d, %b) : f32[4, 8]
+      %y = QuantizeLinear(%sum, %t, %z) : u8[4, 8]
+    }}
+    """
+    after = transformed("quantization,cleanup", parsed(text, {"w": weights(8, 8)}))
+    last = next(node for node in after.nodes if node.outputs[0].name == "y")
+    scale_read = after.constant(last.inputs[1])
+    assert scale_read is not None
+    assert float(scale_read) == pytest.approx(0.2 if divided else 1.0)
