@@ -52,7 +52,7 @@ class Dynamic:
             return "convolutions are quantised with calibration data"
         constants = node.input[1:3] if node.op_type == "LSTM" else node.input[1:2]
         if not all(scope.is_float(name) for name in constants):
-            return "its weights are no constants of FLOAT"
+            return "its weights are computed, or not FLOAT"
         if node.op_type == "LSTM":
             return "its batch is the first axis" if attribute(node, "layout", 0) else None
         if len(scope.constants[node.input[1]].dims) != 2:

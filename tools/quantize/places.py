@@ -92,7 +92,7 @@ def anchors_of(draft: Draft, settings: Settings, summary: Summary, refused: Mapp
     found = {}
     for node in draft.graph.node:
         if graphs_in(node):
-            summary.leave(node, "what is inside it is not calibrated")
+            summary.leave(node, "what is inside is not calibrated; --dynamic and --weights-only get there")
         if node.domain not in ("", "ai.onnx") or node.op_type not in ANCHORS:
             continue
         reason = "it is to be kept" if settings.kept(node) else refusal(node, draft, types) or refused.get(node.name)

@@ -31,7 +31,7 @@ class WeightsOnly:
         if self.settings.kept(node):
             reason = "it is to be kept"
         elif not scope.is_float(weight):
-            reason = "its weights are no constant of FLOAT"
+            reason = "its weights are computed, or not FLOAT"
         elif len(scope.constants[weight].dims) < 2 or 0 in scope.constants[weight].dims:
             reason = "its weights are no matrix"
         if reason is not None:
