@@ -298,7 +298,7 @@ def _resize(_: Rewriter, node: Node) -> Node | None:
     return None if len(kept) == len(node.attributes) else replace(node, attributes=kept)
 
 
-def _own_domain(sweep: Canonicalizer, node: Node) -> Node:
+def _own_domain(_: Rewriter, node: Node) -> Node:
     """ONNX's operator of the same name and meaning, which took over the types that another domain added."""
     return replace(node, op=node.op.rpartition(".")[2])
 
