@@ -145,7 +145,7 @@ class _Sweep(Rewriter):
         node = self.made_by(value, "DequantizeLinear", "com.microsoft.DequantizeLinear")
         if node is None:
             raise Unfit
-        x, scale, zero = (*(self.array(v) for v in node.inputs), None)[:3]
+        x, scale, zero = (*(self.known(v) for v in node.inputs), None)[:3]
         if x is None or scale is None or (len(node.inputs) > 2 and node.inputs[2] is not None and zero is None):
             raise Unfit
         if of_numpy(x.dtype).bits not in (2, 4, 8) or not of_numpy(x.dtype).is_integer:
@@ -161,6 +161,15 @@ class _Sweep(Rewriter):
         scales, size = self._blocks(scale, x, axis, block)
         zeros = None if zero is None else self._blocks(zero, x, axis, block)[0]
         return Codes(x.reshape(merged), scales, zeros, size)
+
+    def known(self, value: Value | None) -> np.ndarray | None:
+        """A constant, or one number that is expanded: a zero point for all blocks is too large for folding."""
+        node = None if value is None else self.made_by(value, "Expand")
+        source = None if node is None else self.array(node.inputs[0])
+        sizes = () if value is None else value.shape
+        if source is not None and all(isinstance(size, int) for size in sizes):
+            return np.broadcast_to(source, [int(str(size)) for size in sizes])
+        return self.array(value)
 
     def _blocks(
         self, parameter: np.ndarray, x: np.ndarray, axis: int, block: int

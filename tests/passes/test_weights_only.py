@@ -131,6 +131,22 @@ def test_spellings_agree_with_onnxruntime(name: str, zeros: bool) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
+def test_zero_points_that_nobody_gave_are_known_however_many_blocks_there_are() -> None:
+    """MatMulNBits without zero points: one number for more blocks than folding expands."""
+    depth, columns = 2048, 1040  # 66560 blocks
+    packed, steps = codes(np.uint8, columns, depth // 32, 16), scales(columns, depth // 32)
+    weights = [numpy_helper.from_array(packed, "w"), numpy_helper.from_array(steps, "s")]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, k]) for n, k in (("x", depth), ("y", columns))]
+    node = helper.make_node(
+        "MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", K=depth, N=columns, bits=4, block_size=32
+    )
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], weights)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    (packed_node,) = (node for node in graph_of(model, Options()).walk() if node.op == "onnxc.PackedMatMul")
+    assert len(packed_node.operands) == 3  # all zero points are the middle: there are none
+
+
 def test_memory_is_that_of_the_packed_weights() -> None:
     """Also where scales are of 16 bits, so that folding would only double the weights."""
     for dtype in (np.float32, np.float16):
