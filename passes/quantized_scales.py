@@ -118,10 +118,10 @@ class Scales(QuantizedRewriter):
             first = next(i for i, operand in enumerate(node.operands) if self.array(operand) is not None)
             one = np.float32(1)
             parts = [self.computed(x, places, step if i == first else one) for i, x in enumerate(node.operands)]
-            return parts[0] * parts[1]
+            return np.asarray(parts[0] * parts[1])
         parts = [self.computed(operand, places, step) for operand in node.operands]
         if node.op == "Add":
-            return parts[0] + parts[1]
+            return np.asarray(parts[0] + parts[1])
         slope = node.attributes.get("alpha", 0.01) if node.op == "LeakyRelu" else 0.0
         assert isinstance(slope, float)
         return np.where(parts[0] < 0, parts[0] * np.float32(slope), parts[0])
