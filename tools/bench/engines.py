@@ -22,7 +22,7 @@ class Job:
     shapes: Mapping[str, tuple[int, ...]]
     threads: int
     precision: str = ""
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

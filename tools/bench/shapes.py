@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -49,7 +50,7 @@ class Product:
 
     def model(self, random: np.random.Generator) -> onnx.ModelProto:
         """One node: MatMul, or Gemm where something is transposed."""
-        turned = dict(zip(("transA", "transB"), map(int, self.transposed), strict=True))
+        turned: dict[str, Any] = dict(zip(("transA", "transB"), map(int, self.transposed), strict=True))
         kind = ("Gemm", turned) if any(self.transposed) else ("MatMul", {})
         shapes = {"a": self.left} if self.constant else {"a": self.left, "b": self.right}
         weights = random.standard_normal(self.right, np.float32) / np.float32(np.sqrt(self.right[-2]))

@@ -192,7 +192,7 @@ def _profile(setting: Setting, precision: str, top: int) -> dict[str, Any]:
     from ..terminal import console, table_of
 
     target = Target.parse(setting.options["target"])
-    how = {**setting.options, "target": target}
+    how: dict[str, Any] = {**setting.options, "target": target}
     options = Options(dims=setting.dims, threads=setting.threads, precision=precision or "f32", **how)
     limits = limits_of(target)
     try:
