@@ -47,7 +47,8 @@ def compile(
     "two" do so twice: the packed weights become 1.75 or 3.1 times larger, errors are up to 3e-6 of a layer's largest
     output, some two times those of the definition.
     Products of dequantized tensors are products of integers, so that a result that is quantized again differs from that
-    of sums in f32 now and then, by one step; `exact` keeps them products of reals.
+    of sums in f32 now and then, by one step; `exact` keeps them products of reals, formed as the definition has it
+    (`winograd` and `strassen` are then "off").
     `donate` names inputs that the model does nothing with but append to, the caches of a decoder's step (True: all such
     inputs). They are arrays with room for more along that axis; a run writes only what is new into them, and they are
     the outputs too. How much of them is filled is told by a further input, named after the symbol of that size, as an

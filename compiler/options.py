@@ -32,7 +32,7 @@ class Options:
 
     `shapes` may leave axes open by None; those that stay symbols of their own are taken to be `smallest` or larger.
     `winograd` "auto" allows CPUs minimal filtering, `strassen` "auto" or "two" Strassen's method (see `compile`).
-    `exact` keeps operators of reals between quantized tensors (`passes.quantization`).
+    `exact` keeps operators of reals between quantized tensors (`passes.quantization`), and turns both of these off.
     `donate` names inputs that the model appends to, whose memory becomes an output's (`passes.append`; "*": all).
     `max_memory` is a limit in bytes (or "2G") for constants, and for intermediate values with outputs (None: the memory
     that this machine has).
@@ -81,8 +81,8 @@ def target_of(options: Options) -> Target:
         raise UnsupportedError(f"strassen is {options.strassen!r}: it can be {', '.join(STRASSEN)}")
     products = "tf32" if options.precision == "tf32" else target.products
     threads = planned_threads(target, options.threads)
-    winograd, subnormals = options.winograd == "auto", options.precision != "bf16"
-    levels = STRASSEN[options.strassen]
+    winograd, subnormals = options.winograd == "auto" and not options.exact, options.precision != "bf16"
+    levels = 0 if options.exact else STRASSEN[options.strassen]
     made = replace(target, products=products, subnormals=subnormals, threads=threads)
     return replace(made, winograd=winograd, strassen=levels)
 

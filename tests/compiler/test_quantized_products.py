@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from onnxc.compiler.options import Options, target_of
 
 RARE = 1e-3
 """The share of bytes that may be another one."""
@@ -189,6 +190,12 @@ def test_operators_of_quantized_tensors_are_what_onnx_defines(exact: bool) -> No
     x = random.normal(size=(1, 16, 14, 14)).astype(np.float32)
     actual = onnxc.compile(model, exact=exact)(x)
     np.testing.assert_array_equal(actual, ReferenceEvaluator(model).run(None, {"x": x})[0])
+
+
+def test_exact_allows_no_other_method() -> None:
+    usual, exact = (target_of(Options("x86-64-v4", exact=exact)) for exact in (False, True))
+    assert (usual.winograd, usual.strassen) == (True, 1)
+    assert (exact.winograd, exact.strassen) == (False, 0)
 
 
 def test_exact_keeps_the_products_of_reals() -> None:

@@ -50,7 +50,11 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
     table = table_of("name", "model", "from")
     for name, subject in CATALOGUE.items():
-        origin = {"torch": "PyTorch's export, random weights", "light": "ONNX's topologies, random weights"}
+        origin = {
+            "torch": "PyTorch's export, random weights",
+            "light": "ONNX's topologies, random weights",
+            "quantized": "the same in 8 or 4 bits",
+        }
         table.add_row(name, subject.title, origin.get(subject.source, f"package {subject.source}"))
     console().print(table)
     ctx.exit()

@@ -256,8 +256,8 @@ _OPTIONS = (
     click.option("--strassen", type=click.Choice(("off", "auto", "two")), default="auto", show_default=True,
                  help="Products by constant matrices of seven half as large instead of eight, where it is faster; "
                  "packed weights are 1.75 times larger (two: 3.1 times, done twice)."),
-    click.option("--exact", is_flag=True, help="Keep products of dequantized tensors products of reals: integers give "
-                 "a result of 8 bits that differs by one step now and then."),
+    click.option("--exact", is_flag=True, help="Keep to the definition: no --winograd, no --strassen, and products of "
+                 "dequantized tensors of reals (integers give a result that differs by one step now and then)."),
     click.option("--pipeline", metavar="PASSES", help='Passes to run, such as "canonicalize,fold,fuse{max_inputs=8}".'),
     click.option("--weights", type=click.Path(exists=True, dir_okay=False), metavar="MODEL.onnx",
                  help="Where MODEL is a graph as text (.txt): the ONNX model that holds its constants."),
