@@ -87,13 +87,13 @@ def attention_text(
 def expected_attention(
     q: Array, k: Array, v: Array, heads: int, groups: int, mask: Any = 0, cap: float = 0, empty: float = np.nan
 ) -> Array:
-    """The same in f64, `mask` added to scores; rows without any score give `empty`."""
+    """The same in f64 but for the scores, to which `mask` is added in f32; rows without any score give `empty`."""
     (b, rows), keys = q.shape[:2], k.shape[1]
     q = q.astype(np.float64).reshape(b, rows, heads, q.shape[2] // heads)
     k, v = (x.astype(np.float64).reshape(b, keys, groups, x.shape[2] // groups) for x in (k, v))
     k, v = (np.repeat(x, heads // groups, axis=2) for x in (k, v))
     scores = np.einsum("bqhd,bkhd->bhqk", q, k) * 0.3
-    scores = (np.tanh(scores / cap) * cap if cap else scores) + mask
+    scores = ((np.tanh(scores / cap) * cap if cap else scores) + mask).astype(np.float32).astype(np.float64)
     with np.errstate(invalid="ignore"):
         weights = np.exp(scores - scores.max(-1, keepdims=True, initial=-np.inf))
         weights /= weights.sum(-1, keepdims=True)
