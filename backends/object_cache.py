@@ -6,10 +6,14 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
+
+PRUNING_PAUSE = 60
+"""Seconds in which the files of a cache are not counted again."""
 
 
 def cache_folder() -> Path:
@@ -88,6 +92,17 @@ class ObjectCache:
             if total - freed <= limit * 3 // 4:
                 break
         return freed
+
+    def keep_within_limit(self) -> None:
+        """Prunes where no process has done so within the last minute: to look at thousands of files takes longer than
+        to compile a small model."""
+        mark = self.folder.with_name(f"{self.folder.name}.pruned")
+        with contextlib.suppress(OSError):
+            if abs(time.time() - mark.stat().st_mtime) < PRUNING_PAUSE:
+                return
+        with contextlib.suppress(OSError):
+            mark.touch()
+        self.prune()
 
     def _files(self) -> list[tuple[int, int, str]]:
         """(time of the last use, bytes, path), those used longest ago first."""

@@ -75,7 +75,7 @@ def compile_objects(
             keys.append(key)
         missing = work.finish(machine)
     if missing:
-        cache.prune()
+        cache.keep_within_limit()
     return [found[key] for key in keys]
 
 

@@ -112,7 +112,7 @@ def compile_kernels(
         finally:
             threads.shutdown(cancel_futures=True)
     if missing:
-        objects.prune()
+        objects.keep_within_limit()
     return {name: results[name] for name in kernels}
 
 

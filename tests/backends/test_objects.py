@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from onnxc.backends.cpu import worker
 from onnxc.backends.cpu.jit import CodeImage
 from onnxc.backends.cpu.objects import assembly, compile_objects
-from onnxc.backends.object_cache import ObjectCache
+from onnxc.backends.object_cache import PRUNING_PAUSE, ObjectCache
 from onnxc.ir.errors import TargetError
 from onnxc.ir.target import ARM_CPUS, X86_CPUS, Target
 
@@ -98,6 +99,24 @@ def test_the_cache_forgets_what_was_used_longest_ago(tmp_path: Path) -> None:
     cache.prune()
     kept = {path.name for path in tmp_path.iterdir()}
     assert kept == {"1", "6", "7"}
+
+
+def test_files_are_not_counted_after_each_compilation(tmp_path: Path) -> None:
+    """But now and then; a mark from the future, as after a change of the clock, counts as old."""
+    cache = ObjectCache(tmp_path / "objects", limit=1500)
+    mark = tmp_path / "objects.pruned"
+
+    def kept() -> int:
+        for number in range(2):
+            cache.store(f"{number}", bytes(1000))
+        cache.keep_within_limit()
+        return len(cache.sizes())
+
+    assert kept() == 1
+    assert kept() == 2
+    for seconds in (-PRUNING_PAUSE - 1, 3600):
+        os.utime(mark, (time.time() + seconds,) * 2)
+        assert kept() == 1
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
