@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,6 @@ def command(
     from ..check.bisect import find_fault
     from ..check.engine import Checker
     from ..check.report import Report, lines
-    from ..terminal import console
 
     if request.artifact or request.path.endswith((".txt", ".onnxir")):
         raise click.UsageError(f"{request.path}: only an ONNX model says what it should compute")
@@ -131,13 +130,7 @@ def command(
     report = Report(
         request.path, request.target, request.precision, oracle, cases, found, fault, bisect, saved
     )  # fmt: skip
-    if as_json:
-        click.echo(json.dumps(report.record(), indent=2))
-    else:
-        screen = console()
-        for line in lines(report):
-            screen.print(line)
-    return 0 if report.good else DIFFERS
+    return shown(report.good, report.record, lines(report), as_json)
 
 
 def compare(
@@ -147,7 +140,6 @@ def compare(
     """`check --baseline`: the quantised model beside the float model."""
     from ..check.sensitivity import Comparison
     from ..check.sensitivity_report import SensitivityReport, lines
-    from ..terminal import console
 
     options = request.options()
     with progress(as_json) as tell:
@@ -155,13 +147,20 @@ def compare(
         comparison = Comparison(request.path, baseline, options)
         found = comparison.run(samples_of(baseline, data, inputs, options, min(seeds, samples), samples), tell)
     report = SensitivityReport(request.path, baseline, found, least)
+    return shown(report.good, report.record, lines(report), as_json)
+
+
+def shown(good: bool, record: Callable[[], Any], lines: Iterable[Any], as_json: bool) -> int:
+    """Prints a report, as JSON or line by line; the exit code."""
+    from ..terminal import console
+
     if as_json:
-        click.echo(json.dumps(report.record(), indent=2))
+        click.echo(json.dumps(record(), indent=2))
     else:
         screen = console()
-        for line in lines(report):
+        for line in lines:
             screen.print(line)
-    return 0 if report.good else DIFFERS
+    return 0 if good else DIFFERS
 
 
 def samples_of(

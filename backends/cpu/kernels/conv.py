@@ -15,7 +15,7 @@ from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_max, dim_min, floordiv, symbol
 from ....ir.dtypes import I64
-from ....ir.loops import Alias, For, If, Let, Statement
+from ....ir.loops import Alias, For, Let, Statement
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
 from ....passes.regions import Lowered, Region
@@ -25,7 +25,7 @@ from ...kernels.operands import joined
 from .convolution import Convolution, axes, find_convolution, find_phases, inside_pixels, tap_rows
 from .division import TASKS_PER_THREAD, divides_rows, row_blocks
 from .epilogue import finish_tile
-from .packing import Columns, Panels, column_runs, known, packed
+from .packing import Columns, Panels, by_columns, known, packed
 from .register_tile import Starts, Tile, choose_tile, multiply_accumulate
 
 # Output rows in one task of a parallel loop where their number is only known at run time.
@@ -178,19 +178,13 @@ class _Conv:
 
     def _panels(self, block: int) -> tuple[Statement, ...]:
         """What a task does, for each width of panels."""
-        result: tuple[Statement, ...] = ()
-        for columns in reversed(list(column_runs(self.panels))):
+
+        def made(columns: Columns) -> Iterator[Statement]:
             panel: Dim = symbol("panel", 0, columns.first + columns.count - 1) if columns.count != 1 else columns.first
             row = symbol("block", 0) * block + k.index_symbol("row", symbol("rows", 0, block))
-            statements: tuple[Statement, ...] = (
-                For("row", symbol("rows", 0, block), tuple(self._row(columns, panel * self.tile.width, row))),
-            )
-            if result:
-                condition = s.index(symbol("panel", 0)) < s.index(columns.first + columns.count)
-                result = (If(condition, statements, result),)
-            else:
-                result = statements
-        return result
+            yield For("row", symbol("rows", 0, block), tuple(self._row(columns, panel * self.tile.width, row)))
+
+        return by_columns(self.panels, symbol("panel", 0), made)
 
     def _row(self, columns: Columns, column: Dim, row: Dim) -> Iterator[Statement]:
         """One output row of one panel: which taps and which tiles are inside, then the tiles."""

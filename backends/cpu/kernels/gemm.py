@@ -24,7 +24,7 @@ from ...kernels.operands import affine, copied, joined
 from .division import TASKS_PER_THREAD, divides_rows, row_blocks
 from .dots import dots
 from .epilogue import finish_tile
-from .packing import Columns, Panels, column_runs, first_lanes, matrices, pack_call, packed
+from .packing import Columns, Panels, by_columns, first_lanes, matrices, pack_call, packed
 from .product import Product, find_product, flattened
 from .register_tile import Starts, Tile, choose_tile, multiply_accumulate, remainders
 from .strassen import Strassen, choose_plan
@@ -149,15 +149,9 @@ class _Gemm:
         if blocks != 1 and not (isinstance(self.rows, int) and self.rows % block == 0):
             here.append(Let("rows", dim_min(block, self.rows - first_row)))
             rows = symbol("rows", 0, block)
-        variants = list(column_runs(self.panels))
-        inner: tuple[Statement, ...] = ()
-        for columns in reversed(variants):
-            statements = tuple(self._panel(columns, first_row, rows, tile_rows))
-            if inner:
-                condition = s.index(symbol("panel")) < s.index(columns.first + columns.count)
-                inner = (If(condition, statements, inner),)
-            else:
-                inner = statements
+        inner = by_columns(
+            self.panels, symbol("panel"), lambda columns: self._panel(columns, first_row, rows, tile_rows)
+        )
         yield For("task", tasks, (*here, *inner), "parallel")
 
     def _block_rows(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_min, product, symbol
 from ....ir.dtypes import I32, I64, DType
-from ....ir.loops import Alias, Define, For, Kernel, Let, Statement, Store, free_sizes
+from ....ir.loops import Alias, Define, For, If, Kernel, Let, Statement, Store, free_sizes
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
 from ....passes.regions import Call
@@ -75,6 +75,15 @@ def column_runs(panels: Panels) -> Iterator[Columns]:
         yield Columns(0, whole, tile.vectors, tile.lanes)
     if rest or valid != tile.lanes:
         yield Columns(whole, 1, rest or tile.vectors, valid)
+
+
+def by_columns(panels: Panels, panel: Dim, make: Callable[[Columns], Iterable[Statement]]) -> tuple[Statement, ...]:
+    """What `make` gives for each width of panels, of which the number of the panel decides."""
+    result: tuple[Statement, ...] = ()
+    for columns in reversed(list(column_runs(panels))):
+        here = tuple(make(columns))
+        result = (If(s.index(panel) < s.index(columns.first + columns.count), here, result),) if result else here
+    return result
 
 
 def matrices(product_: Product, array: np.ndarray) -> np.ndarray:

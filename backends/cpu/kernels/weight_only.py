@@ -26,12 +26,12 @@ from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, accumulator_leaf, anchor_indices, epilogue, through_memory
 from ...kernels.operands import affine, copied, joined
 from .epilogue import finish_tile
-from .packing import Columns, column_runs
+from .packing import Columns
 from .product import flattened
 from .register_tile import Tile, accumulators, choose_tile
 from .weight_only_digits import DigitRows, digits_tile, instruction
 from .weight_only_gemm import ManyRows
-from .weight_only_panels import STEP, PackedProduct, WeightPanels, packed_product, row_tiles
+from .weight_only_panels import STEP, PackedProduct, WeightPanels, packed_product, panel_tasks
 
 FEW_ROWS = 8
 """Rows up to which weights are unpacked for each tile of rows."""
@@ -206,22 +206,11 @@ class FewRows:
 
     def body(self) -> Iterator[Statement]:
         """A task for each panel."""
-        panels = self.panels.panels
-        task = k.index_symbol("task", panels.count)
-        inner: tuple[Statement, ...] = ()
-        for columns in reversed(list(column_runs(panels))):
-            here = tuple(self._panel(columns))
-            condition = s.index(task) < s.index(columns.first + columns.count)
-            inner = (If(condition, here, inner),) if inner else here
-        yield For("task", panels.count, inner, "parallel")
 
-    def _panel(self, columns: Columns) -> Iterator[Statement]:
-        panels = self.panels.panels
-        panel: Dim = k.index_symbol("task", panels.count) if columns.count != 1 else columns.first
-        column = panel * panels.tile.width
-        most = max(1, min(rows_at_once(columns.vectors, self.target), FEW_ROWS))
-        for index, trips, size, row in row_tiles(self.rows, most):
-            yield For(index, trips, tuple(self._tile(size, columns, column, row)))
+        def most(columns: Columns) -> int:
+            return max(1, min(rows_at_once(columns.vectors, self.target), FEW_ROWS))
+
+        yield from panel_tasks(self.panels.panels, self.rows, most, self._tile)
 
     def _tile(self, rows: int, columns: Columns, column: Dim, row: Dim) -> Iterator[Statement]:
         """`rows` rows of a panel: blocks one after the other, scaled into the sums."""

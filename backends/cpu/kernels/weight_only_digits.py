@@ -24,10 +24,10 @@ from ....passes.regions import Call, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue
 from .epilogue import finish_tile
-from .packing import Columns, column_runs
+from .packing import Columns
 from .product import flattened
 from .register_tile import Tile, accumulators
-from .weight_only_panels import PackedProduct, WeightPanels, row_tiles
+from .weight_only_panels import PackedProduct, WeightPanels, panel_tasks
 
 BASE = 256
 """Of digits, which are -128 to 127."""
@@ -169,22 +169,11 @@ class DigitRows:
 
     def body(self) -> Iterator[Statement]:
         """A task for each panel."""
-        panels = self.panels.panels
-        task = k.index_symbol("task", panels.count)
-        inner: tuple[Statement, ...] = ()
-        for columns in reversed(list(column_runs(panels))):
-            here = tuple(self._panel(columns))
-            condition = s.index(task) < s.index(columns.first + columns.count)
-            inner = (k.If(condition, here, inner),) if inner else here
-        yield For("task", panels.count, inner, "parallel")
 
-    def _panel(self, columns: Columns) -> Iterator[Statement]:
-        panels = self.panels.panels
-        panel: Dim = k.index_symbol("task", panels.count) if columns.count != 1 else columns.first
-        column = panel * panels.tile.width
-        most = max(1, rows_at_once(columns.vectors, self.digits, self.target))
-        for index, trips, size, row in row_tiles(self.rows, most):
-            yield For(index, trips, tuple(self._tile(size, columns, column, row)))
+        def most(columns: Columns) -> int:
+            return max(1, rows_at_once(columns.vectors, self.digits, self.target))
+
+        yield from panel_tasks(self.panels.panels, self.rows, most, self._tile)
 
     def _tile(self, rows: int, columns: Columns, column: Dim, row: Dim) -> Iterator[Statement]:
         """`rows` rows of a panel: runs one after the other, scaled into the sums."""

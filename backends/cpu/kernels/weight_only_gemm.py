@@ -17,7 +17,7 @@ from ....ir.target import Target
 from ....passes.regions import Region
 from ...kernels.epilogue import Epilogue
 from .epilogue import finish_tile
-from .packing import Columns, column_runs
+from .packing import Columns, by_columns
 from .product import flattened
 from .register_tile import Tile, accumulators, multiply_accumulate, remainders
 from .weight_only_panels import PackedProduct, WeightPanels
@@ -70,11 +70,7 @@ class ManyRows:
         here: list[Statement] = [Let("block_of_rows", task % blocks), Let("panel", task // blocks)]
         here.append(Let("task_rows", dim_min(self.most, self.rows - first)))
         rows: Dim = symbol("task_rows", 0, self.most)
-        inner: tuple[Statement, ...] = ()
-        for columns in reversed(list(column_runs(panels))):
-            statements = tuple(self._panel(columns, first, rows))
-            condition = s.index(symbol("panel")) < s.index(columns.first + columns.count)
-            inner = (If(condition, statements, inner),) if inner else statements
+        inner = by_columns(panels, symbol("panel"), lambda columns: self._panel(columns, first, rows))
         yield For("task", tasks, (*here, Alloc(self.unpacked), Alloc(self.kept), *inner), "parallel")
 
     def _panel(self, columns: Columns, first: Dim, rows: Dim) -> Iterator[Statement]:

@@ -7,7 +7,7 @@ alone. Scales and zero points are [block][column].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,12 +17,12 @@ from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim
 from ....ir.dtypes import BF16, F16, F32, I32, U8, U32, DType, of_numpy
-from ....ir.loops import Alias, Statement
+from ....ir.loops import Alias, For, Statement
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
 from ....passes.regions import Region
 from ...kernels.operands import Affine, affine, constant_array
-from .packing import Columns, Panels
+from .packing import Columns, Panels, by_columns
 from .product import Axis
 from .register_tile import Tile, pieces, remainders
 
@@ -206,6 +206,23 @@ class WeightPanels:
         """A vector of zero points of codes as they are in memory."""
         place = self._places[self.zeros.name]
         return s.cast(s.load(place, (block * columns.vectors + v) * self.lanes, self.lanes), F32)
+
+
+def panel_tasks(
+    panels: Panels,
+    rows: Dim,
+    most: Callable[[Columns], int],
+    tile: Callable[[int, Columns, Dim, Dim], Iterable[Statement]],
+) -> Iterator[Statement]:
+    """A task for each panel: `tile(rows of it, columns, first column, first row)` for tiles of at most so many rows."""
+
+    def panel(columns: Columns) -> Iterator[Statement]:
+        number: Dim = k.index_symbol("task", panels.count) if columns.count != 1 else columns.first
+        for index, trips, size, row in row_tiles(rows, most(columns)):
+            yield For(index, trips, tuple(tile(size, columns, number * panels.tile.width, row)))
+
+    task = k.index_symbol("task", panels.count)
+    yield For("task", panels.count, by_columns(panels, task, panel), "parallel")
 
 
 def row_tiles(rows: Dim, most: int) -> Iterator[tuple[str, Dim, int, Dim]]:
