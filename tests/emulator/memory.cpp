@@ -17,25 +17,34 @@ std::vector<Range> registered_ranges() {
     return ranges;
 }
 
-// An address by the memory that it is in or near, "x0 + 64 bytes (x0 has 60)".
+// How far an address lies from the bytes [begin, end): 0 inside of them and at their end.
+static uintptr_t distance_to(uintptr_t address, uintptr_t begin, uintptr_t end) {
+    return address < begin ? begin - address : address >= end ? address - end : 0;
+}
+
+// An address by the memory that it is in or nearest to, "x0 + 64 bytes (x0 has 60)". The system may map a buffer right
+// beside the worker's own memory: what lies between belongs to the nearer one.
 std::string name_of_place(const Worker& worker, uintptr_t address) {
     const uintptr_t shared = reinterpret_cast<uintptr_t>(worker.shared);
+    const uintptr_t shared_end = reinterpret_cast<uintptr_t>(worker.shared_end);
     const uintptr_t stacks = reinterpret_cast<uintptr_t>(worker.stacks);
-    if (address + LARGEST_SHARED >= shared && address < shared + LARGEST_SHARED + PAGE)
-        return text("shared memory %+ld (of %zu bytes)", long(address - shared), worker.shared_bytes);
+    const std::string of_shared =
+        text("shared memory %+ld (of %zu bytes)", long(address - shared), worker.shared_bytes);
+    if (address >= shared_end - SHARED_ROOM && address < shared_end + PAGE) return of_shared;
     if (stacks && address >= stacks && address < stacks + LARGEST_BLOCK * STACK)
         return text("the local memory of thread %zu", size_t(address - stacks) / STACK);
     const std::vector<Range> known = registered_ranges();
     const Range* best = nullptr;
     uintptr_t best_distance = 1 << 20;
     for (const Range& range : known) {
-        const uintptr_t distance =
-            address < range.begin ? range.begin - address : address >= range.end ? address - range.end : 0;
+        const uintptr_t distance = distance_to(address, range.begin, range.end);
         if (distance < best_distance) {
             best = &range;
             best_distance = distance;
         }
     }
+    const uintptr_t from_shared = distance_to(address, shared, shared + worker.shared_bytes);
+    if (worker.shared_bytes > 0 && from_shared <= LARGEST_SHARED && from_shared < best_distance) return of_shared;
     if (best == nullptr) return text("address 0x%lx, near no buffer", static_cast<unsigned long>(address));
     const long offset = static_cast<long>(address) - static_cast<long>(best->begin);
     return best->name + text(" %c %ld bytes (%s has %lu)", offset < 0 ? '-' : '+', offset < 0 ? -offset : offset,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import struct
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -418,6 +419,32 @@ def test_write_past_the_shared_memory(checked: bool) -> None:
     library = compile_source(changed(samples.NEIGHBOURS, "row[thread] = x0", "row[thread + 32] = x0"), checked)
     report = report_of(library, "neighbours", 1, 64, 256, [floats(64), floats(64)])
     assert "shared memory +256 (of 256 bytes)" in report
+
+
+BESIDE = """
+extern "C" __global__ void __launch_bounds__(32) where(long long* y0) { y0[0] = (long long)shared_memory(); }
+extern "C" __global__ void __launch_bounds__(32) write_behind(float* y0) { y0[4] = 1.0f; }
+"""
+
+
+@pytest.mark.parametrize("shared_bytes", [0, 256])
+def test_a_buffer_beside_the_shared_memory(shared_bytes: int) -> None:
+    """The system may map a buffer right behind the shared memory, which is none for many a kernel: CI met both."""
+    library = compile_source(BESIDE, True)
+    shared = np.zeros(1, np.int64)
+    library.launch("where", 1, 1, 0, [shared])
+    # Memory that is only named: the write is reported before it is made.
+    buffer = SimpleNamespace(address=int(shared[0]) + 64 * 1024, size=16, protect=lambda writable: None)
+    with pytest.raises(EmulationError, match=r"write outside of all buffers: y0 \+ 16 bytes \(y0 has 16\)"):
+        library._run(
+            "write_behind",
+            struct.pack("<Q", buffer.address),
+            1,
+            1,
+            shared_bytes,
+            (0, 1),
+            [(buffer, shared, True, "y0")],
+        )
 
 
 def test_race_between_blocks() -> None:
