@@ -46,10 +46,11 @@ SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
         conv.schedule,
     ),
     "ConvInteger": (
-        integer_gemm.schedule,
+        integer_gemm.in_place,
         integer_depthwise.schedule,
         integer_winograd.schedule,
         integer_conv.schedule,
+        integer_gemm.schedule,
     ),
     **dict.fromkeys(("MatMulInteger", "QLinearMatMul"), (integer_gemm.schedule,)),
     "ConvTranspose": (pair_conv.transposed, upsampling.schedule, conv.transposed),

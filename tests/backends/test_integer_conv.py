@@ -13,6 +13,7 @@ from lowered import run
 from native_kernel import HOST
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from onnxc.backends.cpu import schedules
 from onnxc.backends.cpu.kernels import integer_conv, integer_depthwise, integer_winograd, winograd_plan
 from onnxc.backends.cpu.kernels.filtering import as_array, filtering
 from onnxc.ir.dims import symbol
@@ -255,3 +256,28 @@ def test_one_axis() -> None:
         if lowered is not None:
             (found,) = run(region, lowered, HOST, [x, w, zero])
             np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("channels", [3, 10])
+def test_no_pixel_is_copied_for_each_tap_that_reads_it(channels: int) -> None:
+    """Without padding a convolution is a matrix product too, whose rows would have to be made of odd channels."""
+    x, w, zero = integers(np.uint8, 1, 9, 8, channels), integers(np.int8, 16, channels, 3, 3), np.array(7, np.uint8)
+    attributes = {"pads": [0] * 4, "strides": [1, 1], "dilations": [1, 1], "group": 1, "layout": "channels_last"}
+    region = make_region("ConvInteger", [(x.shape, np.uint8), w, zero], attributes)
+    lowered = schedules.schedule(region, HOST)
+    assert lowered is not None and not any("copy_rows" in made.kernel.name for made in lowered.kernel_calls)
+    (found,) = run(region, lowered, HOST, [x, w, zero])
+    np.testing.assert_array_equal(found, expected(x, w.astype(np.int64), 7, attributes))
+
+
+def test_rows_that_are_copied_for_three_axes() -> None:
+    """Of which only the last two lie side by side."""
+    x, w = integers(np.uint8, 2, 4, 5, 6, 3), integers(np.int8, 7, 3, 2, 3, 2)
+    attributes = {"pads": [0] * 6, "strides": [1, 2, 1], "dilations": [1, 1, 2], "layout": "channels_last"}
+    region = make_region("ConvInteger", [(x.shape, np.uint8), w, np.array(9, np.uint8)], attributes)
+    lowered = schedules.schedule(region, HOST)
+    assert lowered is not None and any("copy_rows" in made.kernel.name for made in lowered.kernel_calls)
+    (found,) = run(region, lowered, HOST, [x, w, np.array(9, np.uint8)])
+    windows = np.lib.stride_tricks.sliding_window_view(x.astype(np.int64) - 9, (2, 3, 3), axis=(1, 2, 3))
+    wanted = np.einsum("ndhwcjkl,fcjkl->ndhwf", windows[:, :, ::2, :, :, :, :, ::2], w.astype(np.int64))
+    np.testing.assert_array_equal(found, wanted)

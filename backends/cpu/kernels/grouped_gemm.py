@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class GroupedGemm(_Gemm):
         self.whole, self.dot, self.flips, self.widened = whole, dot, flips, widened
         self.element_depth: Dim = product(axis.extent for axis in whole.depth)
         self.view = Buffer("groups", U32)
-        self.reads_groups = not widened and _lies_in_groups(whole, dot.group)
+        self.reads_groups = not widened and lies_in_groups(whole, dot.group)
         self.right_in_groups = not widened and _right_in_groups(whole, dot.group)
         found = _in_place(whole, dot, self.view) if self.reads_groups else _copied(whole, dot)
         if self.right_in_groups:
@@ -118,10 +119,15 @@ class GroupedGemm(_Gemm):
             where = flattened(axes, position)
             start = start + sum((where[axis.name] * axis.left for axis in axes), 0)
         source, copy = Buffer("left_elements", self._memory(0)), Buffer("left_copy", self._unsigned)
-        at = k.index_symbol("element", depth)
-        inside = flattened(whole.depth, at)
-        element = s.load(source, sum((inside[axis.name] * axis.left for axis in whole.depth), 0))
-        statements: list[Statement] = [For("element", depth, (Store(copy, at, self._bits(element, 0)),), "vector")]
+        loops, offset, at = list[tuple[str, Dim]](), cast(Dim, 0), cast(Dim, 0)
+        for place, (extent, step) in enumerate(_runs(whole.depth)):  # an index for each: no element is divided for
+            loops.append((f"element{place}", extent))
+            index = k.index_symbol(loops[-1][0], extent)
+            offset, at = offset + index * step, at * extent + index
+        element = s.load(source, offset)
+        statements: list[Statement] = [Store(copy, at, self._bits(element, 0))]
+        for place, (name, extent) in reversed(list(enumerate(loops))):
+            statements = [For(name, extent, tuple(statements), *(["vector"] if place == len(loops) - 1 else []))]
         if not divisible(self.dot.group, [depth]):
             missing = groups * self.dot.group - depth
             place = depth + k.index_symbol("missing", missing)
@@ -213,11 +219,22 @@ class GroupedGemm(_Gemm):
         return ()
 
 
-def _lies_in_groups(whole: Product, group: int) -> bool:
+def lies_in_groups(whole: Product, group: int) -> bool:
     """Whether the groups of the left operand are neighbours in memory, and all begin at multiples of their size."""
     last = whole.depth[-1]
     others = [axis.left for axis in (*whole.batch, *whole.rows, *whole.depth[:-1])]
     return last.left == 1 and divisible(group, (last.extent, whole.left_start, *others))
+
+
+def _runs(axes: Sequence[Axis]) -> list[tuple[Dim, Dim]]:
+    """The extents of axes and the left operand's strides along them, those that follow one another in memory as one."""
+    found: list[tuple[Dim, Dim]] = []
+    for axis in axes:
+        if found and found[-1][1] == axis.left * axis.extent:
+            found[-1] = found[-1][0] * axis.extent, axis.left
+        else:
+            found.append((axis.extent, axis.left))
+    return found
 
 
 def _right_in_groups(whole: Product, group: int) -> bool:

@@ -30,7 +30,7 @@ from ...kernels.epilogue import Epilogue, epilogue, through_memory
 from ..dot_products import DOTS, Dot
 from . import widened_pairs
 from .gemm import with_copies
-from .grouped_gemm import GroupedGemm
+from .grouped_gemm import GroupedGemm, lies_in_groups
 from .integer_bias import without_bias
 from .integers import Integers, find_integers, is_zero
 from .packing import Columns, first_lanes, known, matrices
@@ -39,6 +39,8 @@ from .register_tile import Starts
 
 ONES = 0x01010101
 """Four bytes of 1."""
+GROUP = 4
+"""Bytes that an instruction takes at once."""
 
 
 def schedule(region: Region, target: Target) -> Lowered | None:
@@ -55,6 +57,14 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     if widened_pairs.applies(found, target):
         return widened_pairs.WidenedPairs(region, target, found, outputs).lowered()
     return IntegerGemm(region, target, found, outputs).lowered()
+
+
+def in_place(region: Region, target: Target) -> Lowered | None:
+    """As `schedule`, None also for convolutions of which it would copy every pixel once for each tap that reads it."""
+    found = find_integers(region)
+    if found is None or (len(found.whole.depth) > 1 and not lies_in_groups(found.whole, GROUP)):
+        return None
+    return schedule(region, target)
 
 
 def choose_dot(left: DType, target: Target) -> tuple[Dot, bool]:
