@@ -93,7 +93,10 @@ def stft(
     *,
     onesided: int = 1,
 ) -> Tensor:
-    """Transforms of the windowed frames of signal [batch, length, 1 or 2]: [batch, frames, frequencies, 2]."""
+    """Transforms of the windowed frames of signal [batch, length, 1 or 2]: [batch, frames, frequencies, 2].
+
+    A signal [batch, length] holds real parts: PyTorch's exporter writes it so, and ONNX Runtime runs it.
+    """
     x = frames(signal, frame_step, window, frame_length)
     return transform(x, 2, x.shape[2], False, bool(onesided))
 
@@ -108,13 +111,15 @@ def frames(signal: Tensor, frame_step: Static, window: Tensor | None, frame_leng
     step = frame_step[0]
     if isinstance(step, int) and step < 1:
         raise ShapeError(f"frames that are {step} apart")
+    if signal.rank not in (2, 3):
+        raise ShapeError(f"a signal of {signal.rank} axes: it has batch, length and parts")
     count = floordiv(signal.shape[1] - length, step) + 1
 
     def element(b: Dim, frame: Dim, t: Dim, part: Dim) -> Scalar:
-        value = signal.at((b, frame * step + t, part))
+        value = signal.at((b, frame * step + t, part)[: signal.rank])
         return value if window is None else value * window.at((t,))
 
-    shape = (signal.shape[0], count, length, signal.shape[2])
+    shape = (signal.shape[0], count, length, signal.shape[2] if signal.rank == 3 else 1)
     return compute(shape, signal.dtype, element, signal, *([] if window is None else [window]))
 
 
