@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,36 @@ def test_constant_right_operand(data: st.DataObject) -> None:
     )
     expected = np.maximum(wide(a, zero) @ wide(w, zeros) + residual, 0)
     check(region, [a, w, zero, zeros, residual], {"M": m}, expected, target)
+
+
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_epilogues_are_done_beside_the_next_tile(data: st.DataObject) -> None:
+    """Many tiles of few steps: any number of rows, also in blocks of several threads, and any last vector."""
+    chosen = replace(Target.parse(data.draw(st.sampled_from(TARGETS))), threads=data.draw(st.integers(1, 3)))
+    m, n, depth = data.draw(st.integers(33, 90)), data.draw(st.integers(2, 70)), data.draw(st.integers(2, 70))
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    a, w, zero = whole(random, np.uint8, m, depth), whole(random, np.int8, depth, n), whole(random, np.uint8)
+    residual = whole(random, np.int8, m, n)
+    region = make_region(
+        "MatMulInteger",
+        [((m, depth), np.uint8), w, zero],
+        extras=[((m, n), np.int8)],
+        epilogue=lambda y, r: maximum(y + cast(r, I32), 0),
+    )
+    lowered = integer_gemm.schedule(region, chosen)
+    assert lowered is not None
+    (result,) = run(region, lowered, chosen, [a, w, zero, residual], {})
+    np.testing.assert_array_equal(result, np.maximum(wide(a, zero) @ wide(w) + residual, 0))
+
+
+@pytest.mark.parametrize(("rows", "later"), [(64, True), (8, False), (15, False)])
+def test_few_tiles_finish_at_once(rows: int, later: bool) -> None:
+    chosen, random = Target.parse("znver4"), np.random.default_rng(1)
+    region = make_region("MatMulInteger", [((rows, 64), np.uint8), whole(random, np.int8, 64, 64)])
+    lowered = integer_gemm.schedule(region, chosen)
+    assert lowered is not None
+    assert ("waiting" in str(lowered.kernel_calls[-1].kernel)) == later
 
 
 @settings(max_examples=12, deadline=None)

@@ -21,10 +21,11 @@ from ....passes.regions import Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, epilogue, through_memory
 from ...kernels.operands import affine, copied, joined
+from . import delayed
 from .division import TASKS_PER_THREAD, divides_rows, row_blocks
 from .dots import dots
 from .epilogue import finish_tile
-from .packing import Columns, Panels, by_columns, first_lanes, matrices, pack_call, packed
+from .packing import Columns, Panels, by_columns, first_lanes, known, matrices, pack_call, packed
 from .product import Product, find_product, flattened
 from .register_tile import Starts, Tile, choose_tile, multiply_accumulate, remainders
 from .strassen import Strassen, choose_plan
@@ -174,8 +175,12 @@ class _Gemm:
         column = panel * self.tile.width
         full = rows // tile_rows
         tile = Tile(tile_rows, columns.vectors, self.tile.lanes)
-        at = first_row + k.index_symbol("tile", full) * tile_rows
-        yield For("tile", full, tuple(self._tile(tile, columns, column, at)))
+        later = self._delayed(tile, columns, column, first_row, full)
+        if later is not None:
+            yield from later
+        else:
+            at = first_row + k.index_symbol("tile", full) * tile_rows
+            yield For("tile", full, tuple(self._tile(tile, columns, column, at)))
         done = full * tile_rows
         left = rows - done
         if isinstance(self.rows, int):
@@ -192,19 +197,45 @@ class _Gemm:
             yield For("tile", count, tuple(self._tile(small, columns, column, at)))
             done, left = done + count * size, left - count * size
 
+    def _delayed(self, tile: Tile, columns: Columns, column: Dim, first_row: Dim, count: Dim) -> list[Statement] | None:
+        """The tiles of a panel where each one's epilogue is done beside the next one's products; else None."""
+        if not delayed.pays(tile, self.depth, count, self.outputs, self.found.sums) or len(self.found.depth) != 1:
+            return None
+        return delayed.tiles(
+            tile,
+            known(self.depth),
+            known(count),
+            self.found.sums,
+            self.outputs,
+            lambda number, early: self._multiplied(tile, columns, column, first_row + number * tile.rows, early),
+            lambda number, i: self._indices(first_row + number * tile.rows + i),
+            column,
+            lambda v: self._valid(columns, column, v),
+        )
+
     # One tile
 
     def _tile(self, tile: Tile, columns: Columns, column: Dim, row: Dim) -> Iterator[Statement]:
+        yield from self._multiplied(tile, columns, column, row)
+        yield from self._finish(tile, columns, column, row)
+
+    def _multiplied(
+        self, tile: Tile, columns: Columns, column: Dim, row: Dim, early: delayed.Early | None = None
+    ) -> Iterator[Statement]:
         aliases, left = self._left(tile, row)
         yield from aliases
         alias, right = self._right(columns, column)
         yield alias
         depth = self.found.depth
         loops = [(axis.name, axis.extent) for axis in depth] or [("once", 1)]
+        start = self._start(columns, column, row)
         yield from multiply_accumulate(
-            tile, self.found.sums, loops, left, right, dot=self.found.dot, start=self._start(columns, column, row)
+            tile, self.found.sums, loops, left, right, dot=self.found.dot, start=start, early=early
         )
-        yield from self._finish(tile, columns, column, row)
+
+    def _indices(self, row: Dim) -> dict[str, Dim]:
+        """The anchor's indices in a row, all but the column."""
+        return {**self._batch(), **flattened(self.found.rows, row)}
 
     def _start(self, columns: Columns, column: Dim, row: Dim) -> Starts | None:
         """What the sums of a tile begin with, where that is not 0."""
@@ -273,7 +304,7 @@ class _Gemm:
             self.outputs,
             tile,
             self.found.sums,
-            lambda i: {**self._batch(), **flattened(self.found.rows, row + i)},
+            lambda i: self._indices(row + i),
             column,
             lambda v: self._valid(columns, column, v),
             self.masked,

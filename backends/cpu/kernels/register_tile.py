@@ -144,12 +144,14 @@ def multiply_accumulate(
     beside: Sequence[Statement] = (),
     dot: Dot | None = None,
     start: Starts | None = None,
+    early: tuple[int, Callable[[Dim], Sequence[Statement]]] | None = None,
 ) -> Iterator[Statement]:
     """Defines the tile's accumulators and adds to them left(row) * right(vector) over all of `loops` (outermost first).
 
     `left` gives a scalar of `dtype`, `right` a vector of it, over the loops' indices; or both u32, the groups of
     elements that `dot` multiplies and adds. A small tile sums in several sets of accumulators, which are added up at
     the end. `setup` comes right before the innermost loop. `start(row, vector)` is what sums begin with, else 0.
+    `early`: of so many first steps of the innermost loop, what is done beside each, by its number.
     """
     sums = accumulators(tile, dtype)
     yield Alloc(sums)
@@ -163,7 +165,14 @@ def multiply_accumulate(
         sets *= 2
     if sets == 1:
         step = tuple(_step(tile, sums, dot, left, right))
-        yield from _nested(loops[:-1], [*setup, For(name, depth, (*beside, *step))])
+        if early is None:
+            yield from _nested(loops[:-1], [*setup, For(name, depth, (*beside, *step))])
+            return
+        count, what = early
+        later = s.Rewriter(dims={name: symbol(name, 0, depth - count - 1) + count})
+        after = _step(tile, sums, dot, lambda i: later(left(i)), lambda v: later(right(v)), copy=1)
+        first = For(name, count, (*what(symbol(name, 0, count - 1)), *step))
+        yield from _nested(loops[:-1], [*setup, first, For(name, depth - count, tuple(after))])
         return
     extra = Buffer("more", dtype, (sets - 1) * count, "register", tile.lanes)
     yield Alloc(extra)
