@@ -265,6 +265,8 @@ def _spell(scalar: Scalar, text: Callable[[Scalar], str]) -> str:
     kind = f"{scalar.dtype}x{scalar.lanes}" if scalar.lanes > 1 else str(scalar.dtype)
     if isinstance(scalar, s.Const):
         return str(scalar.value).lower() if isinstance(scalar.value, bool) else repr(scalar.value)
+    if isinstance(scalar, s.Varying):
+        return f"one_of{scalar.values}"
     if isinstance(scalar, s.Index):
         return str(scalar.dim)
     if isinstance(scalar, s.Lanes):

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from . import folding
 from .atoms import lazy
 from .dims import Dim, Opaque, Sum, atoms, opaque, substitute
-from .dtypes import BOOL, F32, F64, I64, DType
+from .dtypes import BOOL, F32, F64, I32, I64, DType
 
 Number: TypeAlias = int | float | bool
 ScalarLike: TypeAlias = "Scalar | Number"
@@ -178,6 +179,19 @@ class Const(Scalar):
     """A literal; integers are kept as Python ints, so 64 bits stay exact."""
 
     value: Number
+
+
+@dataclass(frozen=True, eq=False)
+class Varying(Scalar):
+    """A literal that is another number in each of several kernels which are else alike, `values` in the order of these.
+
+    It stands in kernels that are being made; in finished ones it is read from a table (`passes.literals`)."""
+
+    values: tuple[Number, ...]
+
+
+LITERALS = Const, Varying
+"""What costs no operation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -370,6 +384,14 @@ def const(value: Number, dtype: DType = F32, lanes: int = 1) -> Scalar:
     return literal if lanes == 1 else Broadcast(dtype, lanes, literal)
 
 
+def varying(values: Iterable[Number], dtype: DType = F32, lanes: int = 1) -> Scalar:
+    """The literal of so many kernels; a plain one where it is the same in all."""
+    numbers = tuple(float(value) if dtype.is_float else int(value) for value in values)
+    if len({_digest(number) for number in numbers}) == 1:
+        return const(numbers[0], dtype, lanes)
+    return widen(Varying(dtype, 1, numbers), lanes)
+
+
 def index(dim: Dim) -> Scalar:
     """The i64 value of an index or size; the run-time value itself where the dim is just that."""
     if isinstance(dim, int):
@@ -408,6 +430,8 @@ def unary(op: str, operand: Scalar) -> Scalar:
     dtype = BOOL if op == "isnan" else operand.dtype
     if isinstance(operand, Const) and op == "neg":
         return const(-operand.value, operand.dtype)
+    if isinstance(operand, Varying) and op == "neg":
+        return varying([-value for value in operand.values], operand.dtype)
     return Unary(dtype, operand.lanes, op, operand)
 
 
@@ -416,59 +440,11 @@ def binary(op: str, left: Scalar, right: Scalar) -> Scalar:
     assert left.dtype == right.dtype, f"{op} of {left.dtype} and {right.dtype}"
     lanes = lane_count(left, right)
     if lanes == 1:
-        folded = _fold(op, left, right)
+        folded = folding.folded(op, left, right)
         if folded is not None:
             return folded
     dtype = BOOL if op in COMPARISONS else left.dtype
     return Binary(dtype, lanes, op, widen(left, lanes), widen(right, lanes))
-
-
-_INDEX_OPS: Mapping[str, Callable[[Dim, Dim], Dim]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-}
-
-
-def _fold(op: str, left: Scalar, right: Scalar) -> Scalar | None:
-    a = left.value if isinstance(left, Const) else None
-    b = right.value if isinstance(right, Const) else None
-    if left.dtype == I64 and op in _INDEX_OPS and isinstance(left, Const | Index) and isinstance(right, Const | Index):
-        return index(_INDEX_OPS[op](as_dim(left), as_dim(right)))
-    if op == "mul" and (a == 1 or b == 1):
-        return right if a == 1 else left
-    if op == "div" and b == 1:
-        return left
-    if left.dtype.is_integer and op in ("add", "sub") and b == 0:
-        return left
-    if left.dtype.is_integer and op == "add" and a == 0:
-        return right
-    if left.dtype == BOOL and op == "and" and (a is not None or b is not None):
-        known, other = (a, right) if a is not None else (b, left)
-        return other if known else const(False, BOOL)
-    if left.dtype == BOOL and op == "or" and (a is not None or b is not None):
-        known, other = (a, right) if a is not None else (b, left)
-        return const(True, BOOL) if known else other
-    if op in COMPARISONS and a is not None and b is not None and left.dtype != F32:
-        return const({"lt": a < b, "le": a <= b, "eq": a == b, "ne": a != b}[op], BOOL)
-    if op in COMPARISONS and left.dtype == I64:
-        return _compare_indices(op, left, right)
-    return None
-
-
-def _compare_indices(op: str, left: Scalar, right: Scalar) -> Scalar | None:
-    from .dims import known_le
-
-    if not (isinstance(left, Const | Index) and isinstance(right, Const | Index)):
-        return None
-    a, b = as_dim(left), as_dim(right)
-    if op == "le":
-        return const(True, BOOL) if known_le(a, b) else const(False, BOOL) if known_le(b + 1, a) else None
-    if op == "lt":
-        return const(True, BOOL) if known_le(a + 1, b) else const(False, BOOL) if known_le(b, a) else None
-    if a == b or known_le(a + 1, b) or known_le(b + 1, a):
-        return const((a == b) == (op == "eq"), BOOL)
-    return None
 
 
 def select(condition: Scalar, yes: Scalar, no: Scalar) -> Scalar:
@@ -489,6 +465,8 @@ def cast(operand: Scalar, dtype: DType, saturate: bool = False) -> Scalar:
     if isinstance(operand, Const) and not truncates and dtype in (F32, F64, I64, BOOL):
         value = float(np.float32(operand.value)) if dtype == F32 else operand.value
         return const(value, dtype)
+    if isinstance(operand, Varying) and not truncates and dtype in (F32, I32):
+        return varying(np.asarray(operand.values, dtype.numpy).tolist(), dtype)
     return Cast(dtype, operand.lanes, operand, saturate)
 
 
@@ -546,7 +524,7 @@ class Rewriter:
 
     def rebuild(self, scalar: Scalar) -> Scalar:
         """`scalar` made again from rewritten parts, by the folding constructors."""
-        if isinstance(scalar, Const | Lanes):
+        if isinstance(scalar, Const | Varying | Lanes):
             return scalar
         if isinstance(scalar, Index):
             return index(self.dim(scalar.dim))

@@ -31,6 +31,7 @@ from .checks import Checks
 from .complex_types import without_complex_types
 from .control import lower_loop, lower_scan
 from .draws import STATE, advance, has_draws, state_operand
+from .literals import Literals, body_of, with_literals
 from .narrow_types import without_narrow_types
 from .nests import build_nests
 from .plan import plan_arena
@@ -121,6 +122,7 @@ class Lowering:
     digests: dict[str, str] = field(default_factory=dict)
     shared: dict[object, Kernel] = field(default_factory=dict)
     count: int = 0
+    literals: Literals = field(init=False)
     _arguments: dict[str, Place] = field(default_factory=dict)
     _guards: list[tuple[Node, Guard]] = field(default_factory=list)
     _anchor: tuple[Tensor | None, tuple[Tensor | None, ...]] = (None, ())
@@ -128,6 +130,7 @@ class Lowering:
     def program(self, hints: Mapping[str, int]) -> Program:
         graph = self.graph
         self.inference.graph(graph)
+        self.literals = Literals(graph, self.target)
         self.checks.begin()
         for value in graph.inputs:
             if not isinstance(value.type, TensorType):
@@ -143,6 +146,8 @@ class Lowering:
             results.append(Place(name))
         steps = [*self.region(graph, results), *advance(self, graph, 0)]
         self.checks.finish()
+        for memory, make in self.literals.memories():
+            self.memories[memory.name], self.constants[memory.name] = memory, make
         segments = cut(steps, self.memories)
         self.memories = settle(self.memories, segments)
         plan = plan_arena(self.memories, segments, self.kernels, hints)
@@ -385,16 +390,18 @@ class Lowering:
 
     def _region_of(self, node: Node) -> Region:
         """What a schedule needs to know of a node: a fused group, or one that has no group (an opaque operator)."""
-        body = node.regions["body"].nodes if node.op == "Fused" else (node,)
+        body, member, literals = body_of(node), self.literals.of(node), dict[str, Tensor]()
+        if member is not None:
+            body, literals = with_literals(body, member)
         ends = node.regions["body"].outputs if node.op == "Fused" else node.outputs
         inputs: list[Tensor] = []
-        operands: dict[str, Tensor] = {}
+        operands: dict[str, Tensor] = {**literals}
         constants: dict[str, np.ndarray] = {}
         self._arguments, self._guards = {}, []
         inner = {value for item in body for value in item.outputs}
         static = self._static_only(body)
         for value in dict.fromkeys(v for item in body for v in item.operands):
-            if value in inner or value in static or not isinstance(value.type, TensorType):
+            if value in inner or value in static or not isinstance(value.type, TensorType) or value.name in literals:
                 continue
             array = self.arrays.get(value.name)
             if array is not None and array.size == 1 and value.dtype.kind not in ("complex", "string"):
@@ -452,6 +459,7 @@ class Lowering:
             alignments=self._alignments(node),
             compose=compose,
             kernels=self.shared,
+            member=None if member is None else member.number,
         )
 
     def _alignments(self, node: Node) -> dict[str, int]:
@@ -543,6 +551,9 @@ class Lowering:
         places = tuple(self._resolved(arguments[name]) for name in call.arguments)
         sizes = tuple(substitute(size, values or {}) for size in call.sizes)
         kernel = call.kernel
+        if region.member is not None:
+            kernel, tables = self.literals.finished(kernel, region.member)
+            places += tables
         if "complex" in self._kinds:
             kernel = without_complex_types(kernel)
         if self._kinds:

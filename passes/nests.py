@@ -93,7 +93,7 @@ def cost(value: Scalar) -> int:
             total += trips * max(1, cost(node.body))
         elif isinstance(node, s.Binary):
             total += _COST.get(node.op, 1)
-        elif not isinstance(node, s.Const | s.Index | s.Broadcast):
+        elif not isinstance(node, (*s.LITERALS, s.Index, s.Broadcast)):
             total += 1
     return total
 
@@ -477,7 +477,7 @@ class _Nest:
         candidates: list[tuple[int, Scalar, Scalar]] = []
         for body in bodies:
             for node in s.walk(body):
-                if not isinstance(node, s.Const | s.Load | s.Index) and node.free & to_inner.keys():
+                if not isinstance(node, (*s.LITERALS, s.Load, s.Index)) and node.free & to_inner.keys():
                     moved = rewriter(node)
                     if moved.digest in later and cost(node) >= KEPT_COST and not all_reductions(node):
                         candidates.append((cost(node), node, moved))
@@ -550,7 +550,7 @@ def combined(op: str, accumulator: Scalar, value: Scalar) -> Scalar:
     """An accumulator with one more value; a product is added by one multiply-add, but by a constant: what scales
     quantized elements gives the same on targets that have none."""
     product = op == "add" and isinstance(value, s.Binary) and value.op == "mul" and value.dtype.is_float
-    if product and isinstance(value, s.Binary) and not isinstance(value.right, s.Const):
+    if product and isinstance(value, s.Binary) and not isinstance(value.right, s.LITERALS):
         return s.fma(value.left, value.right, accumulator)
     return s.Binary(value.dtype, 1, op, accumulator, value)
 

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..ir import scalars as s
 from ..ir.dims import Dim
 from ..ir.graph import Node
 from ..ir.loops import Kernel, index_symbol
@@ -34,7 +35,8 @@ class Region:
     the arrays of inputs that the model fixes; `static` the anchor's shape operands by name.
     `alignments` are of the buffers' addresses, where more is known than the element type tells. `compose(name, ...)`
     gives the outputs of a region of the anchor, by definition, for tensors as its inputs. `kernels` are those that
-    regions of the same graph share, by what they follow from.
+    regions of the same graph share, by what they follow from. `member` is the region's number among those that differ
+    in literals alone (`passes.literals`).
     """
 
     name: str
@@ -50,6 +52,7 @@ class Region:
     alignments: Mapping[str, int] = field(default_factory=dict)
     compose: Callable[..., Sequence[Tensor]] = field(default=lambda name, *tensors: ())
     kernels: dict[object, Kernel] = field(default_factory=dict, repr=False, compare=False)
+    member: int | None = None
 
     @cached_property
     def signature(self) -> bytes | None:
@@ -101,6 +104,13 @@ class Region:
             return None
         array = self.constants.get(tensor.buffer.name)
         return None if array is None else array.reshape([int(str(d)) for d in tensor.shape])
+
+    def number(self, literal: Scalar) -> s.Number | None:
+        """What a literal is in this region, None of what is no literal: for what is packed, not for the code."""
+        if isinstance(literal, s.Varying):
+            assert self.member is not None, f"{self.name} is no member of a group"
+            return literal.values[self.member]
+        return literal.value if isinstance(literal, Const) else None
 
     def elements(self, tensor: Tensor) -> np.ndarray | None:
         """The array of an operand that is a constant, the literal that one of a single element has become included."""

@@ -8,6 +8,8 @@ limited to what the range of the result allows (NaN becomes its lowest value), s
   RISC System/6000 processor", 1990; N. Brisebarre, J.-M. Muller and S. K. Raina, "Accelerating correctly rounded
   floating-point division when the divisor is known in advance", 2004). Targets without them divide.
 - Adding 1.5 * 2^23 rounds an f32 to an integer, half to even, which then stands in the lowest bits.
+
+Numbers are arrays here: of one element, or for a literal of several kernels (`scalars.Varying`) of one for each.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ import numpy as np
 
 from ..ir import loops
 from ..ir import scalars as s
-from ..ir.dtypes import F32, I8, I16, I32, U8, U16
+from ..ir.dtypes import F32, I8, I16, I32, U8, U16, DType
 from ..ir.loops import Kernel
 from ..ir.scalars import Rewriter, Scalar, bitcast, const
 
 NARROW = (I8, U8, I16, U16)
 WHOLE = 1.5 * 2.0**23
 WHOLE_BITS = 0x4B400000
+NOTHING = np.zeros(1)
 LARGEST = 1 << 17
 """Quotients are limited to less: with a scale's rounding they are still whole numbers in f32."""
 SCALES = 2.0**-64, 2.0**64
@@ -39,9 +42,9 @@ class Steps:
     """round(value) + zero within [low, high]; `whole` is the integer zero point where it is not a number."""
 
     value: Scalar
-    low: float
-    high: float
-    zero: float = 0.0
+    low: np.ndarray
+    high: np.ndarray
+    zero: np.ndarray
     whole: Scalar | None = None
 
 
@@ -56,7 +59,7 @@ class _Steps(Rewriter):
         self.fma = fma
         self.narrowed: set[bytes] = set()
         self.sizes: dict[bytes, float] = {}
-        self.reals: dict[bytes, tuple[Scalar, float]] = {}
+        self.reals: dict[bytes, tuple[Scalar, np.ndarray]] = {}
 
     def rebuild(self, scalar: Scalar) -> Scalar:
         result = super().rebuild(scalar)
@@ -69,7 +72,7 @@ class _Steps(Rewriter):
             steps = _matched(result.operand)
             if steps is not None:
                 whole = self._rounded(steps)
-                self.sizes[whole.digest] = max(abs(steps.low), abs(steps.high))
+                self.sizes[whole.digest] = max(_most(steps.low), _most(steps.high))
                 result = s.cast(whole, result.dtype)
                 self.narrowed.add(result.digest)
         return result
@@ -80,12 +83,12 @@ class _Steps(Rewriter):
         if less is not None and isinstance(whole, s.Binary) and whole.left.digest in self.reals:
             total, base = self.reals[whole.left.digest]
         elif whole.digest in self.reals:
-            less, (total, base) = 0.0, self.reals[whole.digest]
+            less, (total, base) = NOTHING, self.reals[whole.digest]
         else:
             return None
-        if abs(less) >= LARGEST:
+        if _most(less) >= LARGEST:
             return None
-        result = total - const(base + less, F32, total.lanes)
+        result = total - literal(base + less, F32, total.lanes)
         self.sizes[result.digest] = size(whole, self.sizes)
         return result
 
@@ -93,14 +96,14 @@ class _Steps(Rewriter):
         """The integer, i32."""
         lanes = steps.value.lanes
         least, most = steps.low - steps.zero, steps.high - steps.zero
-        limits: tuple[Scalar, Scalar] = const(least, F32, lanes), const(most, F32, lanes)
+        limits: tuple[Scalar, Scalar] = literal(least, F32, lanes), literal(most, F32, lanes)
         value, divisor = steps.value, _divisor(steps.value)
         if size(value, self.sizes) < LARGEST and steps.whole is None:
             # Limited as an integer, which packing instructions do themselves.
             if divisor is not None and isinstance(value, s.Binary) and self.fma:
                 value = _quotient(value.left, divisor)
-            bits = bitcast(value + const(WHOLE, F32, lanes), I32) - const(WHOLE_BITS - int(steps.zero), I32, lanes)
-            limits = const(int(steps.low), I32, lanes), const(int(steps.high), I32, lanes)
+            bits = bitcast(value + const(WHOLE, F32, lanes), I32) - literal(WHOLE_BITS - steps.zero, I32, lanes)
+            limits = literal(steps.low, I32, lanes), literal(steps.high, I32, lanes)
             return s.binary("min", s.binary("max", bits, limits[0]), limits[1])
         if steps.whole is not None:
             moved = s.cast(steps.whole, F32)
@@ -109,16 +112,21 @@ class _Steps(Rewriter):
             value = _limited(value, *limits)
         else:
             assert isinstance(value, s.Binary)
-            ends = (const(float(np.float32(limit * divisor)), F32, lanes) for limit in (least, most))
+            ends = (literal((limit * divisor).astype(np.float32), F32, lanes) for limit in (least, most))
             x = _limited(value.left, *ends)
             value = _quotient(x, divisor) if self.fma else s.binary("div", x, value.right)
         total = value + const(WHOLE, F32, lanes)
         bits = bitcast(total, I32)
         if steps.whole is not None:
             return bits - const(WHOLE_BITS, I32, lanes) + s.cast(steps.whole, I32)
-        result = bits - const(WHOLE_BITS - int(steps.zero), I32, lanes)
+        result = bits - literal(WHOLE_BITS - steps.zero, I32, lanes)
         self.reals[result.digest] = total, WHOLE - steps.zero
         return result
+
+
+def literal(numbers: np.ndarray, dtype: DType, lanes: int) -> Scalar:
+    """Numbers as a literal."""
+    return s.varying(numbers.tolist(), dtype, lanes)
 
 
 def _limited(x: Scalar, least: Scalar, most: Scalar) -> Scalar:
@@ -127,18 +135,23 @@ def _limited(x: Scalar, least: Scalar, most: Scalar) -> Scalar:
     return s.select(x < most, x, most)
 
 
-def _quotient(x: Scalar, divisor: float) -> Scalar:
+def _quotient(x: Scalar, divisor: np.ndarray) -> Scalar:
     """x / divisor, correctly rounded."""
-    inverse = const(float(np.float32(1) / np.float32(divisor)), F32, x.lanes)
+    inverse = literal(np.float32(1) / divisor.astype(np.float32), F32, x.lanes)
     estimate = x * inverse
-    rest = s.fma(estimate, const(-divisor, F32, x.lanes), x)
+    rest = s.fma(estimate, literal(-divisor, F32, x.lanes), x)
     return s.fma(rest, inverse, estimate)
 
 
-def _divisor(value: Scalar) -> float | None:
+def _divisor(value: Scalar) -> np.ndarray | None:
     """The constant by which a quotient divides."""
     divisor = _number(value.right) if isinstance(value, s.Binary) and value.op == "div" else None
-    return divisor if divisor is not None and SCALES[0] <= divisor <= SCALES[1] else None
+    return divisor if divisor is not None and ((SCALES[0] <= divisor) & (divisor <= SCALES[1])).all() else None
+
+
+def _most(numbers: np.ndarray) -> float:
+    """The greatest magnitude."""
+    return float(np.abs(numbers).max())
 
 
 def size(value: Scalar, sizes: Mapping[bytes, float] = MappingProxyType({})) -> float:
@@ -150,7 +163,7 @@ def size(value: Scalar, sizes: Mapping[bytes, float] = MappingProxyType({})) -> 
         return sizes[value.digest]
     number = _number(value)
     if number is not None:
-        return abs(number)
+        return _most(number)
     if isinstance(value, s.Broadcast):
         return size(value.operand, sizes)
     if isinstance(value, s.Select):
@@ -166,8 +179,8 @@ def size(value: Scalar, sizes: Mapping[bytes, float] = MappingProxyType({})) -> 
         if value.op in ("min", "max"):
             return max(left, right)
         divisor = _number(value.right)
-        if value.op == "div" and value.dtype == F32 and divisor is not None and divisor:
-            return left / abs(divisor)
+        if value.op == "div" and value.dtype == F32 and divisor is not None and divisor.all():
+            return left / float(np.abs(divisor).min())
     if value.dtype.is_integer and value.dtype.bits <= 16:
         return max(abs(limit) for limit in value.dtype.limits)
     return math.inf
@@ -180,7 +193,7 @@ def _matched(limited: Scalar) -> Steps | None:
     if outer is None or inner is None:
         return None
     (whole, low), high = inner, outer[1]
-    zero, point = 0.0, None
+    zero, point = NOTHING, None
     if isinstance(whole, s.Binary) and whole.op == "add":
         for one, other in ((whole.left, whole.right), (whole.right, whole.left)):
             found = _number(other)
@@ -192,8 +205,9 @@ def _matched(limited: Scalar) -> Steps | None:
                 break
     if not (isinstance(whole, s.Unary) and whole.op == "round" and whole.dtype == F32):
         return None
-    small = all(n == int(n) and abs(n) < LARGEST for n in (low, high, zero, low - zero, high - zero))
-    return Steps(whole.operand, low, high, zero, point) if small and low <= high else None
+    numbers = np.concatenate((low, high, zero, low - zero, high - zero))
+    small = bool((numbers == np.trunc(numbers)).all()) and _most(numbers) < LARGEST
+    return Steps(whole.operand, low, high, zero, point) if small and (low <= high).all() else None
 
 
 def _whole_number(value: Scalar) -> Scalar | None:
@@ -204,7 +218,7 @@ def _whole_number(value: Scalar) -> Scalar | None:
     return value.operand if isinstance(value, s.Cast) and value.operand.dtype in NARROW else None
 
 
-def _with_number(value: Scalar, op: str) -> tuple[Scalar, float] | None:
+def _with_number(value: Scalar, op: str) -> tuple[Scalar, np.ndarray] | None:
     if not (isinstance(value, s.Binary) and value.op == op and value.dtype == F32):
         return None
     for one, other in ((value.left, value.right), (value.right, value.left)):
@@ -214,13 +228,20 @@ def _with_number(value: Scalar, op: str) -> tuple[Scalar, float] | None:
     return None
 
 
-def _integer(scalar: Scalar) -> float | None:
+def _integer(scalar: Scalar) -> np.ndarray | None:
     """The value of a literal, perhaps in a wider type of integers."""
     while isinstance(scalar, s.Broadcast | s.Cast) and scalar.dtype.is_integer:
         scalar = scalar.operand
-    return float(scalar.value) if isinstance(scalar, s.Const) and scalar.dtype.is_integer else None
+    return _values(scalar) if scalar.dtype.is_integer else None
 
 
-def _number(scalar: Scalar) -> float | None:
-    scalar = scalar.operand if isinstance(scalar, s.Broadcast) else scalar
-    return float(scalar.value) if isinstance(scalar, s.Const) and np.isfinite(float(scalar.value)) else None
+def _number(scalar: Scalar) -> np.ndarray | None:
+    found = _values(scalar.operand if isinstance(scalar, s.Broadcast) else scalar)
+    return found if found is not None and np.isfinite(found).all() else None
+
+
+def _values(scalar: Scalar) -> np.ndarray | None:
+    """The numbers that a literal stands for."""
+    if isinstance(scalar, s.Const):
+        return np.array([scalar.value], np.float64)
+    return np.array(scalar.values, np.float64) if isinstance(scalar, s.Varying) else None

@@ -57,7 +57,7 @@ class Epilogue:
         seen: set[bytes] = set()
         nodes = [node for result in self.results for node in s.walk(result.value, seen, into_dims=False)]
         math = sum(8 for node in nodes if isinstance(node, s.Unary) and node.op in s.MATH)
-        return math + len(self.results) + sum(not isinstance(node, s.Const | s.Broadcast) for node in nodes)
+        return math + len(self.results) + sum(not isinstance(node, (*s.LITERALS, s.Broadcast)) for node in nodes)
 
     def linear(self, dims: Mapping[str, Dim]) -> bool:
         """Whether every address is linear in the column, with `dims` for the other indices."""

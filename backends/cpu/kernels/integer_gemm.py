@@ -90,7 +90,7 @@ class IntegerGemm(GroupedGemm):
         elif isinstance(self.right_zero, Scalar):
             self.right_zero = _plus(self.right_zero, -128 if whole.right.dtype == U8 else 0)
         self.bias: np.ndarray | None = None
-        if array is not None and isinstance(self.left_zero, s.Const) and not whole.batch:
+        if array is not None and isinstance(self.left_zero, s.LITERALS) and not whole.batch:
             outputs, self.bias = without_bias(region, outputs)
         super().__init__(region, target, whole, outputs, array, dot, (flipped, whole.right.dtype == U8))
         self.starts = Buffer("starts", I32, self.batches * self.panels.padded)
@@ -126,7 +126,7 @@ class IntegerGemm(GroupedGemm):
     @property
     def factored(self) -> bool:
         """Whether the numbers of columns are still to be multiplied by the left operand's zero point."""
-        return self.array is None or not isinstance(self.left_zero, s.Const)
+        return self.array is None or not isinstance(self.left_zero, s.LITERALS)
 
     def scratch(self) -> list[Buffer]:
         several = isinstance(self.right_zero, np.ndarray)
@@ -168,8 +168,9 @@ class IntegerGemm(GroupedGemm):
         zero = self.right_zero
         right = _number(zero) if isinstance(zero, Scalar) else zero.astype(np.int64)
         starts = elements.shape[1] * right - elements.sum(axis=1, dtype=np.int64)
-        if isinstance(self.left_zero, s.Const):
-            starts = starts * int(self.left_zero.value)
+        left = self.region.number(self.left_zero)
+        if left is not None:
+            starts = starts * int(left)
         return self._padded(starts if self.bias is None else starts + self.bias)
 
     def _padded(self, numbers: np.ndarray) -> np.ndarray:
