@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 import onnxc
 import onnxruntime
+from onnxc.tools.quantize.driver import quantised_draft
+from onnxc.tools.quantize.settings import Settings
 
 from .fetch import fetch
 from .silero import SPEECH_THRESHOLD, Arrays, Model, frames, recording, sequence_probabilities
@@ -43,3 +45,23 @@ def test_speech_is_found_where_it_was() -> None:
         assert np.mean((found > SPEECH_THRESHOLD) != speech) <= 0.005
         assert np.abs(found - expected).mean() <= 0.01
     assert np.array_equal(theirs > SPEECH_THRESHOLD, ours > SPEECH_THRESHOLD)
+
+
+def test_what_is_inside_branches_becomes_integers() -> None:
+    """The whole network is in the branches of an If for the two sampling rates, and branches are in these."""
+    path = fetch("silero", "silero_vad/data/silero_vad.onnx")
+    signal, rate = recording(SPEECH)
+    chunks, state = frames(signal, rate), np.zeros((2, 1, 128), np.float32)
+    data = [{"input": chunk[None], "state": state, "sr": np.array(rate)} for chunk in chunks[::4]]
+    draft, summary = quantised_draft(path, data, Settings())
+    assert summary.quantised == {"Conv": 5}
+    reasons = sorted(reason for *_, reason in summary.left)
+    assert reasons[0].startswith("8 bits hold too little") and set(reasons[1:]) == {"no sample gets here"}
+    model = draft.embedded()
+    for feed in data[::8]:
+        expected, theirs, ours = (
+            run(feed) for run in (by_onnxruntime(path), by_onnxruntime(model), onnxc.compile(model).run)
+        )
+        assert abs(float(expected["output"].item()) - float(theirs["output"].item())) < 0.1
+        for name, array in theirs.items():
+            np.testing.assert_allclose(ours[name], array, atol=1e-4)

@@ -11,8 +11,9 @@ from .calibrate import calibrate
 from .data import Data, Samples
 from .dynamic import Dynamic
 from .folding import fold_batch_norms, fold_factors
+from .graph import GraphDraft
 from .model import Draft
-from .places import coarse_inputs, find_places, grids_of
+from .places import Places, find_places, grids_of, refused_by_data
 from .settings import QuantizationError, Settings, Summary
 from .smoothing import smooth
 from .static import Rewriter
@@ -73,29 +74,42 @@ def quantised_draft(
 
 
 def _static(draft: Draft, data: Data | None, settings: Settings, summary: Summary) -> None:
-    fold_batch_norms(draft)
-    fold_factors(draft)
-    draft.clean()
-    places = find_places(draft, settings, summary)
-    if not places.anchors:
+    draft.open_inner()
+    graphs = list(draft.graphs())
+    for graph in graphs:
+        fold_batch_norms(graph)
+        fold_factors(graph)
+        graph.clean()
+    refused: dict[GraphDraft, dict[str, str]] = {}
+
+    def found() -> dict[GraphDraft, Places]:
+        summary.left.clear()
+        return {graph: find_places(graph, settings, summary, refused.get(graph)) for graph in graphs}
+
+    places = found()
+    if not any(part.anchors for part in places.values()):
         _check(summary)
     assert data is not None
     samples = Samples(
         data, ports_of(draft.graph, draft.constants), settings.samples, settings.seed, settings.batch or 1
     )
-    statistics = calibrate(draft, places.channels, samples, settings)
+    known = calibrate(draft, {graph: part.channels for graph, part in places.items()}, samples, settings)
     summary.samples = samples.taken
-    refused = coarse_inputs(draft, places, statistics, settings)
-    if refused:
-        places = find_places(draft, settings, summary, refused)
-    smoothed = smooth(draft, places, statistics, settings) if settings.smooth and samples.again else {}
-    if smoothed:
-        places = find_places(draft, settings, summary, refused)
-        statistics |= calibrate(draft, smoothed, samples, settings)
-        summary.smoothed = len(smoothed)
+    refused.update((graph, refused_by_data(graph, part, known[graph], settings)) for graph, part in places.items())
+    if any(refused.values()):
+        places = found()
+    if settings.smooth and samples.again:
+        smoothed = {graph: smooth(graph, part, known[graph], settings) for graph, part in places.items()}
+        summary.smoothed = sum(map(len, smoothed.values()))
+    if summary.smoothed:
+        places = found()
+        for graph, more in calibrate(draft, smoothed, samples, settings).items():
+            known[graph] |= more
     settings.progress("quantising", samples.taken, samples.total)
-    grids = grids_of(draft, places, statistics, settings)
-    Rewriter(draft, places, grids, statistics, settings, summary).run()
+    for graph, part in places.items():
+        Rewriter(graph, part, grids_of(graph, part, known[graph], settings), known[graph], settings, summary).run()
+    draft.attach()
+    _check(summary)
 
 
 def _check(summary: Summary) -> None:

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from .model import Draft, attribute
+from .graph import GraphDraft
+from .model import attribute
 
 Array = NDArray[Any]
 
 
-def fold_batch_norms(draft: Draft) -> int:
+def fold_batch_norms(draft: GraphDraft) -> int:
     """Multiplies BatchNormalization into the convolutions whose results nobody else reads (Jacob et al. 2018, 3.2); how
     many there were."""
     readers, fixed, gone = draft.readers(), draft.fixed(), dict[str, str]()
@@ -40,11 +41,11 @@ def fold_batch_norms(draft: Draft) -> int:
     return len(gone)
 
 
-def _is_conv(node: NodeProto, draft: Draft) -> bool:
+def _is_conv(node: NodeProto, draft: GraphDraft) -> bool:
     return all(draft.is_float(name) for name in node.input[1:] if name)
 
 
-def _is_norm(norm: NodeProto, conv: NodeProto, draft: Draft) -> bool:
+def _is_norm(norm: NodeProto, conv: NodeProto, draft: GraphDraft) -> bool:
     """Whether the node normalises this convolution's result by statistics that are constants."""
     return (
         norm.op_type == "BatchNormalization"
@@ -55,7 +56,7 @@ def _is_norm(norm: NodeProto, conv: NodeProto, draft: Draft) -> bool:
     )
 
 
-def fold_factors(draft: Draft) -> None:
+def fold_factors(draft: GraphDraft) -> None:
     """Multiplies alpha and beta of Gemm into its constants."""
     for node in draft.graph.node:
         if node.op_type != "Gemm" or node.domain:

@@ -1,12 +1,11 @@
-"""An ONNX model that is being rewritten: its nodes in order, constants by name, and the way back to a file."""
+"""An ONNX model that is being rewritten, and the way from a file and back."""
 
 from __future__ import annotations
 
 import copy
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ import onnx.inliner
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ...compiler.nodes import all_names, graphs_in, in_order, names_read, node_name
+from ...compiler.nodes import graphs_in
 from ...compiler.weights import Weights, load_model
 from ...ir.dtypes import BY_ONNX
 from ...ir.errors import ModelError
-from ..check.evaluate import RANDOM, by_reference
+from .graph import GraphDraft, Shared
 from .settings import QuantizationError
 
 Array = NDArray[Any]
@@ -29,16 +28,13 @@ LARGEST_FILE = 1 << 30
 ALIGNED = 4096
 SMALLEST_OUTSIDE = 1024
 """Bytes below which a tensor stays in the model's own file in any case."""
-LARGEST_FOLDED = 1 << 28
-NEVER_FOLDED = RANDOM | {"QuantizeLinear", "DequantizeLinear", "Constant"}
 
 
-class Draft:
-    """A model open for rewriting.
+class Draft(GraphDraft):
+    """A model open for rewriting, by its main graph.
 
     `proto` holds everything; tensors that lie in files beside the model stay there until they are asked for. `folder`
-    is where those files are. Nodes of the main graph are in order, each with a name of its own, and no constant is a
-    node.
+    is where those files are.
     """
 
     def __init__(
@@ -59,160 +55,11 @@ class Draft:
         self.folder = None if folder is None else str(folder)
         self.weights = Weights(None, None if folder is None else Path(folder))
         self.proto = lifted(inlined(proto), opset)
-        self.constants: dict[str, TensorProto] = {}
-        self._used: set[str] = set()
-        self._arrays: dict[str, Array] = {}
-        self._normalise()
-
-    @property
-    def graph(self) -> GraphProto:
-        return self.proto.graph
+        super().__init__(self.proto.graph, Shared(self.proto, self.weights))
 
     @property
     def opset(self) -> int:
         return opset_of(self.proto)
-
-    def _normalise(self) -> None:
-        graph = self.graph
-        nodes = []
-        for index, node in in_order(graph.node):
-            node.name = node_name(node, index)
-            if node.op_type == "Constant" and not node.domain and node.attribute[0].name == "value":
-                graph.initializer.append(node.attribute[0].t)
-                graph.initializer[-1].name = node.output[0]
-            else:
-                nodes.append(node)
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        taken: Counter[str] = Counter()
-        for node in nodes:  # two nodes of one name cannot be told apart
-            taken[node.name] += 1
-            if taken[node.name] > 1:
-                node.name = f"{node.name}_{taken[node.name]}"
-        self.replace_nodes(nodes)
-        # Initializers that are inputs too may be overridden; nobody who quantises them does.
-        inputs = [value for value in graph.input if value.name not in self.constants]
-        del graph.input[:]
-        graph.input.extend(inputs)
-        self._used = set(names_read(nodes)) | set(all_names(graph)) | {node.name for node in nodes}
-
-    def replace_nodes(self, nodes: Iterable[NodeProto]) -> None:
-        """Other nodes for the main graph."""
-        kept = [copy.copy(node) for node in nodes]
-        del self.graph.node[:]
-        self.graph.node.extend(kept)
-
-    def array(self, name: str) -> Array:
-        """A constant's elements (read-only)."""
-        if name not in self._arrays:
-            self._arrays[name] = np.asarray(self.weights.array(self.constants[name]))
-        return self._arrays[name]
-
-    def forget(self) -> None:
-        """Drops the arrays that were read."""
-        self._arrays.clear()
-
-    def is_float(self, name: str) -> bool:
-        """Whether this is a constant of f32."""
-        return name in self.constants and self.constants[name].data_type == TensorProto.FLOAT
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A constant's shape."""
-        return tuple(self.constants[name].dims)
-
-    def unused(self, name: str) -> str:
-        """A name that no value has yet: this one, or with a number behind it."""
-        found, number = name, 2
-        while found in self._used:
-            found, number = f"{name}_{number}", number + 1
-        self._used.add(found)
-        return found
-
-    def add_constant(self, name: str, array: Array | TensorProto, graph: GraphProto | None = None) -> str:
-        """A further constant, of the main graph or another; its name, which is new."""
-        name = self.unused(name)
-        tensor = array if isinstance(array, TensorProto) else numpy_helper.from_array(np.asarray(array), name)
-        tensor.name = name
-        (self.graph if graph is None else graph).initializer.append(tensor)
-        if graph is None or graph is self.graph:
-            self.constants[name] = self.graph.initializer[-1]
-        return name
-
-    def readers(self) -> dict[str, list[NodeProto]]:
-        """The nodes that read each value, those included whose inner graphs do."""
-        found: dict[str, list[NodeProto]] = {}
-        for node in self.graph.node:
-            for name in dict.fromkeys(filter(None, names_read([node]))):
-                found.setdefault(name, []).append(node)
-        return found
-
-    def definers(self) -> dict[str, NodeProto]:
-        """The node that defines each value."""
-        return {name: node for node in self.graph.node for name in node.output if name}
-
-    def fixed(self) -> set[str]:
-        """Values that must stay under their names: the model's outputs, and what inner graphs read."""
-        inner = (name for node in self.graph.node for graph in graphs_in(node) for name in names_read(graph.node))
-        results = (value.name for node in self.graph.node for graph in graphs_in(node) for value in graph.output)
-        return {value.name for value in self.graph.output} | set(inner) | set(results)
-
-    def types(self) -> dict[str, int]:
-        """The element types that ONNX's inference knows."""
-        try:
-            found = onnx.shape_inference.infer_shapes(self.proto).graph
-        except Exception:  # it raises its own kinds, and protobuf's for what is larger than 2 GB
-            found = self.graph
-        values = [*found.value_info, *found.input, *found.output]
-        known = {value.name: value.type.tensor_type.elem_type for value in values if value.type.HasField("tensor_type")}
-        return known | {name: tensor.data_type for name, tensor in self.constants.items()}
-
-    def fold_constants(self) -> None:
-        """Evaluates nodes that read nothing but constants, by ONNX's reference."""
-        nodes = []
-        for node in self.graph.node:
-            reads = [name for name in node.input if name]
-            size = sum(math.prod(self.shape(name)) for name in reads if name in self.constants)
-            plain = not node.domain and node.op_type not in NEVER_FOLDED and not graphs_in(node)
-            if not (plain and reads and all(name in self.constants for name in reads)) or size > LARGEST_FOLDED:
-                nodes.append(node)
-                continue
-            try:
-                results = by_reference(self._alone(node), {name: self.array(name) for name in reads})
-                tensors = [numpy_helper.from_array(np.asarray(result)) for result in results]
-            except Exception:  # the reference raises what it likes for what it does not know
-                nodes.append(node)
-                continue
-            for name, tensor in zip(filter(None, node.output), tensors, strict=True):
-                tensor.name = name
-                self.graph.initializer.append(tensor)
-                self.constants[name] = self.graph.initializer[-1]
-        self.replace_nodes(nodes)
-
-    def _alone(self, node: NodeProto) -> ModelProto:
-        """A model of one node whose operands are inputs."""
-        inputs = [
-            helper.make_tensor_value_info(name, self.constants[name].data_type, self.shape(name))
-            for name in dict.fromkeys(node.input)
-            if name
-        ]
-        outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
-        graph = helper.make_graph([node], "node", inputs, outputs)
-        return helper.make_model(graph, opset_imports=list(self.proto.opset_import))
-
-    def clean(self) -> None:
-        """Removes nodes and constants that nobody reads, and what was declared of values that are gone."""
-        needed = {value.name for value in self.graph.output}
-        nodes = []
-        for node in reversed(self.graph.node):
-            if needed.intersection(node.output) or (not any(node.output)):
-                nodes.append(node)
-                needed.update(names_read([node]))
-        self.replace_nodes(reversed(nodes))
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in needed]
-        if len(kept) < len(self.graph.initializer):
-            del self.graph.initializer[:]
-            self.graph.initializer.extend(kept)
-        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
-        del self.graph.value_info[:]
 
     def size(self) -> int:
         """What the tensors of the model take."""

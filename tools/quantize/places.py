@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from onnx import NodeProto, TensorProto
 
 from ...compiler.nodes import graphs_in, names_read
-from .calibrate import Statistics, merged
-from .model import Draft, attribute
+from .graph import WALKED, GraphDraft
+from .model import attribute
 from .ranges import Grid, range_of, signal_to_noise
 from .settings import Settings, Summary
+from .statistics import Statistics, merged
 
 ANCHORS = ("Conv", "MatMul", "Gemm")
 """Operators that have integer forms."""
@@ -65,7 +66,7 @@ def is_mover(node: NodeProto) -> bool:
     return not node.domain and node.op_type in MOVERS and one_result
 
 
-def refusal(node: NodeProto, draft: Draft, types: Mapping[str, int]) -> str | None:
+def refusal(node: NodeProto, draft: GraphDraft, types: Mapping[str, int]) -> str | None:
     """Why a node of an operator that has an integer form cannot have it; None where it can."""
     data, weight = node.input[0], node.input[1]
     if data in draft.constants:
@@ -86,12 +87,14 @@ def refusal(node: NodeProto, draft: Draft, types: Mapping[str, int]) -> str | No
     return None
 
 
-def anchors_of(draft: Draft, settings: Settings, summary: Summary, refused: Mapping[str, str]) -> dict[str, NodeProto]:
+def anchors_of(
+    draft: GraphDraft, settings: Settings, summary: Summary, refused: Mapping[str, str]
+) -> dict[str, NodeProto]:
     """The nodes that are to compute with integers, by name; those that are not go into the summary."""
     types = draft.types()
     found = {}
     for node in draft.graph.node:
-        if graphs_in(node):
+        if graphs_in(node) and (node.op_type not in WALKED or node.domain):
             summary.leave(node, "what is inside is not calibrated; --dynamic and --weights-only get there")
         if node.domain not in ("", "ai.onnx") or node.op_type not in ANCHORS:
             continue
@@ -103,9 +106,10 @@ def anchors_of(draft: Draft, settings: Settings, summary: Summary, refused: Mapp
     return found
 
 
-def find_places(draft: Draft, settings: Settings, summary: Summary, refused: Mapping[str, str] | None = None) -> Places:
+def find_places(
+    draft: GraphDraft, settings: Settings, summary: Summary, refused: Mapping[str, str] | None = None
+) -> Places:
     """The nodes to quantise, but for those that are `refused` (reasons by name), and the values between them."""
-    summary.left.clear()
     places = Places(anchors_of(draft, settings, summary, refused or {}))
     readers, fixed = draft.readers(), draft.fixed()
     nodes = list(draft.graph.node)
@@ -132,14 +136,14 @@ def find_places(draft: Draft, settings: Settings, summary: Summary, refused: Map
         moved = is_mover(node) and not settings.kept(node) and all(name in stored for name in data_of(node))
         if moved and ahead.intersection(node.output) and not fixed.intersection(node.output):
             stored.update(filter(None, node.output))
-    order = [value.name for value in draft.graph.input] + [name for node in nodes for name in node.output]
+    order = draft.given() + [name for node in nodes for name in node.output]
     places.values = [name for name in dict.fromkeys(order) if name in stored]
     places.channels = {name: places.channels.get(name) for name in places.values}
     return places
 
 
 def of_integers(
-    name: str, draft: Draft, definers: Mapping[str, NodeProto], stored: Collection[str], places: Places
+    name: str, draft: GraphDraft, definers: Mapping[str, NodeProto], stored: Collection[str], places: Places
 ) -> bool:
     """Whether a stored value was computed of nothing but stored ones."""
     node = definers.get(name)
@@ -161,7 +165,7 @@ def behind_clamp(node: NodeProto, readers: Mapping[str, Sequence[NodeProto]], fi
 
 
 def _read_as_it_is(
-    name: str, draft: Draft, readers: Mapping[str, Sequence[NodeProto]], anchors: Mapping[str, NodeProto]
+    name: str, draft: GraphDraft, readers: Mapping[str, Sequence[NodeProto]], anchors: Mapping[str, NodeProto]
 ) -> bool:
     """Whether all readers of a value, those behind movers too, take it as well in 8 bits."""
     for node in readers.get(name, ()):
@@ -175,31 +179,36 @@ def _read_as_it_is(
     return True
 
 
-def coarse_inputs(
-    draft: Draft, places: Places, statistics: Mapping[str, Statistics], settings: Settings
+def refused_by_data(
+    draft: GraphDraft, places: Places, statistics: Mapping[str, Statistics], settings: Settings
 ) -> dict[str, str]:
-    """The nodes that read an input of the model of which 8 bits hold too little, with the reason; none where nothing
-    would be left."""
-    definers, inputs = draft.definers(), {value.name for value in draft.graph.input}
-
-    def is_input(name: str) -> bool:
-        node = definers.get(name)
-        while node is not None and (is_mover(node) or node.op_type in PREPARING):
-            computed = [operand for operand in node.input if operand and operand not in draft.constants]
-            if not computed:
-                return False
-            name, node = computed[0], definers.get(computed[0])
-        return name in inputs
-
-    found = {}
+    """The nodes that the data says are to stay in float, with the reason: those that it never reaches, and those that
+    read an input of the model of which 8 bits hold too little, unless nothing would be left."""
+    unseen = {node.name for node in places.anchors.values() if not statistics[node.input[0]].histogram.seen}
+    coarse = {}
     for node in places.anchors.values():
         name = node.input[0]
-        if is_input(name):
+        if node.name not in unseen and _is_input(name, draft):
             histogram = statistics[name].histogram
             decibels = signal_to_noise(histogram, range_of(histogram, settings))
             if decibels < LEAST_INPUT:
-                found[node.name] = f"8 bits hold too little of the model's input ({decibels:.0f} dB)"
-    return found if len(found) < len(places.anchors) else {}
+                coarse[node.name] = f"8 bits hold too little of the model's input ({decibels:.0f} dB)"
+    found = dict.fromkeys(unseen, "no sample gets here")
+    return found | (coarse if len(found) + len(coarse) < len(places.anchors) else {})
+
+
+def _is_input(name: str, draft: GraphDraft) -> bool:
+    """Whether a value is an input of the model, prepared perhaps."""
+    definers = draft.definers()
+    node = definers.get(name)
+    while node is not None and (is_mover(node) or node.op_type in PREPARING):
+        computed = [operand for operand in node.input if operand and operand not in draft.constants]
+        if not computed:
+            return False
+        name, node = computed[0], definers.get(computed[0])
+    if draft.outer is not None:
+        return name in draft.captured() and _is_input(name, draft.outer)
+    return name in draft.given()
 
 
 def _reaching(nodes: Sequence[NodeProto], anchors: Mapping[str, NodeProto]) -> set[str]:
@@ -225,7 +234,9 @@ def _all_stored(
     )
 
 
-def grids_of(draft: Draft, places: Places, statistics: Mapping[str, Statistics], settings: Settings) -> dict[str, Grid]:
+def grids_of(
+    draft: GraphDraft, places: Places, statistics: Mapping[str, Statistics], settings: Settings
+) -> dict[str, Grid]:
     """The grid of each stored value; `places.groups` tells which have the same."""
     stored = set(places.values)
     leader = {name: name for name in places.values}
@@ -267,4 +278,4 @@ def _span(statistics: Statistics) -> float:
     return max(histogram.high, 0.0) - min(histogram.low, 0.0) if histogram.seen else 0.0
 
 
-__all__ = ["ANCHORS", "CLAMPS", "MOVERS", "Places", "coarse_inputs", "find_places", "grids_of"]
+__all__ = ["ANCHORS", "CLAMPS", "MOVERS", "Places", "find_places", "grids_of", "refused_by_data"]

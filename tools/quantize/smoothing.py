@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from .calibrate import Statistics
-from .model import Draft, attribute, make_node
+from .graph import GraphDraft
+from .model import attribute, make_node
 from .places import Places, is_mover, of_integers
 from .ranges import range_of
 from .settings import Settings
+from .statistics import Statistics
 
 Array = NDArray[Any]
 SHARES = (0.25, 0.5)
@@ -32,7 +33,9 @@ MOST = 2.0**10
 """Largest factor, or its inverse, beside that of the median channel."""
 
 
-def smooth(draft: Draft, places: Places, statistics: Mapping[str, Statistics], settings: Settings) -> dict[str, int]:
+def smooth(
+    draft: GraphDraft, places: Places, statistics: Mapping[str, Statistics], settings: Settings
+) -> dict[str, int]:
     """Divides values by factors and multiplies their weights; the new values, and which axes their channels are."""
     definers, readers, stored = draft.definers(), draft.readers(), set(places.values)
     made: dict[str, tuple[str, NodeProto]] = {}
@@ -65,7 +68,7 @@ def smooth(draft: Draft, places: Places, statistics: Mapping[str, Statistics], s
                 scaled[key] = draft.add_constant(f"{weight}_smoothed", _scaled(node, draft.array(weight), factors))
             node.input[0], node.input[1] = result, scaled[key]
     if made:
-        nodes = [node for value in draft.graph.input if value.name in made for node in [made[value.name][1]]]
+        nodes = [made[name][1] for name in draft.given() if name in made]
         for node in draft.graph.node:
             nodes += [node, *(made[name][1] for name in node.output if name in made)]
         draft.replace_nodes(nodes)

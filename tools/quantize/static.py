@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from .calibrate import Statistics
 from .correction import mean_error
-from .model import Draft, attribute, make_node
+from .graph import GraphDraft
+from .model import attribute, make_node
 from .places import CLAMPS, Places, data_of, is_mover, of_integers
 from .ranges import Grid
 from .settings import Settings, Summary
+from .statistics import Statistics
 from .weights import Quantised, quantised
 
 Array = NDArray[Any]
@@ -32,7 +33,7 @@ class Rewriter:
 
     def __init__(
         self,
-        draft: Draft,
+        draft: GraphDraft,
         places: Places,
         grids: Mapping[str, Grid],
         statistics: Mapping[str, Statistics],
@@ -52,8 +53,8 @@ class Rewriter:
     def run(self) -> None:
         draft = self.draft
         gone = self._removed()
-        for value in draft.graph.input:
-            self._store(value.name)
+        for name in draft.given():
+            self._store(name)
         for node in draft.graph.node:
             if node.name in gone:
                 continue
@@ -75,7 +76,7 @@ class Rewriter:
             for name in new.output:
                 self._store(name)
         draft.replace_nodes(self.nodes)
-        self.summary.tensors = len(self.grids)
+        self.summary.tensors += len(self.grids)
 
     def _removed(self) -> set[str]:
         """Activations that saturation does: of values that all read in integers, within the activation's bounds."""
