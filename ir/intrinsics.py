@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .dtypes import BF16, BOOL, F16, F32, I8, I32, I64, U32, DType
+from .dtypes import BF16, BOOL, F16, F32, I8, I32, I64, U8, U32, DType
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,21 @@ INTRINSICS: Mapping[str, Operands] = {
     **{f"load_matrix_x{n}_transposed": Operands((0, 8), (n, 0), wide=True) for n in (1, 2, 4)},
     # accumulators (f32 or i32), operand A, operand B (u32 registers)
     **{f"mma_m16n8k{k}_{kind}": Operands((4, 4, 2), (4, 0, 0), wide=True) for k, kind in (
-        (16, "f16"), (16, "bf16"), (8, "tf32"), (32, "s8"), (32, "u8s8"),
+        (16, "f16"), (16, "bf16"), (8, "tf32"), (32, "s8s8"), (32, "s8u8"), (32, "u8s8"), (32, "u8u8"),
     )},
     **{f"atomic_{op}": _ATOMIC for op in ("add", "min", "max", "mul")},
 }  # fmt: skip
 
-MATRIX_OPERANDS: Mapping[DType, tuple[str, int]] = {
-    F16: ("mma_m16n8k16_f16", 16),
-    BF16: ("mma_m16n8k16_bf16", 16),
-    F32: ("mma_m16n8k8_tf32", 8),
-    I8: ("mma_m16n8k32_s8", 32),
+MATRIX_OPERANDS: Mapping[tuple[DType, DType], tuple[str, int]] = {
+    (F16, F16): ("mma_m16n8k16_f16", 16),
+    (BF16, BF16): ("mma_m16n8k16_bf16", 16),
+    (F32, F32): ("mma_m16n8k8_tf32", 8),
+    (I8, I8): ("mma_m16n8k32_s8s8", 32),
+    (I8, U8): ("mma_m16n8k32_s8u8", 32),
+    (U8, I8): ("mma_m16n8k32_u8s8", 32),
+    (U8, U8): ("mma_m16n8k32_u8u8", 32),
 }
-"""For an element type of the operands: the intrinsic of a 16 x 8 tile, and its extent of the reduction axis."""
+"""For the element types of both operands: the intrinsic of a 16 x 8 tile, and its extent of the reduction axis."""
 
 LOOKUP = "lookup_bytes"
 """The expression `Call(LOOKUP, (bytes, *vectors))`: for each byte that with its number of the vectors, end to end."""

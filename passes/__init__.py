@@ -20,6 +20,7 @@ from . import (
     unflatten,
     weights_only,
     wide_weights,
+    zero_points,
 )
 
 DEFAULT_PIPELINE = (
@@ -34,7 +35,7 @@ DEFAULT_PIPELINE = (
 
 PIPELINES = {
     "cpu": DEFAULT_PIPELINE.replace("attention", "attention{narrow=0, bytes=1}"),
-    "cuda": DEFAULT_PIPELINE.replace("quantization,weights-only,wide-weights,", ""),
+    "cuda": DEFAULT_PIPELINE.replace("weights-only,", "").replace("pads,", "pads,zero-points,"),
 }
 """The same by the kind of target."""
 
@@ -60,4 +61,5 @@ __all__ = [
     "unflatten",
     "weights_only",
     "wide_weights",
+    "zero_points",
 ]

@@ -66,8 +66,8 @@ class Frame:
 class ExpressionRenderer:
     """Appends the lines of a function; knows what its names mean by the frames of its blocks."""
 
-    def __init__(self, index_type: str):
-        self.index_type = index_type
+    def __init__(self, index_type: str, rounds_products: bool = False):
+        self.index_type, self.rounds_products = index_type, rounds_products
         self.lines: list[str] = []
         self.indent = "    "
         self.frames = [Frame()]
@@ -316,6 +316,8 @@ class ExpressionRenderer:
                 return f"{op}imum({bare(a)}, {bare(b)})"
             if op in ("rem", "pow"):
                 return f"{'fmod' if op == 'rem' else 'pow'}{FLOAT32_SUFFIX[dtype]}({bare(a)}, {bare(b)})"
+            if op == "mul" and self.rounds_products:
+                return f"rounded_product({bare(a)}, {bare(b)})"
             return f"({a} {_INFIX[op]} {b})"
         kind = memory_type(dtype)
         if op == "pow":

@@ -146,13 +146,21 @@ DEVICE void mma_m16n8k16_bf16(float* c, const u32* a, const u32* b) {
 DEVICE void mma_m16n8k8_tf32(float* c, const u32* a, const u32* b) {
     MATRIX_MULTIPLY("m16n8k8.row.col.f32.tf32.tf32.f32", "+f");
 }
-// PTX ISA "Matrix Fragments for mma.m16n8k32", both operands s8; sums wrap.
-DEVICE void mma_m16n8k32_s8(i32* c, const u32* a, const u32* b) {
+// PTX ISA "Matrix Fragments for mma.m16n8k32", a is s8 and b is s8; sums wrap.
+DEVICE void mma_m16n8k32_s8s8(i32* c, const u32* a, const u32* b) {
     MATRIX_MULTIPLY("m16n8k32.row.col.s32.s8.s8.s32", "+r");
+}
+// PTX ISA "Matrix Fragments for mma.m16n8k32", a is s8 and b is u8; sums wrap.
+DEVICE void mma_m16n8k32_s8u8(i32* c, const u32* a, const u32* b) {
+    MATRIX_MULTIPLY("m16n8k32.row.col.s32.s8.u8.s32", "+r");
 }
 // PTX ISA "Matrix Fragments for mma.m16n8k32", a is u8 and b is s8; sums wrap.
 DEVICE void mma_m16n8k32_u8s8(i32* c, const u32* a, const u32* b) {
     MATRIX_MULTIPLY("m16n8k32.row.col.s32.u8.s8.s32", "+r");
+}
+// PTX ISA "Matrix Fragments for mma.m16n8k32", a is u8 and b is u8; sums wrap.
+DEVICE void mma_m16n8k32_u8u8(i32* c, const u32* a, const u32* b) {
+    MATRIX_MULTIPLY("m16n8k32.row.col.s32.u8.u8.s32", "+r");
 }
 
 // ---- Narrow floats: all round to nearest, ties to even, unless said otherwise ----
@@ -181,6 +189,17 @@ DEVICE bf16 f32_to_bf16(float value) {
 DEVICE f16 f64_to_f16(double value) {
     f16 result;
     asm("cvt.rn.f16.f64 %0, %1;\n" : "=h"(result) : "d"(value));
+    return result;
+}
+// PTX ISA "mul": with its rounding written down a product is never contracted with a sum.
+DEVICE float rounded_product(float a, float b) {
+    float result;
+    asm("mul.rn.f32 %0, %1, %2;\n" : "=f"(result) : "f"(a), "f"(b));
+    return result;
+}
+DEVICE double rounded_product(double a, double b) {
+    double result;
+    asm("mul.rn.f64 %0, %1, %2;\n" : "=d"(result) : "d"(a), "d"(b));
     return result;
 }
 // The bits of an operand of mma_m16n8k8_tf32; rounds to nearest, ties away from zero.

@@ -19,7 +19,7 @@ SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
     "onnxc.PackedMatMul": (gemm.schedule,),
     **dict.fromkeys(("CumSum", "CumProd"), (scan.schedule,)),
     "onnxc.Attention": (attention.schedule,),
-    "Conv": (depthwise.schedule, conv.schedule),
+    **dict.fromkeys(("Conv", "ConvInteger"), (depthwise.schedule, conv.schedule)),
     "ConvTranspose": (conv.transposed,),
     "ScatterElements": (scatter.scatter_elements,),
     "ScatterND": (scatter.scatter_nd,),

@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from ...ir import loops as k
+from ...ir import scalars as s
+from ...ir.dtypes import I8, U8
 from ...ir.loops import Alloc, Kernel
 from .expressions import Variable
 from .launch import is_launchable, launch_of, nest_of, shared_layout
@@ -28,6 +30,13 @@ def function_name(kernel: Kernel) -> str:
     return plain_name(kernel.name)
 
 
+def is_quantizing(kernel: Kernel) -> bool:
+    """Whether the kernel rounds reals to bytes. ONNX defines those exactly: no product is contracted with a sum."""
+    stores = (st for st in k.walk(kernel.body) if isinstance(st, k.Store) and st.buffer.dtype in (I8, U8))
+    values = (node for store in stores for node in s.walk(store.value))
+    return any(isinstance(node, s.Cast) and node.operand.dtype.is_float for node in values)
+
+
 def render_kernel(kernel: Kernel) -> str:
     """The function of a kernel, `extern "C" __global__`: its parameters, then its sizes."""
     launch, nest = launch_of(kernel), nest_of(kernel)
@@ -35,7 +44,7 @@ def render_kernel(kernel: Kernel) -> str:
     index_type = INDEX_TYPES[launch.index_bits]
     written = {buffer.name for buffer in kernel.parameters if buffer.name in kernel.outputs}
     private = {st.buffer.name for st in k.walk(kernel.body) if isinstance(st, Alloc)}
-    renderer = StatementRenderer(index_type, frozenset(written | private), places)
+    renderer = StatementRenderer(index_type, frozenset(written | private), places, is_quantizing(kernel))
     aliased = {name for pair in kernel.aliases for name in pair}
     parameters = []
     for buffer in kernel.parameters:

@@ -21,8 +21,10 @@ class StatementRenderer(ExpressionRenderer):
     """Appends the statements of one function. `written` are the buffers that may be stored to; `shared` tells where in
     the block's shared memory a shared buffer begins, in bytes."""
 
-    def __init__(self, index_type: str, written: frozenset[str], shared: Mapping[str, int]):
-        super().__init__(index_type)
+    def __init__(
+        self, index_type: str, written: frozenset[str], shared: Mapping[str, int], rounds_products: bool = False
+    ):
+        super().__init__(index_type, rounds_products)
         self.written = set(written)
         self.shared = shared
 

@@ -50,13 +50,20 @@ class Convolution:
     def images(self) -> Dim:
         return self.image.shape[0]
 
+    @property
+    def has_zero_points(self) -> bool:
+        """Whether something is to be subtracted from the integers of the image or the weights."""
+        node = self.region.anchor
+        return node is not None and node.op == "ConvInteger" and any(x is not None for x in self.region.operands[2:])
 
-def find_convolution(region: Region, op: str = "Conv") -> Convolution | None:
-    """The region's anchor as a convolution with weights of known shape; None where it is no `op`.
+
+def find_convolution(region: Region, *ops: str) -> Convolution | None:
+    """The region's anchor as a convolution with weights of known shape; None where it is none of `ops` (of Conv, where
+    none are given).
 
     Of a ConvInteger images and weights are as they lie in memory, with their zero points.
     """
-    operands = _operands(region, op)
+    operands = _operands(region, *(ops or ("Conv",)))
     if operands is None:
         return None
     node, image, weights = operands
@@ -188,10 +195,10 @@ def _at_phase(base: Convolution, steps: Sequence[int], axes: Sequence[Phase], pl
     return replace(base, windows=windows, weights=weights, array=array, pixel=pixel)
 
 
-def _operands(region: Region, op: str) -> tuple[Node, Tensor, Tensor] | None:
+def _operands(region: Region, *ops: str) -> tuple[Node, Tensor, Tensor] | None:
     """The node, its image with the channels last and its weights, of known shape; None for another operator."""
     node, output = region.anchor, region.anchor_output
-    if node is None or output is None or node.op != op:
+    if node is None or output is None or node.op not in ops:
         return None
     image, weights = region.operands[:2]
     if image is None or weights is None or image.kind == "opaque" or weights.kind == "opaque":

@@ -81,8 +81,10 @@ LOAD_MATRIX(x4_transposed, 4, EMULATOR_LOAD_MATRIX_TRANSPOSED)
 MATRIX_MULTIPLY(mma_m16n8k16_f16, float, EMULATOR_MULTIPLY_F16)
 MATRIX_MULTIPLY(mma_m16n8k16_bf16, float, EMULATOR_MULTIPLY_BF16)
 MATRIX_MULTIPLY(mma_m16n8k8_tf32, float, EMULATOR_MULTIPLY_TF32)
-MATRIX_MULTIPLY(mma_m16n8k32_s8, i32, EMULATOR_MULTIPLY_S8)
+MATRIX_MULTIPLY(mma_m16n8k32_s8s8, i32, EMULATOR_MULTIPLY_S8S8)
+MATRIX_MULTIPLY(mma_m16n8k32_s8u8, i32, EMULATOR_MULTIPLY_S8U8)
 MATRIX_MULTIPLY(mma_m16n8k32_u8s8, i32, EMULATOR_MULTIPLY_U8S8)
+MATRIX_MULTIPLY(mma_m16n8k32_u8u8, i32, EMULATOR_MULTIPLY_U8U8)
 
 // ---- Narrow floats ----
 
@@ -127,6 +129,8 @@ DEVICE f16 f64_to_f16(double value) {
     const float toward_zero = f64_to_f32_toward_zero(value);
     return f32_to_f16(bits_as<float>(bits_as<u32>(toward_zero) | ((double)toward_zero != value)));
 }
+DEVICE float rounded_product(float a, float b) { return a * b; }
+DEVICE double rounded_product(double a, double b) { return a * b; }
 DEVICE u32 f32_to_tf32(float value) {
     const u32 bits = bits_as<u32>(value);
     return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000) & 0xffffe000u;

@@ -139,14 +139,16 @@ GEMM_TYPES = {
     "f16": ("f16", 2, "float", "mma_m16n8k16_f16"),
     "bf16": ("bf16", 2, "float", "mma_m16n8k16_bf16"),
     "tf32": ("float", 4, "float", "mma_m16n8k8_tf32"),
-    "s8": ("i8", 1, "i32", "mma_m16n8k32_s8"),
+    "s8s8": ("i8", 1, "i32", "mma_m16n8k32_s8s8"),
+    "s8u8": ("i8", 1, "i32", "mma_m16n8k32_s8u8"),
     "u8s8": ("i8", 1, "i32", "mma_m16n8k32_u8s8"),
+    "u8u8": ("i8", 1, "i32", "mma_m16n8k32_u8u8"),
 }
 GEMM_SHARED_BYTES = 8192
 
 
 def gemm(name: str) -> str:
-    """A matrix multiplication on tensor cores; "u8s8" takes the bytes of `a` as unsigned."""
+    """A matrix multiplication on tensor cores; "u8s8" takes the bytes of `a` as unsigned, those of `b` as signed."""
     element, size, total, multiply = GEMM_TYPES[name]
     text = _GEMM.replace("NAME", name).replace("ELEMENT", element).replace("BYTES", str(size))
     return text.replace("SUM", total).replace("MULTIPLY", multiply)

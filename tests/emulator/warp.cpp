@@ -15,8 +15,8 @@ namespace emulator {
 const char* name_of(EmulatorCollective kind) {
     static const char* const names[] = {
         "warp_barrier", "shuffle_xor", "shuffle_down", "shuffle_up", "shuffle", "ballot", "load_matrix",
-        "load_matrix_transposed", "mma_m16n8k16_f16", "mma_m16n8k16_bf16", "mma_m16n8k8_tf32", "mma_m16n8k32_s8",
-        "mma_m16n8k32_u8s8",
+        "load_matrix_transposed", "mma_m16n8k16_f16", "mma_m16n8k16_bf16", "mma_m16n8k8_tf32", "mma_m16n8k32_s8s8",
+        "mma_m16n8k32_s8u8", "mma_m16n8k32_u8s8", "mma_m16n8k32_u8u8",
     };
     return names[kind];
 }
@@ -93,7 +93,7 @@ static void multiply_tf32(Fragments& fragments) {
     multiply(fragments.c, a, b);
 }
 
-static void multiply_bytes(Fragments& fragments, bool a_is_signed) {
+static void multiply_bytes(Fragments& fragments, bool a_is_signed, bool b_is_signed) {
     int32_t a[16][32];
     Integers b[32];
     const uint8_t* bytes = reinterpret_cast<const uint8_t*>(fragments.a);
@@ -101,7 +101,8 @@ static void multiply_bytes(Fragments& fragments, bool a_is_signed) {
     for (int k = 0; k < 32; ++k) {
         Integers words;
         memcpy(&words, fragments.b[k / 4], sizeof words);
-        b[k] = (words << (24 - k % 4 * 8)) >> 24;
+        words <<= 24 - k % 4 * 8;
+        b[k] = b_is_signed ? words >> 24 : words >> 24 & 0xff;
     }
     multiply(fragments.c, a, b);
 }
@@ -124,8 +125,10 @@ void complete(Warp& warp) {
                             [](Words words) { return as_floats(words & 0xffff0000u); });
             break;
         case EMULATOR_MULTIPLY_TF32: multiply_tf32(fragments); break;
-        case EMULATOR_MULTIPLY_S8: multiply_bytes(fragments, true); break;
-        case EMULATOR_MULTIPLY_U8S8: multiply_bytes(fragments, false); break;
+        case EMULATOR_MULTIPLY_S8S8: multiply_bytes(fragments, true, true); break;
+        case EMULATOR_MULTIPLY_S8U8: multiply_bytes(fragments, true, false); break;
+        case EMULATOR_MULTIPLY_U8S8: multiply_bytes(fragments, false, true); break;
+        case EMULATOR_MULTIPLY_U8U8: multiply_bytes(fragments, false, false); break;
         default: break;  // lanes read what the others brought
     }
 }

@@ -209,7 +209,7 @@ class TensorCores(Warps):
 
     def __init__(self, tile: Tile, dtype: DType, width: int, depth: int) -> None:
         super().__init__(tile, dtype, width, depth)
-        self.multiply, self.step = MATRIX_OPERANDS[dtype]
+        self.multiply, self.step = MATRIX_OPERANDS[dtype, dtype]
         self.chunk = CHUNK // dtype.bytes
         self.down, self.across, self.out = tile.warp_rows // 16, tile.warp_keys // 8, self.depth // 8
         self.rows, self.keys, self.channels = self.down * 2, self.across * 2, self.out * 2

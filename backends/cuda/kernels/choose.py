@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ....ir.cuda_devices import DEVICES, Device
 from ....ir.dims import Dim, evaluate, symbols
-from ....ir.dtypes import F32, F64, I8, DType
+from ....ir.dtypes import F32, F64, DType
 from ....ir.intrinsics import MATRIX_OPERANDS
 from ....ir.target import Target
 from .tiles import Loader, Tile
@@ -80,17 +80,22 @@ def usual(dim: Dim) -> int:
     return max(1, min(found, 8 * USUAL_SIZE))
 
 
-def uses_tensor_cores(operand: DType, sums: DType, target: Target) -> bool:
-    """Whether products of this type may be left to tensor cores."""
-    if operand == F32:
+def uses_tensor_cores(operands: tuple[DType, DType], sums: DType, target: Target) -> bool:
+    """Whether products of these types may be left to tensor cores."""
+    if operands == (F32, F32):
         return sums == F32 and target.products == "tf32"
-    return operand in MATRIX_OPERANDS and (sums.bits == 32) and sums.is_float == operand.is_float
+    return operands in MATRIX_OPERANDS and (sums.bits == 32) and sums.is_float == operands[0].is_float
+
+
+def types_of(loaders: tuple[Loader, Loader]) -> tuple[DType, DType]:
+    """The types of both operands' elements."""
+    return loaders[0].dtype, loaders[1].dtype
 
 
 def choose(shape: Shape, loaders: tuple[Loader, Loader], sums: DType, target: Target) -> Plan:
     """The plan that the model finds fastest."""
     device = DEVICES[target.cpu]
-    tensor = uses_tensor_cores(loaders[0].dtype, sums, target)
+    tensor = uses_tensor_cores(types_of(loaders), sums, target)
     plans = list(_plans(shape, loaders, tensor, sums, target, device))
     assert plans, f"no tile for {loaders[0].dtype}"
     return min(plans, key=lambda plan: clocks(plan, shape, loaders, sums, device))
@@ -128,7 +133,7 @@ def _fits(tile: Tile, loaders: tuple[Loader, Loader], tensor: bool, sums: DType)
     """Whether the tile is one that a multiplier can take, without spilling registers."""
     size = loaders[0].dtype.bytes
     if tensor:
-        step = MATRIX_OPERANDS[loaders[0].dtype][1]
+        step = MATRIX_OPERANDS[types_of(loaders)][1]
         steps = tile.depth // step // tile.warps[2]
         whole = tile.warp_rows % 16 == 0 and tile.warp_columns % 16 == 0 and (steps == 1 or steps in range(2, 65, 2))
         return whole and registers(tile, loaders, tensor, sums) <= 240
@@ -141,7 +146,7 @@ def _fits(tile: Tile, loaders: tuple[Loader, Loader], tensor: bool, sums: DType)
 def _rate(operand: DType, tensor: bool, device: Device) -> float:
     """Products of a multiprocessor in a clock."""
     if tensor:
-        return 2048.0 if operand == I8 else 2048.0 / operand.bytes
+        return 2048.0 / operand.bytes
     if operand == F64:
         return 64.0 if device.capability in (90, 100) else 32.0 if device.capability == 80 else 2.0
     return 64.0 if device.capability == 80 or not operand.is_float else 128.0

@@ -14,7 +14,7 @@ from ....ir.scalars import Buffer
 from ....passes.regions import Call, Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, Result, accumulator_leaf
-from .choose import Plan, Shape, usual
+from .choose import Plan, Shape, types_of, usual
 from .finish import BATCH, COLUMN, ROW, Finish, finish_of, slab_elements, write_out
 from .multiply import Lanes, TensorCores
 from .tiles import Loader, Multiplier, Operand, Pieces, Pipeline, SharedTile, Tile
@@ -94,6 +94,7 @@ def _tile_call(
 ) -> Call:
     """The kernel that multiplies, over a grid of (batch, part of the depth, tile of the result)."""
     tile, dtype = plan.tile, loaders[0].dtype
+    types = "".join(map(str, dict.fromkeys(types_of(loaders))))
     rows, columns = ceildiv(sums.rows, tile.rows), ceildiv(sums.columns, tile.columns)
     tile_row, tile_column = index("tile_row", rows), index("tile_column", columns)
     left = _operand("left", loaders[0], tile, plan.tensor, tile.rows, tile_row * tile.rows, sums.rows)
@@ -118,7 +119,7 @@ def _tile_call(
     block = (*_places(sums, plan, rows, columns), Alloc(memory), For("thread", tile.threads, thread, "block"))
     grid = For("task", rows * columns * plan.splits * sums.batches, block, "grid")
     kind = "mma" if plan.tensor else "lanes"
-    return call(region, f"{region.name}_{dtype}_{kind}_{tile}", (grid,), workspaces)
+    return call(region, f"{region.name}_{types}_{kind}_{tile}", (grid,), workspaces)
 
 
 def multiplier_of(plan: Plan, left: SharedTile, right: SharedTile, loaders: Loaders, sums: DType) -> Multiplier:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ....ir import scalars as s
 from ....ir.dims import Dim, linear, product
-from ....ir.dtypes import BF16, F16, F32, F64
+from ....ir.dtypes import BF16, F16, F32, F64, I8, I32, U8
 from ....ir.scalars import Buffer, Load, Scalar
 from ....ir.target import Target
 from ....ir.tensors import all_of, buffer_tensor, unflatten
@@ -39,7 +39,7 @@ NARROW = 16
 
 def schedule(region: Region, target: Target) -> Lowered | None:
     """The kernels of a convolution; None for other operators."""
-    found = find_convolution(region)
+    found = find_convolution(region, "Conv", "ConvInteger")
     if found is None or not _is_supported(found):
         return None
     if found.outputs is None:
@@ -80,8 +80,10 @@ def transposed(region: Region, target: Target) -> Lowered | None:
 
 
 def _is_supported(found: Convolution) -> bool:
-    dtype = found.image.dtype
-    return dtype in (F32, F64, F16, BF16) and found.weights.dtype == dtype
+    types = found.image.dtype, found.weights.dtype
+    if found.dtype == I32:
+        return set(types) <= {I8, U8} and not found.has_zero_points
+    return types[0] in (F32, F64, F16, BF16) and types[0] == types[1]
 
 
 def _is_product(region: Region, found: Convolution) -> bool:
@@ -144,7 +146,7 @@ class _Conv:
         self.depth = -(-self.taps * self.channels // whole) * whole
         self.group = index(BATCH, self.batches) % self.groups
         self.image = Image(source.memory, source.windows, self.group, self.channels, self.depth, own_taps)
-        self.tensor = uses_tensor_cores(found.image.dtype, found.dtype, target)
+        self.tensor = uses_tensor_cores((found.image.dtype, found.weights.dtype), found.dtype, target)
         self.rows = product((found.images, *source.windows.output))
 
     def lowered(self) -> Lowered:

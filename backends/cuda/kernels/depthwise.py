@@ -42,8 +42,8 @@ _L2_RATE = 28.0  # bytes of a multiprocessor in a clock
 
 def schedule(region: Region, target: Target) -> Lowered | None:
     """The kernel of a convolution with one input channel per group; None for others, and for channels-first images."""
-    found = find_convolution(region)
-    if found is None or found.channels != 1 or found.group == 1 or found.column == "o1":
+    found = find_convolution(region, "Conv", "ConvInteger")
+    if found is None or found.has_zero_points or found.channels != 1 or found.group == 1 or found.column == "o1":
         return None
     if found.outputs is None:
         return through_memory(region, lambda alone: schedule(alone, target))

@@ -35,7 +35,7 @@ def few_rows(region: Region, problem: Problem, target: Target) -> Lowered | None
     """The kernel of a product of which one operand is small; None for others."""
     sums = problem.sums
     for held, streamed in ((problem.left, problem.right), (problem.right, problem.left)):
-        if not gemv.applies(sums, streamed, target):
+        if not gemv.applies(sums, held, streamed, target):
             continue
         if not gemv.along_depth(region, streamed):
             packed = pack(region, streamed, sums.batches, False)
@@ -54,11 +54,12 @@ def plan_of(problem: Problem, loaders: Loaders, target: Target) -> Plan:
 def operands(region: Region, problem: Problem, target: Target) -> tuple[Region, Loaders, Lowered]:
     """How both operands come to shared memory: constants that cannot be copied as they are lie in another order, and
     are rounded where they are multiplied as tf32. The region may have got inputs that the last result makes."""
-    dtype, made = problem.left.dtype, Lowered(())
-    tensor = uses_tensor_cores(dtype, problem.sums.dtype, target)
-    narrow = dtype.bytes == 1 or (dtype.bytes < 4 and not tensor)
+    made = Lowered(())
+    tensor = uses_tensor_cores((problem.left.dtype, problem.right.dtype), problem.sums.dtype, target)
     loaders: list[Loader] = []
     for matrix in (problem.left, problem.right):
+        dtype = matrix.dtype
+        narrow = dtype.bytes == 1 or (dtype.bytes < 4 and not tensor)
         loader = loader_of(matrix, region.alignment, narrow)
         rounded = tensor and dtype == F32
         whole = loader.asynchronous and loader.elements * dtype.bytes == CHUNK

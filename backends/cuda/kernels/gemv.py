@@ -35,10 +35,11 @@ _BLOCKS_PER_SM = 4  # as many blocks keep enough reads under way
 _READS = 4  # vectors of the streamed operand that a thread asks for before it uses them
 
 
-def applies(sums: Contraction, matrix: Matrix, target: Target) -> int:
+def applies(sums: Contraction, held: Matrix, streamed: Matrix, target: Target) -> int:
     """How many rows the held operand has, if they are so few that this schedule suits; else 0."""
-    rows = sums.rows if matrix.position == COLUMN else sums.columns
-    limit = ROWS_BESIDE_TENSOR_CORES if uses_tensor_cores(matrix.dtype, sums.dtype, target) else ROWS
+    rows = sums.rows if streamed.position == COLUMN else sums.columns
+    operands = (held.dtype, streamed.dtype) if streamed.position == COLUMN else (streamed.dtype, held.dtype)
+    limit = ROWS_BESIDE_TENSOR_CORES if uses_tensor_cores(operands, sums.dtype, target) else ROWS
     return rows if isinstance(rows, int) and 0 < rows <= limit else 0
 
 
@@ -53,7 +54,7 @@ def along_depth(region: Region, matrix: Matrix) -> bool | None:
 def lowered(region: Region, sums: Contraction, held: Matrix, streamed: Matrix, target: Target) -> Lowered | None:
     """The kernel of a product of few rows; None where the streamed operand cannot be read by vectors."""
     deep = along_depth(region, streamed)
-    rows = applies(sums, streamed, target)
+    rows = applies(sums, held, streamed, target)
     if deep is None or not rows:
         return None
     made = _Few(region, sums, held, streamed, rows, target)

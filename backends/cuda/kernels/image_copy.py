@@ -54,7 +54,7 @@ def source_of(region: Region, target: Target, found: Convolution, batches: int, 
     if not image.is_supported:
         return _copy(region, found, batches, channels, _unpadded(found.windows))
     loader = window_loader(image, region.alignment(memory.buffer.name))
-    if loader.elements * size >= WIDE or not _pays(found, target, batches, channels):
+    if loader.elements * size >= WIDE or (size > 1 and not _pays(found, target, batches, channels)):
         return Source(memory, found.windows, channels)
     return _copy(region, found, batches, channels, found.windows)
 

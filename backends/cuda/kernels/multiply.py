@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ....ir import scalars as s
 from ....ir.dims import Dim, symbol
-from ....ir.dtypes import F32, I8, I32, U32, DType
+from ....ir.dtypes import F32, I32, U32, DType
 from ....ir.intrinsics import MATRIX_OPERANDS
 from ....ir.loops import Address, Alloc, Intrinsic, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar
@@ -92,8 +92,8 @@ class TensorCores(_Warps):
     ) -> None:
         super().__init__(tile, left, right, along_depth)
         self.operand = left.dtype
-        self.dtype = I32 if self.operand == I8 else F32
-        self.name, self.step = MATRIX_OPERANDS[self.operand]
+        self.dtype = F32 if self.operand.is_float else I32
+        self.name, self.step = MATRIX_OPERANDS[left.dtype, right.dtype]
         self.chunk = CHUNK // self.operand.bytes
         self.rounded = rounded
         self.steps = tile.depth // self.step // tile.warps[2]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ....ir import scalars as s
 from ....ir.dims import Dim, product, symbol
-from ....ir.dtypes import DType
+from ....ir.dtypes import I8, U8, DType
 from ....ir.scalars import Scalar
 from ....passes.regions import Region
 from ...kernels.epilogue import Epilogue, Result, accumulator_leaf, epilogue
@@ -42,8 +42,9 @@ def find_problem(region: Region) -> tuple[Factors, Problem | None] | None:
     dims = {name: index for group in groups for name, index in _unflattened(groups[group], indices[group]).items()}
     at = s.Rewriter(dims=dims)
     left, right = (_narrow(at(factor)) for factor in (found.left, found.right))
-    wide = left.dtype if left.dtype.bits >= right.dtype.bits else right.dtype
-    left, right = s.cast(left, wide), s.cast(right, wide)
+    if not {left.dtype, right.dtype} <= {I8, U8}:  # bytes of both kinds are multiplied as they are
+        wide = next((t for t in (left.dtype, right.dtype) if _holds(t, left.dtype, right.dtype)), found.total.dtype)
+        left, right = s.cast(left, wide), s.cast(right, wide)
     last = next(index for index in reversed(found.indices) if index != 0)
     outputs = epilogue(region, found.indices, found.shape, found.element, str(last), found.total.dtype)
     if outputs is None:
@@ -83,7 +84,13 @@ def _narrow(factor: Scalar) -> Scalar:
 
 
 def _exact(source: DType, wanted: DType) -> bool:
-    """Whether every value of one type is one of the other."""
+    """Whether every value of one type is one of the other, which is wider."""
     if source.is_float or wanted.is_float:
         return source.is_float and wanted.is_float and source.bits < wanted.bits
-    return source.is_integer and wanted.is_integer and source.bits < wanted.bits and source.kind == wanted.kind
+    fits = source.kind == wanted.kind or wanted.kind == "int"
+    return source.is_integer and wanted.is_integer and source.bits < wanted.bits and fits
+
+
+def _holds(wide: DType, *others: DType) -> bool:
+    """Whether every value of the others is one of a type."""
+    return all(other == wide or _exact(other, wide) for other in others)

@@ -119,8 +119,9 @@ class _Windows(Loader):
     def __init__(self, image: Image, elements: int = 1) -> None:
         self.image, self.elements = image, elements
         self.dtype = image.memory.buffer.dtype
-        # Pixels one by one: neighbouring threads take neighbouring pixels, and need to find but one each.
-        self.along_depth = elements > 1
+        # Pixels one by one: neighbouring threads take neighbouring pixels, and need to find but one each. Bytes are
+        # multiplied along the depth only.
+        self.along_depth = elements > 1 or self.dtype.bytes == 1
         size = image.memory.buffer.size
         self.index_type = I64 if isinstance(size, int) and size > LARGEST_32 else I32
         self.held = (2 if self.along_depth else 0) + (0 if self.asynchronous else 1)

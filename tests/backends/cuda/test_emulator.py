@@ -73,11 +73,11 @@ def test_block_reduction(checked: bool, seed: int) -> None:
 def operands(name: str, m: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Matrices a [m, k] and b [n, k] as the kernel takes them, and the product."""
     random = np.random.default_rng(3)
-    if name in ("s8", "u8s8"):
+    if name.endswith("8"):
         a, b = random.integers(-128, 128, (2, max(m, n), k), dtype=np.int8)
         a, b = a[:m].copy(), b[:n].copy()
-        left = a.view(np.uint8) if name == "u8s8" else a
-        return a, b, left.astype(np.int32) @ b.T.astype(np.int32)
+        left, right = (x.view(np.uint8) if kind == "u" else x for x, kind in ((a, name[0]), (b, name[2])))
+        return a, b, left.astype(np.int32) @ right.T.astype(np.int32)
     dtype = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "tf32": np.float32}[name]
     a, b = random.normal(size=(m, k)).astype(dtype), random.normal(size=(n, k)).astype(dtype)
     left, right = a.astype(np.float32), b.astype(np.float32)

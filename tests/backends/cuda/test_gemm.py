@@ -310,7 +310,7 @@ def test_integers(zero: int) -> None:
     operands: list[Any] = [(a.shape, a.dtype), b, *([((), a.dtype)] if zero else [])]
     inputs = [a, b, *([np.array(zero, np.int8)] if zero else [])]
     lowered = agree(make_region("MatMulInteger", operands), inputs, {}, (np.int64(a) - zero) @ np.int64(b))
-    assert ("mma_m16n8k32_s8" in text(lowered)) == (zero == 0)
+    assert ("mma_m16n8k32_s8s8" in text(lowered)) == (zero == 0)
 
 
 @needs_compiler

@@ -27,7 +27,8 @@ CALLS = {
     "load_matrix_x1_transposed(r + 7, s); load_matrix_x2_transposed(r + 8, s); load_matrix_x4_transposed(r + 10, s);",
     "multiply": "float c[4] = {f[0], f[1], f[2], f[3]}; i32 e[4] = {i[0], i[1], i[2], i[3]};"
     "mma_m16n8k16_f16(c, r, r + 4); mma_m16n8k16_bf16(c, r, r + 4); mma_m16n8k8_tf32(c, r, r + 4);"
-    "mma_m16n8k32_s8(e, r, r + 4); mma_m16n8k32_u8s8(e, r, r + 4); for (int n = 0; n < 4; ++n) f[n] = c[n] + e[n];",
+    "mma_m16n8k32_s8s8(e, r, r + 4); mma_m16n8k32_u8s8(e, r, r + 4); "
+    "mma_m16n8k32_s8u8(e, r, r + 4); mma_m16n8k32_u8u8(e, r, r + 4); for (int n = 0; n < 4; ++n) f[n] = c[n] + e[n];",
     "narrow": "f[0] = f16_to_f32(h[0]); f[1] = bf16_to_f32(h[1]); h[2] = f32_to_f16(f[2]); h[3] = f32_to_bf16(f[3]);"
     "h[4] = f64_to_f16(d[0]); h[5] = f64_to_bf16(d[1]); r[0] = f32_to_tf32(f[4]); r[1] = pack_f16(f[5], f[6]);"
     "r[2] = pack_bf16(f[7], f[8]);",
@@ -36,7 +37,8 @@ CALLS = {
     "integers": "i[0] = div_or_zero(i[1], i[2]); b[0] = rem_or_zero(b[1], b[2]); l[0] = shift_left(l[1], l[2]);"
     "i[3] = shift_right(i[4], i[5]); i[6] = floor_div(i[7], i[8]); l[3] = floor_mod(l[4], l[5]);"
     "l[6] = power(l[7], l[8]); r[0] = popcount(r[1]); r[2] = count_bits(l[9]);",
-    "floats": "f[0] = sigmoid(f[1]); d[0] = sigmoid(d[1]); f[2] = reciprocal_estimate(f[3]);"
+    "floats": "f[9] = rounded_product(f[1], f[2]) + f[3]; d[4] = rounded_product(d[5], d[6]);"
+    "f[0] = sigmoid(f[1]); d[0] = sigmoid(d[1]); f[2] = reciprocal_estimate(f[3]);"
     "f[7] = exp2_estimate(f[8]);"
     "f[4] = bits_as<float>(i[0]); *(u64*)l = to_u64(f[5]) + to_u64(d[2]); f[6] = f64_to_f32_toward_zero(d[3]);",
     "atomics": "".join(
