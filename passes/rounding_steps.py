@@ -102,7 +102,9 @@ class _Steps(Rewriter):
             # Limited as an integer, which packing instructions do themselves.
             if divisor is not None and isinstance(value, s.Binary) and self.fma:
                 value = _quotient(value.left, divisor)
-            bits = bitcast(value + const(WHOLE, F32, lanes), I32) - literal(WHOLE_BITS - steps.zero, I32, lanes)
+            bits = s.cast(s.unary("round", value), I32)
+            if steps.zero.any():
+                bits = bits + literal(steps.zero, I32, lanes)
             limits = literal(steps.low, I32, lanes), literal(steps.high, I32, lanes)
             return s.binary("min", s.binary("max", bits, limits[0]), limits[1])
         if steps.whole is not None:
@@ -122,6 +124,23 @@ class _Steps(Rewriter):
         result = bits - literal(WHOLE_BITS - steps.zero, I32, lanes)
         self.reals[result.digest] = total, WHOLE - steps.zero
         return result
+
+
+def saturating(value: Scalar, fma: bool, sizes: Mapping[bytes, float]) -> tuple[Scalar, bool] | None:
+    """An i32 of which `value`, quantized to 8 bits, is the saturation, and whether that is because no more is to be
+    limited; None where it is no quantized value. `sizes` are as of `size`."""
+    steps = _Steps(fma)
+    steps.sizes.update(sizes)
+    if not (isinstance(value, s.Cast) and value.dtype in (I8, U8) and value.operand.dtype == F32):
+        return None
+    found = _matched(steps(value.operand))
+    if found is None:
+        return None
+    result, (low, high) = steps._rounded(found), value.dtype.limits
+    if isinstance(result, s.Binary) and result.op == "min" and (found.low == low).all() and (found.high == high).all():
+        assert isinstance(result.left, s.Binary)
+        return result.left.left, True
+    return result, False
 
 
 def literal(numbers: np.ndarray, dtype: DType, lanes: int) -> Scalar:

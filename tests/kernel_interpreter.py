@@ -327,6 +327,10 @@ class Interpreter:
             for lane in range(1, len(parts[0])):
                 result = _binary(scalar.op, result, parts[0][lane : lane + 1])
             return result
+        if isinstance(scalar, s.Call) and scalar.name.startswith("pack_"):
+            limits = np.iinfo(dtype)
+            pieces = np.clip(parts, limits.min, limits.max).reshape(len(parts), -1, 4)
+            return pieces.transpose(1, 0, 2).reshape(-1).astype(dtype)
         if isinstance(scalar, s.Call) and dtype.kind == "i":
             dot = DOTS[scalar.name]
             left, right = (

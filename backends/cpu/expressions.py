@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ...ir import scalars as s
-from ...ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I64, U16, DType
+from ...ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I32, I64, U16, DType
 from ...ir.intrinsics import LOOKUP
 from ...ir.scalars import Buffer, Scalar
 from ...passes.float_arithmetic import odd_f32
 from ...passes.guards import guard_loads
+from . import packs
 from .addresses import (
     ModuleText,
     Value,
@@ -263,6 +264,8 @@ class ExpressionRenderer(BoundsRenderer):
         if scalar.name == LOOKUP:
             index, *tables = scalar.arguments
             return lookup(self, self.value(index), scalar.lanes, [self.value(table) for table in tables])
+        if scalar.name in packs.PACKS:
+            return self._pack(scalar)
         entry = find(scalar, self.target)
         assert entry is not None
         total, *factors = scalar.arguments
@@ -283,6 +286,20 @@ class ExpressionRenderer(BoundsRenderer):
         result = self.emit(f"call {kind} @{name}({', '.join(operands)})")
         return result if entry.accumulates else self.emit(f"add {self.operand(total)}, {result}")
 
+    def _pack(self, scalar: s.Call) -> str:
+        names = packs.instructions(scalar, self.target)
+        assert names is not None
+        lanes = scalar.arguments[0].lanes
+        whole, half, byte = (vector_type(kind, n * lanes) for kind, n in (("i32", 1), ("i16", 2), ("i8", 4)))
+
+        def joined(name: str, result: str, kind: str, a: str, b: str) -> str:
+            self.module.helpers[f"llvm.{name}"] = f"declare {result} @llvm.{name}({kind}, {kind})\n"
+            return self.emit(f"call {result} @llvm.{name}({kind} {a}, {kind} {b})")
+
+        a, b, c, d = (self.value(vector) for vector in scalar.arguments)
+        low, high = joined(names[0], half, whole, a, b), joined(names[0], half, whole, c, d)
+        return joined(names[1], byte, half, low, high)
+
     # Conversions
 
     def _cast(self, scalar: s.Cast) -> str:
@@ -290,7 +307,15 @@ class ExpressionRenderer(BoundsRenderer):
             before = scalar.operand.operand
             if before.dtype == scalar.dtype and isinstance(before, s.Cast | s.Load):
                 return self.value(before)  # it was of this type, and rounded
-        source, wanted, x = scalar.operand.dtype, scalar.dtype, self.value(scalar.operand)
+        source, wanted = scalar.operand.dtype, scalar.dtype
+        rounded = (
+            scalar.operand.operand if isinstance(scalar.operand, s.Unary) and scalar.operand.op == "round" else None
+        )
+        if rounded is not None and (source, wanted) == (F32, I32) and self.target.architecture == "x86_64":
+            have, want = register_type(F32, scalar.lanes), register_type(I32, scalar.lanes)  # one instruction
+            name = f"llvm.lrint.{mangled(want)}.{mangled(have)}"
+            return self.emit(f"freeze {want} {self.emit(f'call {want} @{name}({have} {self.value(rounded)})')}")
+        x = self.value(scalar.operand)
         have, want = register_type(source, scalar.lanes), register_type(wanted, scalar.lanes)
         if wanted == BOOL:
             zero = splat(source, scalar.lanes, 0)

@@ -10,6 +10,7 @@ from ...ir.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, U16, U32, U64, DTy
 from ...ir.intrinsics import LOOKUP
 from ...ir.scalars import Scalar
 from ...ir.target import Target
+from . import packs
 from .dot_products import find, split
 
 _BITS: Mapping[DType, DType] = {F32: U32, F64: U64}
@@ -58,6 +59,8 @@ def expand(scalar: Scalar, target: Target) -> Scalar | None:
         if scalar.op == "add" and scalar.dtype.is_integer:
             return None  # in any order; LLVM 22 makes one quarter of the sum of a tree behind bytes that it multiplies
         return _horizontal(scalar.op, scalar.operand)
+    elif isinstance(scalar, s.Call) and scalar.name in packs.PACKS:
+        return None if packs.instructions(scalar, target) else packs.spelt_out(scalar)
     elif isinstance(scalar, s.Call) and scalar.name != LOOKUP and find(scalar, target) is None:
         return split(scalar, target)
     return None

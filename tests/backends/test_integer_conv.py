@@ -17,8 +17,8 @@ from onnxc.backends.cpu import schedules
 from onnxc.backends.cpu.kernels import integer_conv, integer_depthwise, integer_winograd, winograd_plan
 from onnxc.backends.cpu.kernels.filtering import as_array, filtering
 from onnxc.ir.dims import symbol
-from onnxc.ir.dtypes import F32, I32
-from onnxc.ir.functions import cast
+from onnxc.ir.dtypes import F32, I8, I32, U8
+from onnxc.ir.functions import cast, maximum, minimum, round_even
 from onnxc.ir.ops.quantization import quantize_linear
 from onnxc.ir.target import Target
 from onnxc.ir.tensors import Tensor
@@ -224,6 +224,37 @@ def test_sums_that_are_quantized_before_a_residual_is_added(level: str) -> None:
     assert lowered is not None
     (found,) = run(region, lowered, target, [x, w, scale, residual, one, zero, other])
     np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("result", [np.uint8, np.int8])
+@pytest.mark.parametrize("largest", [1e-3, 1e30])
+@pytest.mark.parametrize("channels", [6, 16, 40, 150])
+def test_depthwise_results_are_packed_where_sums_lie(channels: int, largest: float, result: Any) -> None:
+    """Four vectors of sums become one of bytes in their channels' order, without masks but for the last channels;
+    also where sums are too large to be limited as integers, and next to a bias and a leaky activation."""
+    x, w = integers(np.uint8, 1, 7, 9, channels), integers(np.int8, channels, 1, 3, 3)
+    attributes = {"pads": [1] * 4, "strides": [1, 1], "dilations": [1, 1], "group": channels, "layout": "channels_last"}
+    bias = RANDOM.integers(-9999, 9999, channels).astype(np.int32)
+    scale = RANDOM.uniform(largest / 2, largest, channels).astype(np.float32)
+    info = np.iinfo(result)
+
+    def outputs(sums: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+        real = cast(sums + bias, F32) * scale
+        moved = round_even(maximum(real, real * 0.25)) + 3.0
+        return cast(minimum(maximum(moved, float(info.min)), float(info.max)), U8 if info.min == 0 else I8)
+
+    region = make_region("ConvInteger", [(x.shape, np.uint8), w], attributes, [bias, scale], outputs)
+    real = (expected(x, w.astype(np.int64), 0, attributes) + bias).astype(np.float32) * scale
+    wanted = np.clip(np.rint(np.maximum(real, real * np.float32(0.25))) + 3, info.min, info.max).astype(result)
+    for target in [*map(Target.parse, LEVELS), Target.parse("neoverse-v1")]:
+        lowered = integer_depthwise.schedule(region, target)
+        assert lowered is not None
+        (call,) = lowered.kernel_calls
+        assert channels < 16 or f"pack_{'u8' if result == np.uint8 else 'i8'}" in str(call.kernel)
+        assert ("_limited" in call.kernel.name) == (largest < 1)
+        interpret = target.architecture != HOST.architecture
+        (found,) = run(region, lowered, target, [x, w, bias, scale], interpret=interpret)
+        np.testing.assert_array_equal(found, wanted, err_msg=target.name)
 
 
 @pytest.mark.parametrize("target", ["aarch64+dotprod", "neoverse-v1"])

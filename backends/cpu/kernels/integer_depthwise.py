@@ -29,6 +29,7 @@ from .depthwise import USUAL_WIDTH, _Depthwise
 from .epilogue import finish_tile
 from .integer_bias import without_bias
 from .integer_convolution import IntegerConvolution, find_integers
+from .packed_outputs import packed_outputs
 from .packing import first_lanes
 from .register_tile import Tile, accumulators
 
@@ -98,6 +99,7 @@ class _IntegerDepthwise(_Depthwise):
         self.padded = sum(size for _, size, _ in self.chunks)
         self.packed = Buffer("packed", U32, self.groups * self.kernel[1] * self.padded)
         self.starts = Buffer("starts", I32, self.padded)
+        self.bytes = packed_outputs(found.region, outputs, self._most(), target.fma, self.padded)
         windows, pixel = found.windows, found.strides[2]
         reach = (self.pixels - 1) * windows.strides[1] + (self.kernel[1] - 1) * windows.dilations[1]
         assert isinstance(pixel, int)
@@ -117,8 +119,12 @@ class _IntegerDepthwise(_Depthwise):
         size = f"{self.kernel[0]}x{self.kernel[1]}{stride}"
         name = f"{self.found.input.dtype}_depthwise{size}_{self.pixels}x{self.lanes}_zero{self.integers.known_zero}"
         scratch = (self.packed, self.starts, self.rim)
-        convolve = call(self.region, name, self._body(), scratch, shared=True)
         made = {self.packed.name: self._pack, self.starts.name: self._start, **self.made}
+        if self.bytes is not None:
+            name += "_limited" if self.bytes.limited else "_packed"
+            scratch += tuple(self.bytes.constants)
+            made |= {b.name: partial(self._ordered, array) for b, array in self.bytes.constants.items()}
+        convolve = call(self.region, name, self._body(), scratch, shared=True)
         calls = (convolve,) if self.fill is None else (self.fill, convolve)
         return Lowered(
             calls,
@@ -144,8 +150,16 @@ class _IntegerDepthwise(_Depthwise):
 
     def _start(self) -> np.ndarray:
         sums = self.integers.start(self.found.weights.reshape(self.channels, -1).sum(1))
-        sums = sums if self.bias is None else sums + self.bias
-        return np.concatenate([part.reshape(-1) for part in self._by_chunk(sums)])
+        return self._ordered(sums if self.bias is None else sums + self.bias)
+
+    def _ordered(self, array: np.ndarray) -> np.ndarray:
+        """One number for each channel, in the order of the sums."""
+        return np.concatenate([part.reshape(-1) for part in self._by_chunk(array)])
+
+    def _most(self) -> float:
+        """The greatest magnitude of a sum, its bias included."""
+        sums = np.abs(self.found.weights.reshape(self.channels, -1).astype(np.float64)).sum(1) * 510
+        return float((sums if self.bias is None else sums + np.abs(self.bias.astype(np.float64))).max())
 
     # Loops
 
@@ -223,6 +237,13 @@ class _IntegerDepthwise(_Depthwise):
                 yield from multiply(group, registers, users)
             if outside and self.integers.known_zero != 0:
                 yield from multiply(group, [s.widen(self.integers.zeros(), lanes)] * GROUP, outside)
+        if self.bytes is not None and (valid == size or self.masked):
+            left_over = None if valid == size else valid
+            for i in range(tile.rows):
+                totals = [s.load(sums, i * GROUP + v, lanes) for v in range(GROUP)]
+                pixel = self.found.pixel(symbol("image", 0), row, at + i)
+                yield self.bytes.store(pixel, channel, place, totals, left_over)
+            return
         tile = Tile(len(taps), -(-valid // lanes), lanes)
         for i in range(tile.rows):
             values = in_order([s.load(sums, i * GROUP + v, lanes) for v in range(GROUP)])
