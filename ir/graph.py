@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from .atoms import lazy
 from .dims import Dim, Symbol, substitute, symbols
 from .dtypes import DType
 
@@ -157,14 +158,14 @@ class Node:
         assert len(self.outputs) == 1, f"{self.op} has {len(self.outputs)} outputs"
         return self.outputs[0]
 
-    @property
+    @lazy
     def operands(self) -> tuple[Value, ...]:
         """The inputs that are present."""
-        return tuple(value for value in self.inputs if value is not None)
+        return tuple([value for value in self.inputs if value is not None])
 
     def with_inputs(self, mapping: Mapping[Value, Value]) -> Node:
         """This node reading `mapping[v]` in place of each input v, in its regions too."""
-        if not any(value in mapping for value in self.operands) and not self.regions:
+        if not self.regions and mapping.keys().isdisjoint(self.operands):
             return self
         inputs = tuple(None if value is None else mapping.get(value, value) for value in self.inputs)
         regions = {name: region.with_captures(mapping) for name, region in self.regions.items()}
@@ -177,10 +178,10 @@ class Node:
             found.update(dict.fromkeys(region.captures()))
         return tuple(value for value in found if value not in self.operands)
 
-    @property
+    @lazy
     def reads(self) -> tuple[Value, ...]:
         """Every value that must exist before this node can run."""
-        return self.operands + (self.captures() if self.regions else ())
+        return self.operands + self.captures() if self.regions else self.operands
 
     @property
     def where(self) -> str:
@@ -222,6 +223,10 @@ class Graph:
 
     def captures(self) -> tuple[Value, ...]:
         """Values used here that are defined outside, for a region."""
+        return self._captures
+
+    @lazy
+    def _captures(self) -> tuple[Value, ...]:
         defined = set(self.inputs)
         found: dict[Value, None] = {}
         for node in self.nodes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 from .dims import Dim, Sum, Symbol, bounds
@@ -36,22 +37,20 @@ class _Verifier:
         self._check_types = check_types
         self._constants: dict[str, Constant] = {}
 
-    def graph(self, graph: Graph, outer: Mapping[str, Value], around: Mapping[str, str]) -> None:
+    def graph(self, graph: Graph, outer: Mapping[str, Value], around: Mapping[str, Node | str]) -> None:
         """`outer` are the values around that may be read here; `around` says who defines each name there, if later."""
         visible = dict(outer)
-        definers = {**around, **{value.name: "an input" for value in graph.inputs}}
+        definers: dict[str, Node | str] = {**around, **{value.name: "an input" for value in graph.inputs}}
         for node in graph.nodes:
-            definers.update((value.name, node.where) for value in node.outputs)
+            definers.update((value.name, node) for value in node.outputs)
         for value in graph.inputs:
             self._define(value, visible, around, f"@{graph.name}: input")
         for node in graph.nodes:
-            where = f"@{graph.name}: {node.where}"
-            if node.outputs:
-                where += f", which defines %{node.outputs[0].name}"
+            where = _At(graph, node)
             for value in node.operands:
                 self._read(value, visible, definers, where)
             for name, attribute in node.attributes.items():
-                self._attribute(attribute, f"{where}: attribute {name}")
+                self._attribute(attribute, where, name)
             for region in node.regions.values():
                 self.graph(region, visible, definers)
             for value in node.outputs:
@@ -63,30 +62,56 @@ class _Verifier:
         for value in graph.outputs:
             self._read(value, visible, definers, f"@{graph.name}: output")
 
-    def _define(self, value: Value, visible: dict[str, Value], around: Mapping[str, str], where: str) -> None:
+    def _define(self, value: Value, visible: dict[str, Value], around: Mapping[str, object], where: object) -> None:
         if value.name in visible or value.name in around:
             _fail(where, f"%{value.name} is already defined{' in a graph around' if value.name in around else ''}")
         visible[value.name] = value
-        _check_type(value.type, f"{where}: %{value.name}")
+        if not _is_plain(value.type):
+            _check_type(value.type, f"{where}: %{value.name}")
 
-    def _read(self, value: Value, visible: Mapping[str, Value], definers: Mapping[str, str], where: str) -> None:
+    def _read(
+        self, value: Value, visible: Mapping[str, Value], definers: Mapping[str, Node | str], where: object
+    ) -> None:
         found = visible.get(value.name)
         if found is value:
             return
         if found is None:
             definer = definers.get(value.name)
+            definer = definer.where if isinstance(definer, Node) else definer
             _fail(where, f"%{value.name} is " + (f"used before {definer} defines it" if definer else "not defined"))
         if found.type != value.type:
             _fail(where, f"%{value.name} is read as {value.type} but defined as {found.type}")
 
-    def _attribute(self, attribute: Attribute, where: str) -> None:
+    def _attribute(self, attribute: Attribute, where: object, name: str) -> None:
+        if attribute.__class__ in (int, float, str):
+            return
         if isinstance(attribute, tuple):
             for item in attribute:
-                self._attribute(item, where)
+                self._attribute(item, where, name)
         elif not isinstance(attribute, _SCALARS):
-            _fail(where, f"{attribute!r} is a {attribute.__class__.__name__}, which the graph language does not have")
+            _fail(
+                f"{where}: attribute {name}",
+                f"{attribute!r} is a {attribute.__class__.__name__}, which the graph language does not have",
+            )
         elif isinstance(attribute, Constant) and self._constants.setdefault(attribute.name, attribute) != attribute:
-            _fail(where, f'the name @"{attribute.name}" stands for two different arrays')
+            _fail(f"{where}: attribute {name}", f'the name @"{attribute.name}" stands for two different arrays')
+
+
+@dataclass(frozen=True)
+class _At:
+    """A node as messages name it: spelt only where there is one."""
+
+    graph: Graph
+    node: Node
+
+    def __str__(self) -> str:
+        first = f", which defines %{self.node.outputs[0].name}" if self.node.outputs else ""
+        return f"@{self.graph.name}: {self.node.where}{first}"
+
+
+def _is_plain(type: Type) -> bool:
+    """Whether a type is a tensor's with known sizes, as most are."""
+    return type.__class__ is TensorType and all([dim.__class__ is int and dim >= 0 for dim in type.shape])  # type: ignore
 
 
 def _check_type(type: Type, where: str) -> None:
@@ -100,7 +125,7 @@ def _check_type(type: Type, where: str) -> None:
             _fail(where, f"a size of {type} is negative")
 
 
-def _check_constant(node: Node, where: str) -> None:
+def _check_constant(node: Node, where: object) -> None:
     handle = node.attributes.get("value")
     if not isinstance(handle, Constant) or node.inputs or len(node.outputs) != 1:
         _fail(where, "a Constant has no inputs, one output and an array as its attribute `value`")
@@ -112,7 +137,7 @@ def _check_constant(node: Node, where: str) -> None:
         _fail(where, f'the array @"{handle.name}" is {found}, the value {node.output.type}')
 
 
-def _compare(node: Node, inferred: Sequence[Type], where: str) -> None:
+def _compare(node: Node, inferred: Sequence[Type], where: object) -> None:
     if len(inferred) != len(node.outputs):
         _fail(where, f"{len(inferred)} types inferred for {len(node.outputs)} outputs")
     for value, type in zip(node.outputs, inferred, strict=True):
@@ -142,5 +167,5 @@ def _never_equal(left: Dim, right: Dim) -> bool:
     return (low is not None and low > 0) or (high is not None and high < 0)
 
 
-def _fail(where: str, fault: str) -> NoReturn:
+def _fail(where: object, fault: str) -> NoReturn:
     raise VerifierError(f"{where}: {fault}")

@@ -391,8 +391,7 @@ class _Fusion:
 
     def _fused_node(self, group: _Group, live: set[Value]) -> Node | None:
         nodes = [*group.clones, *(self.nodes[m] for m in group.members)]
-        order = {value: position for position, node in enumerate(self.nodes) for value in node.outputs}
-        nodes.sort(key=lambda node: order[node.outputs[0]])
+        nodes.sort(key=lambda node: self.index[node.outputs[0]])
         defined = [value for m in group.members for value in self.nodes[m].outputs]
         outputs = tuple(value for value in defined if value in live)
         if not outputs:

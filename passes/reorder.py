@@ -40,6 +40,10 @@ class Reorder(Pass):
                 numbers[value] = numbers[root]
         reads = [[numbers[v] for v in node.reads if v in numbers] for node in nodes]
         writes = [[numbers[v] for v in node.outputs if roots.get(v, v) is v] for node in nodes]
+        readers: dict[Value, list[int]] = {}
+        for position, node in enumerate(nodes):
+            for value in dict.fromkeys(node.reads):
+                readers.setdefault(value, []).append(position)
         # A view must come after its source and before its readers: it stands for a value of no bytes of its own.
         for position, node in enumerate(nodes):
             for value in node.outputs:
@@ -47,9 +51,8 @@ class Reorder(Pass):
                     marker = len(sizes)
                     sizes.append(0)
                     writes[position].append(marker)
-                    for reader, other in enumerate(nodes):
-                        if value in other.reads:
-                            reads[reader].append(marker)
+                    for reader in readers.get(value, ()):
+                        reads[reader].append(marker)
         order = order_steps(len(nodes), reads, writes, sizes, frozenset())
         return replace(graph, nodes=(*constants, *(nodes[position] for position in order)))
 
