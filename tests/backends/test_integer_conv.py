@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnxc
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from lowered import run
 from native_kernel import HOST
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnxc.backends.cpu import schedules
 from onnxc.backends.cpu.kernels import integer_conv, integer_depthwise, integer_winograd, winograd_plan
@@ -312,3 +313,33 @@ def test_rows_that_are_copied_for_three_axes() -> None:
     windows = np.lib.stride_tricks.sliding_window_view(x.astype(np.int64) - 9, (2, 3, 3), axis=(1, 2, 3))
     wanted = np.einsum("ndhwcjkl,fcjkl->ndhwf", windows[:, :, ::2, :, :, :, :, ::2], w.astype(np.int64))
     np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(("channels", "group"), [(514, 1), (7, 30), (50, 1), (2, 40)])
+@pytest.mark.parametrize("planes", [False, True])
+def test_a_copy_of_many_channels_is_a_loop(channels: int, group: int, planes: bool) -> None:
+    """Its text grew with the channels: LLVM took minutes for 1,090 of them, no multiple of four."""
+    x, zero = integers(np.int8, 2, 4, 5, group * channels), np.array(7, np.int8)
+    w = integers(np.int8, 2 * group, channels, 3, 1)
+    attributes = {"pads": [1, 0, 1, 0], "strides": [1, 1], "dilations": [1, 1], "group": group}
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("ConvInteger", ["image", "w", "zero"], ["y"], **attributes)]
+            if planes
+            else [
+                helper.make_node("Transpose", ["image"], ["x"], perm=[0, 3, 1, 2]),
+                helper.make_node("ConvInteger", ["x", "w", "zero"], ["y"], **attributes),
+            ],
+            "convolution",
+            [helper.make_tensor_value_info("image", 3, [2, group * channels, 4, 5] if planes else x.shape)],
+            [helper.make_tensor_value_info("y", 6, None)],
+            [numpy_helper.from_array(w, "w"), numpy_helper.from_array(zero, "zero")],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+    )
+    (found,) = onnxc.compile(model, threads=1).run({"image": x.transpose(0, 3, 1, 2).copy() if planes else x}).values()
+    np.testing.assert_array_equal(found, expected(x, w.astype(np.int64), 7, attributes).transpose(0, 3, 1, 2))
+    region = make_region("ConvInteger", [(x.shape, np.int8), w, zero], attributes | {"layout": "channels_last"})
+    lowered = integer_conv.schedule(region, HOST)
+    assert lowered is not None
+    assert all(str(made.kernel).count("=") < 50 for made in lowered.kernel_calls if "four_" in made.kernel.name)

@@ -33,6 +33,8 @@ from .register_tile import Starts
 
 GROUP = 4
 """Channels of an element."""
+_WRITTEN_OUT = 8
+"""Elements of a pixel up to which a copy of the image has a statement for each, and no loop."""
 
 
 def schedule(region: Region, target: Target) -> Lowered | None:
@@ -81,21 +83,31 @@ def _padded(found: IntegerConvolution) -> tuple[Buffer, Call]:
     rows = whole.images * height
     row, column = k.index_symbol("row", rows), k.index_symbol("column", width)
     start = whole.start + row // height * whole.strides[0] + row % height * whole.strides[1]
-    stores: list[Statement] = []
-    for word in range(pixel):
-        group, first = divmod(word * GROUP, words * GROUP)
+    body: list[Statement] = [Alias(source, whole.input, start), Alias(view, image, row * width * (pixel * GROUP))]
+
+    def store(group: Dim, first: Dim, parts: int) -> Store:
+        """Four channels of a group, the `first` and on, of which so many parts are there."""
         value: Scalar = s.const(0, U32)
-        for part in range(min(GROUP, whole.channels - first)):
+        for part in range(parts):
             channel = group * whole.channels + first + part
             byte = s.cast(s.load(source, column * whole.strides[2] + channel * found.step), U32)
             value = value | s.binary("shl", byte, s.const(8 * part, U32)) if part else byte
-        stores.append(Store(view, column * pixel + word, found.flipped(value)))
-    body = (
-        Alias(source, whole.input, start),
-        Alias(view, image, row * width * (pixel * GROUP)),
-        For("column", width, tuple(stores), "vector"),
-    )
-    loop = For("row", rows, body, "parallel")
+        return Store(view, column * pixel + group * words + floordiv(first, GROUP), found.flipped(value))
+
+    full, rest = divmod(whole.channels, GROUP)
+    if pixel <= _WRITTEN_OUT:
+        each = [(group, word) for group in range(whole.group) for word in range(words)]
+        stores = [store(group, word * GROUP, GROUP if word < full else rest) for group, word in each]
+        body.append(For("column", width, tuple(stores), "vector"))
+    else:
+        group, word = k.index_symbol("group", whole.group), k.index_symbol("word", full)
+        # Along channels where they are neighbours, else along pixels.
+        near, far = (("word", full), ("column", width)) if found.step == 1 else (("column", width), ("word", full))
+        copies = [For(*far, (For(*near, (store(group, word * GROUP, GROUP),), "vector"),))] if full else []
+        if rest:
+            copies.append(For("column", width, (store(group, full * GROUP, rest),), "vector"))
+        body.append(For("group", whole.group, tuple(copies)))
+    loop = For("row", rows, tuple(body), "parallel")
     return image, call(whole.region, "four_channels", (loop,), (image,))
 
 
