@@ -89,10 +89,8 @@ class _Verifier:
             for item in attribute:
                 self._attribute(item, where, name)
         elif not isinstance(attribute, _SCALARS):
-            _fail(
-                f"{where}: attribute {name}",
-                f"{attribute!r} is a {attribute.__class__.__name__}, which the graph language does not have",
-            )
+            kind = attribute.__class__.__name__
+            _fail(f"{where}: attribute {name}", f"{attribute!r} is a {kind}, which the graph language does not have")
         elif isinstance(attribute, Constant) and self._constants.setdefault(attribute.name, attribute) != attribute:
             _fail(f"{where}: attribute {name}", f'the name @"{attribute.name}" stands for two different arrays')
 
@@ -111,7 +109,7 @@ class _At:
 
 def _is_plain(type: Type) -> bool:
     """Whether a type is a tensor's with known sizes, as most are."""
-    return type.__class__ is TensorType and all([dim.__class__ is int and dim >= 0 for dim in type.shape])  # type: ignore
+    return isinstance(type, TensorType) and all(isinstance(dim, int) and dim >= 0 for dim in type.shape)
 
 
 def _check_type(type: Type, where: str) -> None:
