@@ -9,11 +9,24 @@ from ...ir.target import Target
 from ...passes.regions import BindSymbol, Call, Lowered, Region, Repeated, Schedule
 from ...passes.threads import distribute
 from ..kernels import checks, detection, determinant, fourier, selection, trees
-from .kernels import attention, conv, depthwise, gemm, general, listing, recurrent, scan, scatter, top_k
+from .kernels import (
+    attention,
+    conv,
+    depthwise,
+    gemm,
+    general,
+    listing,
+    recurrent,
+    recurrent_integers,
+    scan,
+    scatter,
+    top_k,
+)
 from .launch import is_launchable
 
 SCHEDULES: Mapping[str, tuple[Schedule, ...]] = {
-    **dict.fromkeys(("LSTM", "GRU", "RNN", "com.microsoft.DynamicQuantizeLSTM"), (recurrent.schedule,)),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), (recurrent.schedule,)),
+    "com.microsoft.DynamicQuantizeLSTM": (recurrent_integers.schedule, recurrent.schedule),
     **dict.fromkeys(("MatMul", "Gemm", "com.microsoft.FusedMatMul", "Einsum"), (gemm.schedule,)),
     **dict.fromkeys(("MatMulInteger", "QLinearMatMul"), (gemm.schedule,)),
     "onnxc.PackedMatMul": (gemm.schedule,),

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from ..dims import Dim, ceildiv, floordiv
 from ..dtypes import F32, I32, U8, DType
 from ..errors import ShapeError
-from ..functions import cast, maximum, minimum, round_even, where
+from ..functions import cast, maximum, minimum, round_even
 from ..rounding import rounded
-from ..scalars import Scalar
+from ..scalars import Scalar, const, select
 from ..tensors import Indices, Tensor, assume_equal, assume_shape, elementwise, normalize_axis, view
 from .contraction import convolution, kernel_extents, matrix_product, per_channel, widened_product
 from .declare import Registry
@@ -109,14 +109,24 @@ def dequantize_linear(
     return cast(cast(shifted(x, zero), F32) * scale, output_dtype or x_scale.dtype)
 
 
+def dynamic_scale(low: Scalar, high: Scalar) -> Scalar:
+    """The scale that takes the range from `low` to `high`, 0 in it, to u8."""
+    return select(high.equal(low), const(1, high.dtype), (high - low) / const(255, high.dtype))
+
+
+def dynamic_zero(low: Scalar, scale: Scalar) -> Scalar:
+    """The zero point of a range that begins at `low`."""
+    return saturated(-low / scale, None, U8)
+
+
 @declare.op("DynamicQuantizeLinear")
 def dynamic_quantize_linear(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x in u8 with the scale and zero point that fit its range, zero included."""
     axes = tuple(range(x.rank))
     low = minimum(reduce_min(x, axes, keepdims=False), 0)
     high = maximum(reduce_max(x, axes, keepdims=False), 0)
-    scale = where(high.equal(low), 1, (high - low) / 255)
-    zero = elementwise(lambda least, unit: saturated(-least / unit, None, U8), low, scale)
+    scale = elementwise(dynamic_scale, low, high)
+    zero = elementwise(dynamic_zero, low, scale)
     return quantized(x, scale, zero, U8), scale, zero
 
 

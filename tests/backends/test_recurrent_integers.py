@@ -14,6 +14,7 @@ from native_kernel import HOST
 from onnx import helper
 from onnxc.backends.cpu.dot_products import DOTS
 from onnxc.backends.cpu.kernels import recurrent_integers
+from onnxc.backends.cuda.kernels import recurrent as on_gpus
 from recurrent_layers import Layer, layer, through_bytes
 from single_node import model_of
 
@@ -123,3 +124,19 @@ def test_the_same_bits_by_dot_products_of_signed_bytes(monkeypatch: pytest.Monke
     assert "dot4_i8_i8" in executable.dump("kernels")
     for one, other in zip(wanted.values(), executable.run(inputs).values(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("walks", [True, False])
+@pytest.mark.parametrize(
+    ("direction", "hidden", "batch", "zeros"),
+    [("bidirectional", 20, 2, 0), ("forward", 70, 9, 0), ("reverse", 35, 3, 9)],
+)
+def test_on_a_gpu(
+    direction: str, hidden: int, batch: int, zeros: int, walks: bool, gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_gpus, "ONE_BLOCK_BYTES", on_gpus.ONE_BLOCK_BYTES if walks else 0)
+    model, inputs, found = quantized(direction, hidden, True, zeros, batch)
+    results = list(onnxc.compile(model, target="cuda").run(inputs).values())
+    near(results, found.expected())
+    for result, other in zip(results, onnxc.compile(model).run(inputs).values(), strict=True):
+        np.testing.assert_allclose(result, other, atol=1e-5)

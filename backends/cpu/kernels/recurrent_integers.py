@@ -20,7 +20,7 @@ from ....ir.dtypes import F32, I8, I16, I32, U8, U32, DType
 from ....ir.graph import Node
 from ....ir.loops import Alias, Define, For, Statement, Store
 from ....ir.ops import REGISTRY
-from ....ir.ops.quantization import saturated
+from ....ir.ops.quantization import dynamic_scale, dynamic_zero, saturated
 from ....ir.scalars import Buffer, Scalar, const, load
 from ....ir.target import Target
 from ....ir.tensors import Tensor, buffer_tensor, compute, flat_offset, view
@@ -179,9 +179,8 @@ class IntegerWalk(Walk):
         yield Define(high, const(0, F32))
         combine = tuple(Store(to, 0, s.binary(op, load(to, 0), value)) for to, op in ((low, "min"), (high, "max")))
         yield For("unit", self.hidden, combine, "vector")
-        none = load(high, 0).equal(load(low, 0))
-        yield Define(scale, s.select(none, const(1, F32), (load(high, 0) - load(low, 0)) / const(255, F32)))
-        yield Define(zero, saturated(-load(low, 0) / load(scale, 0), None, U8))
+        yield Define(scale, dynamic_scale(load(low, 0), load(high, 0)))
+        yield Define(zero, dynamic_zero(load(low, 0), load(scale, 0)))
         element = saturated(value / load(scale, 0), load(zero, 0), U8)
         if self.dot.left == I16:
             element = s.cast(element, I16) - s.cast(load(zero, 0), I16)

@@ -16,7 +16,7 @@ import numpy as np
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, ceildiv, dim_min, symbol
-from ....ir.dtypes import of_numpy
+from ....ir.dtypes import DType, of_numpy
 from ....ir.intrinsics import WARP
 from ....ir.loops import Barrier, Define, For, If, Let, Statement, Store
 from ....ir.program import ALIGNMENTS
@@ -46,10 +46,12 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     if not isinstance(region.outputs[0][1].shape[-1], int):
         return None
     # What all steps multiply with the inputs is one product.
-    return _Layer(region).lowered(lambda part: gemm.schedule(part, target) or general.schedule(part, target))
+    return GpuLayer(region).lowered(lambda part: gemm.schedule(part, target) or general.schedule(part, target))
 
 
-class _Layer(Layer):
+class GpuLayer(Layer):
+    """The kernels of a layer of floats; weights may be integers with scales."""
+
     def __init__(self, region: Region) -> None:
         super().__init__(region)
         own = (self.projection, self.state, self.cell, self.update, self.reset)
@@ -76,25 +78,48 @@ class _Layer(Layer):
             self.rows = MANY_ROWS if self.batch >= 2 * MANY_ROWS else max(1, min(ROWS, self.batch))
 
     def lowered(self, products: Callable[[Region], Lowered | None]) -> Lowered:
-        inputs = self.input_product(products)
+        inputs = self.products_with_inputs(products)
         calls = list(inputs.calls)
         calls += general.lowered(self.region, self.initial_states(), self.scratch).calls
-        phases = self.phases_of_step()
+        phases = [replace(phase, source=self.factor(phase.source)) for phase in self.phases_of_step()]
         step = symbol("step", 0, self.steps - 1)
+        first = self.before_step(step)
         if self.walks:
-            body = [statement for phase in phases for statement in (*self._all_units(phase, step), Barrier())]
+            turns = [*([first] if first else []), *(self._all_units(phase, step) for phase in phases)]
+            body = [statement for turn in turns for statement in (*turn, Barrier())]
             calls.append(self._launch("walk", [For("step", self.steps, tuple(body))], 1))
         else:
-            warps = self.threads // WARP
-            each = [
-                self._launch("step", self._some_units(phase, step), ceildiv(self.hidden, warps)) for phase in phases
-            ]
+            parts = ceildiv(self.hidden, self.threads // WARP)
+            each = [self._launch("before", first, 1)] if first else []
+            each += [self._launch("step", self._some_units(phase, step), parts) for phase in phases]
             calls.append(Repeated("step", self.steps, tuple(each)))
         calls += general.lowered(self.region, self.final_states(), self.scratch).calls
         lowered = Lowered(tuple(calls), inputs.workspaces, {**inputs.packed, **self.packed})
         used = {name for call in lowered.kernel_calls for name in call.arguments}
         scratch = tuple(buffer for buffer in self.scratch if buffer.name in used - lowered.packed.keys())
         return replace(lowered, workspaces=(*lowered.workspaces, *scratch))
+
+    # What layers of integers do in their own way.
+
+    @property
+    def sums(self) -> DType:
+        """The type of the sums over the state."""
+        return self.dtype
+
+    def products_with_inputs(self, products: Callable[[Region], Lowered | None]) -> Lowered:
+        return self.input_product(products)
+
+    def before_step(self, step: Dim) -> list[Statement]:
+        """What a block does to the states of its rows before each step."""
+        return []
+
+    def factor(self, source: Callable[[Unit], Scalar]) -> Callable[[Unit], Scalar]:
+        """What weights are multiplied by, given where the states of a phase are."""
+        return source
+
+    def real(self, total: Scalar, unit: Unit, row: Dim) -> Scalar:
+        """A sum over the state of a unit, by the weights of a row, as a real."""
+        return total if self.scale is None else total * self.scale.at((unit.direction, row))
 
     def _launch(self, name: str, body: Sequence[Statement], parts: Dim) -> Call:
         """A kernel whose blocks each have a direction, some rows of the batch and one of `parts` of the units."""
@@ -148,19 +173,16 @@ class _Layer(Layer):
             lets, time, active = self.time(direction, row, step, str(number))
             body += lets
             units.append(Unit(direction, row, unit, step, time, active, str(number)))
-        sums = [
-            [Buffer(f"sum{r}_{g}", self.dtype, 1, "register") for g in range(phase.gates)] for r in range(self.rows)
-        ]
+        sums = [[Buffer(f"sum{r}_{g}", self.sums, 1, "register") for g in range(phase.gates)] for r in range(self.rows)]
         every = [total for row_sums in sums for total in row_sums]
-        body += [Define(total, const(0, self.dtype)) for total in every]
+        body += [Define(total, const(0, self.sums)) for total in every]
         body += self._products(phase, units, sums)
         body += warp_reduction([(total, "add") for total in every])
         lane = k.index_symbol(THREAD, self.threads) % WARP
         for number, (own, row_sums) in enumerate(zip(units, sums, strict=True)):
             totals: list[Scalar] = [load(total, 0) for total in row_sums]
-            if self.scale is not None:
-                rows = [(phase.first + g) * self.hidden + unit for g in range(phase.gates)]
-                totals = [t * self.scale.at((direction, row)) for t, row in zip(totals, rows, strict=True)]
+            rows = [(phase.first + g) * self.hidden + unit for g in range(phase.gates)]
+            totals = [self.real(t, own, row) for t, row in zip(totals, rows, strict=True)]
             mine = s.binary("eq", s.index(lane), s.index(number))
             if own.row != first + number:
                 mine = s.binary("and", mine, s.index(first + number) < s.index(self.batch))
@@ -173,7 +195,7 @@ class _Layer(Layer):
         lanes = Lanes("depth", VECTOR, frozenset(), self.region.alignment)
         depth = symbol("depth", 0, hidden - 1)
         weights = [self.weights.at((direction, (phase.first + g) * hidden + unit, depth)) for g in range(phase.gates)]
-        factors = [s.cast(weight, self.dtype) for weight in weights]
+        factors = [s.cast(weight, self.sums) for weight in weights]
         states = [phase.source(replace(own, unit=depth)) for own in units]
         lanes.indices = frozenset(
             name for value in (*factors, *states) for name in value.free if not name.startswith("$")

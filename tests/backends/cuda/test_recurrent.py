@@ -14,7 +14,7 @@ from onnxc.compiler.driver import graph_of
 from onnxc.compiler.options import Options
 from onnxc.ir.program import Program, Repeat
 from onnxc.ir.target import Target
-from recurrent_layers import Layer, layer
+from recurrent_layers import Layer, layer, through_bytes
 
 TARGET = Target.parse("cuda:sm_90")
 EVERYTHING = ("B", "sequence_lens", "initial_h", "initial_c", "P")
@@ -81,7 +81,8 @@ def test_halves_are_computed_as_floats() -> None:
 
 
 def test_integer_weights() -> None:
-    """com.microsoft.DynamicQuantizeLSTM: weights stay bytes, turned so that a unit's lie side by side."""
+    """com.microsoft.DynamicQuantizeLSTM: weights stay bytes, turned so that a unit's lie side by side; inputs and
+    states become bytes, too."""
     random = np.random.default_rng(0)
     width, hidden = 6, 8
     x = random.standard_normal((3, 2, width)).astype(np.float32)
@@ -112,5 +113,7 @@ def test_integer_weights() -> None:
         "R": np.ascontiguousarray((r * scales[1][:, None]).transpose(0, 2, 1)),
         "B": bias,
     }
-    for result, wanted in zip(run_program(program, [x]), Layer("LSTM", floats).expected(), strict=True):
+    for result, wanted in zip(
+        run_program(program, [x]), Layer("LSTM", floats, {}, through_bytes).expected(), strict=True
+    ):
         np.testing.assert_allclose(result, wanted, rtol=2e-5, atol=2e-5)
