@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +89,19 @@ def residual_model() -> onnx.ModelProto:
 
 
 IMAGES = {"x": normal(6, 3, 12, 12)}
+
+
+def linear_model() -> onnx.ModelProto:
+    return model_of_text(
+        """linear (float[batch, 3, 64] x) => (float[n, 5] y, float[batch, 3, 40] z) {
+            z = MatMul (x, w1)
+            u = MatMul (x, w1)
+            a = Tanh (u)
+            r = Reshape (a, shape)
+            y = Gemm <transB = 1, alpha = 0.5> (r, w2, b)
+        }""",
+        w1=normal(64, 40), w2=normal(5, 40), b=normal(5), shape=np.array([-1, 40]),
+    )  # fmt: skip
 
 
 # --- the form -------------------------------------------------------------------------------------------------------
@@ -361,78 +373,6 @@ def test_more_samples_run_at_once_and_give_the_same() -> None:
     one, many = (onnxc.quantize(residual_model(), IMAGES, batch=batch, correction=False) for batch in (1, 6))
     for node in named(one, "QuantizeLinear"):
         assert constant(one, node.input[1]) == pytest.approx(constant(many, node.input[1]), rel=1e-2)
-
-
-# --- without data ---------------------------------------------------------------------------------------------------
-
-
-def linear_model() -> onnx.ModelProto:
-    return model_of_text(
-        """linear (float[batch, 3, 64] x) => (float[n, 5] y, float[batch, 3, 40] z) {
-            z = MatMul (x, w1)
-            u = MatMul (x, w1)
-            a = Tanh (u)
-            r = Reshape (a, shape)
-            y = Gemm <transB = 1, alpha = 0.5> (r, w2, b)
-        }""",
-        w1=normal(64, 40), w2=normal(5, 40), b=normal(5), shape=np.array([-1, 40]),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("settings", "least"),
-    [
-        ({"dynamic": True}, 28),
-        ({"dynamic": True, "per_tensor": True}, 28),
-        ({"weights_only": "int8"}, 30),
-        ({"weights_only": "int4"}, 14),
-        ({"weights_only": "int4", "symmetric": True, "block": 16}, 14),
-    ],
-    ids=str,
-)
-def test_forms_that_need_no_data(settings: dict[str, Any], least: float) -> None:
-    floats, inputs = linear_model(), {"x": normal(2, 3, 64)}
-    model = onnxc.quantize(floats, **settings)
-    agrees(model, floats, inputs, least)
-    counts = Counter(node.op_type for node in model.graph.node)
-    if "dynamic" in settings:  # one rounding of x for both products that read it
-        assert counts["DynamicQuantizeLinear"] == 2 and counts["MatMulInteger"] == 3
-    else:
-        assert counts["DequantizeLinear"] == 2
-
-
-def test_recurrent_layers_at_run_time() -> None:
-    size, hidden = 12, 16
-    text = """rnn (float[9, 2, 12] x) => (float[9, 2, 2, 16] y, float[2, 2, 16] h) {
-        y, h = LSTM <hidden_size = 16, direction = "bidirectional"> (x, w, r, b)
-    }"""
-    floats = model_of_text(
-        text, w=normal(2, 4 * hidden, size) / 4, r=normal(2, 4 * hidden, hidden) / 4, b=normal(2, 8 * hidden) / 4
-    )
-    for settings in ({"dynamic": True}, {"dynamic": True, "per_tensor": True}):
-        model = onnxc.quantize(floats, **settings)
-        assert [(node.domain, node.op_type) for node in model.graph.node] == [("com.microsoft", "DynamicQuantizeLSTM")]
-        inputs = {"x": normal(9, 2, 12)}
-        expected, theirs = by_onnxruntime(floats, inputs), by_onnxruntime(model, inputs)
-        ours = onnxc.compile(model).run(inputs).values()
-        assert all(decibels(a, b) > 30 for a, b in zip(expected, theirs, strict=True))
-        assert all(decibels(a, b) > 30 for a, b in zip(theirs, ours, strict=True))
-
-
-@pytest.mark.parametrize("settings", [{"dynamic": True}, {"weights_only": "int8"}, {"weights_only": "int4"}], ids=str)
-def test_branches_are_quantised_too(settings: dict[str, Any]) -> None:
-    text = """branches (float[2, 32] x, bool flag) => (float[2, 4] y) {
-        y = If (flag) <
-            then_branch = yes () => (float[2, 4] t) { t = MatMul (x, w) },
-            else_branch = no () => (float[2, 4] e) { u = MatMul (x, w) e = Neg (u) }
-        >
-    }"""
-    floats = model_of_text(text, w=normal(32, 4))
-    draft, summary = quantised_draft(floats, None, Settings(**settings))
-    assert summary.quantised == {"MatMul": 2}
-    for flag in (True, False):
-        agrees(draft.embedded(), floats, {"x": normal(2, 32), "flag": np.array(flag)}, 14)
-    assert not draft.proto.graph.initializer
 
 
 # --- models of every kind -------------------------------------------------------------------------------------------

@@ -10,13 +10,14 @@ from ..check.inputs import ports_of
 from .calibrate import calibrate
 from .data import Data, Samples
 from .dynamic import Dynamic
-from .folding import fold_batch_norms, fold_factors
+from .folding import fold_batch_norms, fold_biases, fold_factors
 from .graph import GraphDraft
 from .model import Draft
 from .places import Places, find_places, grids_of, refused_by_data
 from .settings import QuantizationError, Settings, Summary
 from .smoothing import smooth
 from .static import Rewriter
+from .transposed import split_transposed
 from .weights_only import WeightsOnly
 
 OPSETS = {"static": 13, "dynamic": 13, "int8": 13, "int4": 21}
@@ -77,8 +78,10 @@ def _static(draft: Draft, data: Data | None, settings: Settings, summary: Summar
     draft.open_inner()
     graphs = list(draft.graphs())
     for graph in graphs:
+        fold_biases(graph)
         fold_batch_norms(graph)
         fold_factors(graph)
+        split_transposed(graph, settings)
         graph.clean()
     refused: dict[GraphDraft, dict[str, str]] = {}
 
@@ -117,7 +120,11 @@ def _check(summary: Summary) -> None:
     if summary.quantised:
         return
     why = "; ".join(f'"{name}" ({operator}): {reason}' for name, operator, reason in summary.left[:3])
-    what = {"static": "Conv, Gemm or MatMul", "dynamic": "MatMul, Gemm or LSTM", "int8": "MatMul, Gemm or Conv"}
+    what = {
+        "static": "Conv, Gemm or MatMul",
+        "dynamic": "Conv, MatMul, Gemm or LSTM",
+        "int8": "MatMul, Gemm, Conv, LSTM, GRU or RNN",
+    }
     raise QuantizationError(
         f"there is nothing to quantise: the model has no {what.get(summary.kind, 'MatMul or Gemm')} that can be"
         + (f": {why}" if why else "")

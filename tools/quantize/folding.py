@@ -1,4 +1,5 @@
-"""What is folded into weights before they are quantised: batch normalisation behind convolutions, Gemm's factors."""
+"""What is folded into weights before they are quantised: what is added to each channel behind a convolution, batch
+normalisation, Gemm's factors."""
 
 from __future__ import annotations
 
@@ -14,6 +15,49 @@ from .model import attribute
 Array = NDArray[Any]
 
 
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+def fold_biases(draft: GraphDraft) -> None:
+    """Adds constants for each channel to the biases of convolutions whose results nobody else reads."""
+    readers, fixed, gone = draft.readers(), draft.fixed(), set[str]()
+    nodes = list(draft.graph.node)
+    for node in nodes:
+        following = readers.get(node.output[0], []) if node.output else []
+        if node.op_type not in CONVOLUTIONS or node.domain or node.output[0] in fixed or len(following) != 1:
+            continue
+        add = following[0]
+        other = next((name for name in add.input if name != node.output[0]), "")
+        if add.op_type != "Add" or add.domain or not (_is_conv(node, draft) and draft.is_float(other)):
+            continue
+        channels, rank = _filters(node, draft), len(draft.shape(node.input[1]))
+        shape = (*(1,) * (rank - len(draft.shape(other))), *draft.shape(other))
+        if len(shape) != rank or shape != (1, shape[1], *(1,) * (rank - 2)) or shape[1] not in (1, channels):
+            continue
+        bias = draft.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(channels, np.float32)
+        name = draft.add_constant(f"{node.name}_folded_sum", bias + draft.array(other).reshape(-1))
+        del node.input[2:]
+        node.input.append(name)
+        node.output[0] = add.output[0]
+        gone.add(add.name)
+    draft.replace_nodes(node for node in nodes if node.name not in gone)
+
+
+def _filters(node: NodeProto, draft: GraphDraft) -> int:
+    """How many channels a convolution's result has."""
+    weights = draft.shape(node.input[1])
+    return weights[0] if node.op_type == "Conv" else weights[1] * int(attribute(node, "group", 1))
+
+
+def _by_filter(node: NodeProto, factor: Array, weights: Array) -> Array:
+    """The weights of each filter times its factor."""
+    if node.op_type == "Conv":
+        return np.asarray(weights * factor.reshape(-1, *[1] * (weights.ndim - 1)))
+    groups = attribute(node, "group", 1)  # [channels, filters of a group, *kernel]
+    parts = weights.reshape(groups, -1, *weights.shape[1:])
+    return np.asarray((parts * factor.reshape(groups, 1, -1, *[1] * (weights.ndim - 2))).reshape(weights.shape))
+
+
 def fold_batch_norms(draft: GraphDraft) -> int:
     """Multiplies BatchNormalization into the convolutions whose results nobody else reads (Jacob et al. 2018, 3.2); how
     many there were."""
@@ -21,7 +65,7 @@ def fold_batch_norms(draft: GraphDraft) -> int:
     nodes = list(draft.graph.node)
     for node in nodes:
         following = readers.get(node.output[0], []) if node.output else []
-        if node.op_type != "Conv" or node.domain or node.output[0] in fixed or len(following) != 1:
+        if node.op_type not in CONVOLUTIONS or node.domain or node.output[0] in fixed or len(following) != 1:
             continue
         norm = following[0]
         if not (_is_conv(node, draft) and _is_norm(norm, node, draft)):
@@ -30,7 +74,7 @@ def fold_batch_norms(draft: GraphDraft) -> int:
         factor = scale / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
         weights = draft.array(node.input[1])
         bias = draft.array(node.input[2]).astype(np.float64) if len(node.input) > 2 and node.input[2] else 0.0
-        folded = weights * factor.reshape(-1, *[1] * (weights.ndim - 1))
+        folded = _by_filter(node, factor, weights)
         name = draft.add_constant(f"{node.input[1]}_folded", folded.astype(np.float32))
         shifted = draft.add_constant(f"{node.name}_folded_bias", ((bias - mean) * factor + shift).astype(np.float32))
         del node.input[1:]
@@ -73,4 +117,4 @@ def fold_factors(draft: GraphDraft) -> None:
             node.attribute.extend(kept)
 
 
-__all__ = ["fold_batch_norms", "fold_factors"]
+__all__ = ["fold_batch_norms", "fold_biases", "fold_factors"]

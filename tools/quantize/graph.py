@@ -21,8 +21,6 @@ from ..check.evaluate import RANDOM, by_reference
 Array = NDArray[Any]
 LARGEST_FOLDED = 1 << 28
 NEVER_FOLDED = RANDOM | {"QuantizeLinear", "DequantizeLinear", "Constant"}
-WALKED = ("If", "Loop", "Scan")
-"""Operators whose graphs are quantised by themselves."""
 
 
 @dataclass
@@ -83,8 +81,6 @@ class GraphDraft:
     def open_inner(self) -> None:
         """Opens the graphs in the nodes, those inside them too."""
         for node in self.graph.node:
-            if node.op_type not in WALKED or node.domain:
-                continue
             for attribute in node.attribute:
                 if attribute.HasField("g"):
                     graph = GraphProto()

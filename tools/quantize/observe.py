@@ -41,7 +41,7 @@ class Observed:
         inner = {key: Observed(part, wanted, settings, folder) for key, part in graph.inner.items()}
         self.inner = {key: part for key, part in inner.items() if part.found or part.inner}
         holders = {name for name, _ in self.inner}
-        self.holders = [node for node in graph.graph.node if node.name in holders]
+        self.holders = [node for node in graph.graph.node if node.name in holders and node.op_type in WALKS]
         names = [*self.found, *(name for part in self.inner.values() for name in part.graph.captured())]
         names += [name for node in self.holders for name in node.input if name]
         names += [] if graph.outer is None else graph.results()
@@ -116,7 +116,7 @@ class Observed:
             parts = {attribute: part for (name, attribute), part in self.inner.items() if name == node.name}
             around = {name: self._value(name, values) for part in parts.values() for name in part.graph.captured()}
             operands = [self._value(name, values) if name else None for name in node.input]
-            {"If": _branch, "Loop": _iterations, "Scan": _slices}[node.op_type](node, parts, operands, around, sample)
+            WALKS[node.op_type](node, parts, operands, around, sample)
 
     def step(self, feed: Values, sample: int) -> list[Any]:
         """As a call; the graph's results."""
@@ -167,6 +167,10 @@ def _slices(node: NodeProto, parts: Mapping[str, Observed], operands: Sequence[A
         slices = [array[-1 - count if turned else count] for array, turned in zip(moved, back, strict=True)]
         results = body.step({**around, **dict(zip(names, (*states, *slices), strict=True))}, n)
         states = results[: len(states)]
+
+
+WALKS = {"If": _branch, "Loop": _iterations, "Scan": _slices}
+"""Operators whose graphs are run; those of others are never reached."""
 
 
 def _finite(array: Any) -> bool:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto, TensorProto
 
-from ...compiler.nodes import graphs_in, names_read
-from .graph import WALKED, GraphDraft
+from ...compiler.nodes import names_read
+from .graph import GraphDraft
 from .model import attribute
 from .ranges import Grid, range_of, signal_to_noise
 from .settings import Settings, Summary
@@ -23,6 +23,13 @@ from .statistics import Statistics, merged
 
 ANCHORS = ("Conv", "MatMul", "Gemm")
 """Operators that have integer forms."""
+WITHOUT: Mapping[str, str] = {
+    "ConvTranspose": "as a convolution it would be too much work, or is none of two axes with known weights",
+    "LSTM": "its ranges are only known at run time: --dynamic",
+    "GRU": "there is no integer form of it: --weights-only int8",
+    "RNN": "there is no integer form of it: --weights-only int8",
+}
+"""Operators with much work that stay in float, and why."""
 CLAMPS = ("Relu", "Clip")
 """What the saturation of a quantised value can do in passing."""
 MOVERS: Mapping[str, int | None] = {
@@ -94,11 +101,10 @@ def anchors_of(
     types = draft.types()
     found = {}
     for node in draft.graph.node:
-        if graphs_in(node) and (node.op_type not in WALKED or node.domain):
-            summary.leave(node, "what is inside is not calibrated; --dynamic and --weights-only get there")
-        if node.domain not in ("", "ai.onnx") or node.op_type not in ANCHORS:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in (*ANCHORS, *WITHOUT):
             continue
-        reason = "it is to be kept" if settings.kept(node) else refusal(node, draft, types) or refused.get(node.name)
+        reason = "it is to be kept" if settings.kept(node) else WITHOUT.get(node.op_type)
+        reason = reason or refused.get(node.name) or refusal(node, draft, types)
         if reason is None:
             found[node.name] = node
         else:

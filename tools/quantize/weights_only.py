@@ -9,7 +9,9 @@ from .model import Draft, attribute, make_node
 from .settings import Settings, Summary
 from .weights import four_bits, in_blocks, quantised
 
-PRODUCTS = ("MatMul", "Gemm")
+RECURRENT = ("LSTM", "GRU", "RNN")
+AXES = {"Conv": 0, "ConvTranspose": 1, **dict.fromkeys(RECURRENT, 1)}
+"""Of the channels that have a scale each, where it is not that of a matrix's columns: filters, or the rows of gates."""
 
 
 class WeightsOnly:
@@ -18,56 +20,61 @@ class WeightsOnly:
     def __init__(self, draft: Draft, settings: Settings, summary: Summary) -> None:
         self.draft, self.settings, self.summary = draft, settings, summary
         self.narrow = settings.weights_only == "int4"
-        self.operators = PRODUCTS if self.narrow else (*PRODUCTS, "Conv")
+        self.operators = ("MatMul", "Gemm", *(() if self.narrow else AXES))
 
     def run(self) -> None:
         rewrite_graphs(self.draft, self._rewritten)
-        self.draft.constants = {tensor.name: tensor for tensor in self.draft.graph.initializer}
 
     def _rewritten(self, node: NodeProto, scope: Scope) -> list[NodeProto] | None:
         if node.domain not in ("", "ai.onnx") or node.op_type not in self.operators:
             return None
-        weight, reason = node.input[1], None
-        if self.settings.kept(node):
-            reason = "it is to be kept"
-        elif not scope.is_float(weight):
-            reason = "its weights are computed, or not FLOAT"
-        elif len(scope.constants[weight].dims) < 2 or 0 in scope.constants[weight].dims:
-            reason = "its weights are no matrix"
-        if reason is not None:
-            self.summary.leave(node, reason)
+        places = (1, 2) if node.op_type in RECURRENT else (1,)
+        reasons = [self._refusal(node, node.input[place], scope) for place in places]
+        if any(reasons):
+            self.summary.leave(node, next(filter(None, reasons)))
             return None
         self.summary.count(node)
-        rank = len(scope.constants[weight].dims)
-        rows_are_channels = node.op_type == "Conv" or bool(attribute(node, "transB", 0))
-        channels, depth = (0, 1) if rows_are_channels else (rank - 1, rank - 2)
-        key = (weight, str(depth))
+        made: list[NodeProto] = []
+        for place in places:
+            node.input[place] = self._dequantised(node, node.input[place], scope, made)
+        return [*made, node]
+
+    def _refusal(self, node: NodeProto, weight: str, scope: Scope) -> str | None:
+        if self.settings.kept(node):
+            return "it is to be kept"
+        if not scope.graph.is_float(weight):
+            return "its weights are computed, or not FLOAT"
+        dims = scope.graph.constants[weight].dims
+        return "its weights are no matrix" if len(dims) < 2 or 0 in dims else None
+
+    def _dequantised(self, node: NodeProto, weight: str, scope: Scope, made: list[NodeProto]) -> str:
+        """The name of a node's dequantised weights; what makes them, if nothing did yet, goes into `made`."""
+        rank = len(scope.graph.constants[weight].dims)
+        axis = AXES.get(node.op_type, 0 if attribute(node, "transB", 0) else rank - 1)
+        if self.narrow:  # blocks along the sums
+            axis = 1 if axis == 0 else rank - 2
+        key = (weight, str(axis))
         if key not in scope.made:
-            operands = self._made(weight, depth if self.narrow else channels, scope)
             result = self.draft.unused(f"{weight}_DequantizeLinear_Output")
             name = self.draft.unused(f"{weight}_DequantizeLinear")
             more = {"block_size": self.settings.block} if self.narrow else {}
+            operands = self._made(weight, axis, scope)
+            made.append(make_node("DequantizeLinear", operands, result, name, axis=axis, **more))
             scope.made[key] = [result]
-            made = [
-                make_node("DequantizeLinear", operands, result, name, axis=depth if self.narrow else channels, **more)
-            ]
-        else:
-            made = []
-        node.input[1] = scope.made[key][0]
-        return [*made, node]
+        return scope.made[key][0]
 
     def _made(self, weight: str, axis: int, scope: Scope) -> list[str]:
         """The constants of quantised weights: values, scales, and zero points where there are any."""
-        weights = scope.array(weight)
+        weights = scope.graph.array(weight)
         if not self.narrow:
             plain = quantised(weights, axis)
-            values = scope.add_constant(f"{weight}_quantized", plain.values)
-            return [values, scope.add_constant(f"{weight}_scale", plain.scale)]
+            values = scope.graph.add_constant(f"{weight}_quantized", plain.values)
+            return [values, scope.graph.add_constant(f"{weight}_scale", plain.scale)]
         found = in_blocks(weights, axis, self.settings.block, self.settings.symmetric)
-        values = scope.add_constant(f"{weight}_quantized", four_bits(found.values, self.settings.symmetric))
-        operands = [values, scope.add_constant(f"{weight}_scale", found.scale)]
+        values = scope.graph.add_constant(f"{weight}_quantized", four_bits(found.values, self.settings.symmetric))
+        operands = [values, scope.graph.add_constant(f"{weight}_scale", found.scale)]
         if found.zero is not None:
-            operands.append(scope.add_constant(f"{weight}_zero_point", four_bits(found.zero, False)))
+            operands.append(scope.graph.add_constant(f"{weight}_zero_point", four_bits(found.zero, False)))
         return operands
 
 

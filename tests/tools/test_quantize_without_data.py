@@ -1,0 +1,124 @@
+"""Quantization without calibration data: ranges at run time, and weights alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnxc
+import pytest
+from onnxc.tools.quantize.driver import quantised_draft
+from onnxc.tools.quantize.settings import QuantizationError, Settings
+from small_models import model_of_text
+
+from .test_quantize import agrees, by_onnxruntime, decibels, linear_model, named, normal
+
+
+@pytest.mark.parametrize(
+    ("settings", "least"),
+    [
+        ({"dynamic": True}, 28),
+        ({"dynamic": True, "per_tensor": True}, 28),
+        ({"weights_only": "int8"}, 30),
+        ({"weights_only": "int4"}, 14),
+        ({"weights_only": "int4", "symmetric": True, "block": 16}, 14),
+    ],
+    ids=str,
+)
+def test_forms_that_need_no_data(settings: dict[str, Any], least: float) -> None:
+    floats, inputs = linear_model(), {"x": normal(2, 3, 64)}
+    model = onnxc.quantize(floats, **settings)
+    agrees(model, floats, inputs, least)
+    counts = Counter(node.op_type for node in model.graph.node)
+    if "dynamic" in settings:  # one rounding of x for both products that read it
+        assert counts["DynamicQuantizeLinear"] == 2 and counts["MatMulInteger"] == 3
+    else:
+        assert counts["DequantizeLinear"] == 2
+
+
+def test_recurrent_layers_at_run_time() -> None:
+    size, hidden = 12, 16
+    text = """rnn (float[9, 2, 12] x) => (float[9, 2, 2, 16] y, float[2, 2, 16] h) {
+        y, h = LSTM <hidden_size = 16, direction = "bidirectional"> (x, w, r, b)
+    }"""
+    floats = model_of_text(
+        text, w=normal(2, 4 * hidden, size) / 4, r=normal(2, 4 * hidden, hidden) / 4, b=normal(2, 8 * hidden) / 4
+    )
+    for settings in ({"dynamic": True}, {"dynamic": True, "per_tensor": True}):
+        model = onnxc.quantize(floats, **settings)
+        assert [(node.domain, node.op_type) for node in model.graph.node] == [("com.microsoft", "DynamicQuantizeLSTM")]
+        inputs = {"x": normal(9, 2, 12)}
+        expected, theirs = by_onnxruntime(floats, inputs), by_onnxruntime(model, inputs)
+        ours = onnxc.compile(model).run(inputs).values()
+        assert all(decibels(a, b) > 30 for a, b in zip(expected, theirs, strict=True))
+        assert all(decibels(a, b) > 30 for a, b in zip(theirs, ours, strict=True))
+
+
+@pytest.mark.parametrize("settings", [{}, {"per_tensor": True}], ids=str)
+def test_convolutions_at_run_time(settings: dict[str, Any]) -> None:
+    """With strides, groups and biases; two read one rounding of x."""
+    text = """convs (float[2, 4, 9, 9] x) => (float[2, 6, 4, 4] y, float[n, m, k, l] z, float[a, b, c, d] t) {
+        y = Conv <strides = [2, 2]> (x, w1, b1)
+        z = Conv <group = 4, pads = [1, 1, 1, 1], dilations = [2, 2]> (x, w2)
+        r = Relu (x)
+        t = Conv (r, w3, b1)
+    }"""
+    sizes = np.arange(1, 9, dtype=np.float32).reshape(8, 1, 1, 1)
+    weights = {"w1": normal(6, 4, 3, 3), "w2": normal(8, 1, 3, 3) * sizes, "w3": normal(6, 4, 5, 1)}
+    floats = model_of_text(text, b1=normal(6), **weights)
+    model = onnxc.quantize(floats, dynamic=True, **settings)
+    counts = Counter(node.op_type for node in model.graph.node)
+    assert counts["ConvInteger"] == 3 and counts["DynamicQuantizeLinear"] == 2 and not counts["Conv"]
+    agrees(model, floats, {"x": normal(2, 4, 9, 9)}, 28)
+
+
+def test_signals_are_not_rounded_unseen() -> None:
+    text = """wave (float[1, 1, 400] x) => (float[1, 4] y) {
+        a = Conv <strides = [2]> (x, w1)
+        b = ReduceMax (a, axis)
+        c = Flatten (b)
+        y = MatMul (c, w2)
+    }"""
+    floats = model_of_text(text, axis=np.array([2]), w1=normal(8, 1, 9), w2=normal(8, 4))
+    _, summary = quantised_draft(floats, None, Settings(dynamic=True))
+    assert summary.quantised == {"MatMul": 1} and "signals" in summary.left[0][2]
+
+
+@pytest.mark.parametrize(("operator", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_weights_of_recurrent_layers(operator: str, gates: int) -> None:
+    """A scale for each row of a gate, of both directions; other quantizations say what to do with them."""
+    text = f"""rnn (float[9, 2, 12] x) => (float[9, 2, 2, 16] y) {{
+        y = {operator} <hidden_size = 16, direction = "bidirectional"> (x, w, r, b)
+    }}"""
+    weights = {"w": normal(2, gates * 16, 12) / 4, "r": normal(2, gates * 16, 16) / 4, "b": normal(2, gates * 32) / 4}
+    floats, inputs = model_of_text(text, **weights), {"x": normal(9, 2, 12)}
+    model = onnxc.quantize(floats, weights_only="int8")
+    assert len(named(model, "DequantizeLinear")) == 2 and model.ByteSize() < 0.5 * floats.ByteSize()
+    agrees(model, floats, inputs, 30)
+    with pytest.raises(QuantizationError, match="--dynamic" if operator == "LSTM" else "--weights-only int8"):
+        onnxc.quantize(floats, inputs)
+
+
+def test_weights_of_transposed_convolutions() -> None:
+    text = """up (float[1, 4, 5, 5] x) => (float[1, 6, 10, 10] y) {
+        y = ConvTranspose <strides = [2, 2], group = 2> (x, w)
+    }"""
+    floats, inputs = model_of_text(text, w=normal(4, 3, 2, 2)), {"x": normal(1, 4, 5, 5)}
+    agrees(onnxc.quantize(floats, weights_only="int8"), floats, inputs, 30)
+
+
+@pytest.mark.parametrize("settings", [{"dynamic": True}, {"weights_only": "int8"}, {"weights_only": "int4"}], ids=str)
+def test_branches_are_quantised_too(settings: dict[str, Any]) -> None:
+    text = """branches (float[2, 32] x, bool flag) => (float[2, 4] y) {
+        y = If (flag) <
+            then_branch = yes () => (float[2, 4] t) { t = MatMul (x, w) },
+            else_branch = no () => (float[2, 4] e) { u = MatMul (x, w) e = Neg (u) }
+        >
+    }"""
+    floats = model_of_text(text, w=normal(32, 4))
+    draft, summary = quantised_draft(floats, None, Settings(**settings))
+    assert summary.quantised == {"MatMul": 2}
+    for flag in (True, False):
+        agrees(draft.embedded(), floats, {"x": normal(2, 32), "flag": np.array(flag)}, 14)
+    assert not draft.proto.graph.initializer
