@@ -57,7 +57,7 @@ def summing_loops_of(kernel: Kernel, target: Target) -> list[str]:
     return [loop for loop in multiplying_loops(kernel, target) if not _STORE.search(loop)]
 
 
-def multiplying_loops(kernel: Kernel, target: Target) -> list[str]:
+def multiplying_loops(kernel: Kernel, target: Target, multiply: re.Pattern[str] = _MULTIPLY) -> list[str]:
     """The innermost loops of a kernel's assembly with many multiply-adds."""
     found: list[str] = []
     text = assembly(render_kernel(scheduled(kernel, target), target, threaded=False), target)
@@ -68,7 +68,7 @@ def multiplying_loops(kernel: Kernel, target: Target) -> list[str]:
         label = start.group(1) if start else label
         blocks[label] = blocks.get(label, "") + line + "\n"
         end = _BRANCH.search(line)
-        if end and end.group(1) == label and len(_MULTIPLY.findall(blocks[label])) >= 4:
+        if end and end.group(1) == label and len(multiply.findall(blocks[label])) >= 4:
             found.append(blocks[label])
     return found
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowered import run, summing_loops
+from lowered import multiplying_loops, run, summing_loops
 from onnxc.backends.cpu.kernels import weight_only
 from onnxc.ir.dims import symbol
 from onnxc.ir.functions import maximum
@@ -255,3 +255,102 @@ def test_digits_where_the_run_tells_that_rows_are_few() -> None:
         (result,) = run(region, lowered, chosen, [x, *weights.operands], {"M": rows})
         atol = 5e-7 * (np.abs(x) @ np.abs(weights.numbers).T).max()
         np.testing.assert_allclose(result, weights.times(x), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("zeros", ["", "u1"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_many_rows_by_digits(bits: int, zeros: str) -> None:
+    """Weights that were taken apart once: several parts of the depth, blocks of rows and widths of panels, a stretch of
+    runs that the depth does not fill."""
+    for rows, columns, depth, block in ((9, 80, 300, 32), (150, 70, 200, 16), (20, 40, 5000, 128), (13, 33, 270, 270)):
+        weights = Weights(columns, depth, bits, block if block < depth else -(-depth // 16) * 16, zeros)
+        x = RANDOM.standard_normal((rows, depth)).astype(np.float32)
+        for known in (True, False):
+            region = make_region(
+                "onnxc.PackedMatMul", [((rows if known else M, depth), "f4"), *weights.operands], weights.attributes
+            )
+            chosen = replace(HOST, strassen=1)
+            lowered = weight_only.schedule(region, chosen)
+            assert lowered is not None
+            (result,) = run(region, lowered, chosen, [x, *weights.operands], {} if known else {"M": rows})
+            atol = 5e-7 * (np.abs(x) @ np.abs(weights.numbers).T).max()
+            np.testing.assert_allclose(result, weights.times(x), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("target", ["aarch64+dotprod", "cpu:haswell+avxvnni"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_digits_on_other_targets(target: str, bits: int) -> None:
+    """Interpreted: with signed codes, and with vectors of 8 lanes."""
+    chosen = replace(Target.parse(target), strassen=1)
+    for rows, level, zeros in ((2, 0, "u1"), (9, 0, "u1"), (10, 4, "")):
+        weights = Weights(20, 32, bits, 16, zeros)
+        x = whole(rows, 32)
+        region = make_region(
+            "onnxc.PackedMatMul", [(x.shape, "f4"), *weights.operands], {**weights.attributes, "accuracy_level": level}
+        )
+        lowered = weight_only.schedule(region, chosen)
+        assert lowered is not None
+        (result,) = run(region, lowered, chosen, [x, *weights.operands], interpret=True)
+        atol = (np.abs(x) @ np.abs(weights.numbers).T).max() * (5e-7 if level == 0 else 1e-2)
+        np.testing.assert_allclose(result, weights.times(x), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("rows", [1, 64])
+@pytest.mark.parametrize("level", [0, 4])
+def test_loops_of_digits_do_not_spill(rows: int, level: int) -> None:
+    weights = Weights(256, 512, 4, 128, "u1")
+    chosen = replace(Target.parse("cpu:icelake-server"), strassen=1)
+    region = make_region(
+        "onnxc.PackedMatMul", [((rows, 512), "f4"), *weights.operands], {**weights.attributes, "accuracy_level": level}
+    )
+    lowered = weight_only.schedule(region, chosen)
+    assert lowered is not None
+    loops = multiplying_loops(lowered.kernel_calls[-1].kernel, chosen, re.compile(r"\svpdpbusd\s"))
+    assert loops
+    assert not [loop for loop in loops if STORED.search(loop)]
+
+
+@pytest.mark.parametrize("strassen", [0, 1])
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("level", [0, 4])
+def test_infinities_are_multiplied_as_defined(strassen: int, rows: int, level: int) -> None:
+    """What subtracts zero points by sums of rows, or rounds rows, would make them NaN."""
+    for bits, zeros in ((4, "u1"), (4, ""), (8, "u1")):
+        weights = Weights(40, 96, bits, 32, zeros)
+        x = whole(rows, 96)
+        x[0, 5], x[-1, 40], x[-1, 41] = np.inf, -np.inf, np.inf
+        region = make_region(
+            "onnxc.PackedMatMul",
+            [(x.shape, "f4"), *weights.operands],
+            {**weights.attributes, "accuracy_level": level},
+            epilogue=lambda y: y + 1.0,
+        )
+        chosen = replace(HOST, strassen=strassen)
+        lowered = weight_only.schedule(region, chosen)
+        assert lowered is not None
+        (result,) = run(region, lowered, chosen, [x, *weights.operands])
+        with np.errstate(invalid="ignore"):
+            expected = (x[:, None, :] * weights.numbers[None].astype(np.float32)).sum(2) + 1
+        assert np.isinf(expected).any()
+        np.testing.assert_array_equal(result[[0, -1]], expected[[0, -1]])
+        np.testing.assert_allclose(result, expected, rtol=2e-2, atol=1)
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_rows_of_16_bits_need_two_digits(rows: int, dtype: Any) -> None:
+    """No further from the exact product than rounding it to the type, and the rows to it, may be."""
+    for bits, block, zeros in ((4, 32, "u1"), (8, 64, ""), (4, 16, "")):
+        weights = Weights(80, 256, bits, block, zeros, dtype)
+        x = RANDOM.standard_normal((rows, 256)).astype(dtype)
+        region = make_region("onnxc.PackedMatMul", [(x.shape, dtype), *weights.operands], weights.attributes)
+        chosen = replace(HOST, strassen=1)
+        lowered = weight_only.schedule(region, chosen)
+        assert lowered is not None
+        name = lowered.kernel_calls[-1].kernel.name
+        assert ("a16" in name) == bool({"dot4_u8_i8", "dot4_i8_i8"} & chosen.dot_products)
+        (result,) = run(region, lowered, chosen, [x, *weights.operands])
+        expected = weights.times(x)
+        step = float(ml_dtypes.finfo(dtype).eps)
+        norm = np.sqrt((np.square(x.astype(np.float64)).sum(1))[:, None] * np.square(weights.numbers).sum(1)[None])
+        assert (np.abs(result - expected) <= 0.5 * step * np.abs(expected) + 0.1 * step * norm).all()

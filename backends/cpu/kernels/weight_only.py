@@ -9,7 +9,7 @@ to memory that stays in the cache (`weight_only_gemm`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, dim_min, product, symbol
-from ....ir.dtypes import F32
+from ....ir.dtypes import BF16, F16, F32, I32
 from ....ir.loops import Alias, Alloc, Define, For, If, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
@@ -29,16 +29,21 @@ from .epilogue import finish_tile
 from .packing import Columns
 from .product import flattened
 from .register_tile import Tile, accumulators, choose_tile
+from .weight_only_definition import Definition, last_lanes, magnitude_bits
 from .weight_only_digits import DigitRows, digits_tile, instruction
 from .weight_only_gemm import ManyRows
-from .weight_only_panels import STEP, PackedProduct, WeightPanels, packed_product, panel_tasks
+from .weight_only_panels import STEP, PackedProduct, WeightPanels, packed_product
+from .weight_only_tasks import panel_tasks
 
 FEW_ROWS = 8
 """Rows up to which weights are unpacked for each tile of rows."""
-ROUNDED = 4
-"""The accuracy level of ONNX Runtime by which the left operand may be rounded to 8 bits."""
-DIGITS, DIGIT_ROWS = 3, 8
-"""Digits of the precision of f32, and rows up to which three products of bytes take less time than one of reals."""
+LEVEL_DIGITS = {2: 2, 3: 2, 4: 1}
+"""Digits of 8 bits by the accuracy level of ONNX Runtime, which allows to round the left operand: to f16, bf16, i8."""
+DIGITS, NARROW_DIGITS = 3, 2
+"""Digits of the precision of f32, and for rows of f16 and bf16: two of a run's greatest magnitude err, over the run, by
+less than those types do."""
+DIGIT_ROWS = 8
+"""Rows up to which bytes are masked out of words for each tile of rows."""
 PART_DEPTH = 512
 """About how much of the depth is unpacked at a time for many rows."""
 MOST_OPEN = 2
@@ -67,9 +72,8 @@ def schedule(region: Region, target: Target) -> Lowered | None:
     if outputs is None:
         return through_memory(region, lambda alone: schedule(alone, target))
     rows = product(axis.extent for axis in found.rows)
-    digits = digits_of(found, rows, target)
-    rounded = found.accuracy_level == ROUNDED and digits is not None
-    if digits is not None and (rounded or isinstance(rows, int)):
+    digits = digits_of(found, target)
+    if digits is not None:
         tile = digits_tile(rows, found.columns, digits[0], target)
     elif isinstance(rows, int) and rows <= FEW_ROWS:
         tile = few_rows_tile(rows, found.columns, target)
@@ -77,39 +81,46 @@ def schedule(region: Region, target: Target) -> Lowered | None:
         tile = choose_tile(rows, found.columns, min(found.depth, PART_DEPTH), F32, target)
         tile = replace(tile, vectors=min(tile.vectors, MOST_OPEN)) if not isinstance(rows, int) else tile
     panels = WeightPanels(found, tile, target)
-    most = None
-    if not isinstance(rows, int) and not rounded:
-        most = FEW_ROWS if digits is None else DIGIT_ROWS
-    few: FewRows | DigitRows = FewRows(region, found, panels, outputs, target, most)
     if digits is not None:
-        few = DigitRows(region, found, panels, outputs, target, *digits, most)
+        return _by_digits(rows, DigitRows(region, found, panels, outputs, target, *digits))
+    name = f"w{found.bits}_gemm_{tile}"
+    few = FewRows(region, found, panels, outputs, target, None if isinstance(rows, int) else FEW_ROWS)
     many = ManyRows(region, found, panels, outputs, target)
-    kind = "" if digits is None else f"a{8 * digits[0]}"
-    name = f"w{found.bits}{kind}_gemm_{tile}"
-    if isinstance(rows, int) and not rounded and rows > FEW_ROWS:
+    if isinstance(rows, int) and rows > FEW_ROWS:
         made = call(region, name, many.body(), panels.buffers, shared=True)
         return Lowered((made,), (), panels.packed())
-    body = few.body() if most is None else _either(rows, most, few, many)
+    body = few.body() if isinstance(rows, int) else _either(rows, FEW_ROWS, few.body(), many.body())
     constants = few.packed()
     made = call(region, name, body, (*panels.buffers, *few.buffers), shared=True)
     workspaces = tuple(buffer for buffer in few.buffers if buffer.name not in constants)
     return Lowered((few.prepared(), made), workspaces, {**panels.packed(), **constants})
 
 
-def digits_of(found: PackedProduct, rows: Dim, target: Target) -> tuple[int, str] | None:
+def _by_digits(rows: Dim, made: DigitRows) -> Lowered:
+    """The kernels of a product whose rows are rounded."""
+    buffers = (*made.panels.buffers, *made.buffers)
+    if isinstance(rows, int):
+        body = made.few() if rows <= DIGIT_ROWS else made.many()
+    else:
+        body = _either(rows, DIGIT_ROWS, made.few(), made.many())
+    name = f"w{made.found.bits}a{8 * made.digits}_gemm_{made.panels.panels.tile}"
+    multiply = call(made.region, name, body, buffers, shared=True)
+    return Lowered((made.left.prepared(), multiply), made.buffers, made.panels.packed())
+
+
+def digits_of(found: PackedProduct, target: Target) -> tuple[int, str] | None:
     """The digits that rows are rounded to, and the instruction that multiplies them; None where reals are better."""
     name = instruction(found.bits, target)
     if name is None or (found.zeros is not None and found.zeros.dtype.kind == "f"):
         return None
-    if found.accuracy_level == ROUNDED:
-        return 1, name
-    few = not isinstance(rows, int) or rows <= DIGIT_ROWS
-    return (DIGITS, name) if few and target.strassen else None
+    narrow = found.left.buffer.dtype in (F16, BF16)
+    digits = LEVEL_DIGITS.get(found.accuracy_level, NARROW_DIGITS if narrow else DIGITS)
+    return (digits, name) if digits == 1 or target.strassen else None
 
 
-def _either(rows: Dim, most: int, few: FewRows | DigitRows, many: ManyRows) -> Iterator[Statement]:
+def _either(rows: Dim, most: int, few: Iterable[Statement], many: Iterable[Statement]) -> Iterator[Statement]:
     """Few rows or many, as the run tells."""
-    yield If(s.index(rows) <= s.index(most), tuple(few.body()), tuple(many.body()))
+    yield If(s.index(rows) <= s.index(most), tuple(few), tuple(many))
 
 
 def few_rows_tile(rows: int, columns: int, target: Target) -> Tile:
@@ -150,10 +161,12 @@ class FewRows:
         self.runs = found.padded // found.run
         self.totals = Buffer("left_sums", F32, few * self.runs)
         self.factors = Buffer("left_factors", F32, STEP)
+        self.tops = Buffer("left_tops", I32, few)
+        self.definition = Definition(found, panels, outputs, self.masked)
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
-        return (self.left, self.totals, self.factors)
+        return (self.left, self.totals, self.factors, self.tops)
 
     def packed(self) -> dict[str, Callable[[], np.ndarray]]:
         """What makes constants that the kernels read beside the weights: by what neighbours along the depth are
@@ -199,6 +212,11 @@ class FewRows:
         empty = whole + bool(last) + k.index_symbol("empty", self.runs)
         clear = Store(self.totals, place + empty, s.const(0, F32))
         statements.append(For("empty", self.runs - whole - bool(last), (clear,)))
+        top = Buffer("top", I32, 1, "register")
+        higher = s.binary("max", s.load(top, 0), magnitude_bits(element(at, True)))
+        statements.append(Define(top, s.const(0, I32)))
+        statements.append(For("at", found.depth, (Store(top, 0, higher),), "vector"))
+        statements.append(Store(self.tops, row, s.load(top, 0)))
         body: tuple[Statement, ...] = (For("row", self.rows, tuple(statements), "parallel"),)
         if self.most is not None:
             body = (If(s.index(self.rows) <= s.index(self.most), body),)
@@ -210,7 +228,7 @@ class FewRows:
         def most(columns: Columns) -> int:
             return max(1, min(rows_at_once(columns.vectors, self.target), FEW_ROWS))
 
-        yield from panel_tasks(self.panels.panels, self.rows, most, self._tile)
+        yield from panel_tasks(self.panels, self.rows, most, self._tile, self.definition, self.tops)
 
     def _tile(self, rows: int, columns: Columns, column: Dim, row: Dim) -> Iterator[Statement]:
         """`rows` rows of a panel: blocks one after the other, scaled into the sums."""
@@ -218,7 +236,6 @@ class FewRows:
         left, totals = Buffer("rows_left", F32), Buffer("rows_sums", F32)
         yield Alias(left, self.left, row * self.depth)
         yield Alias(totals, self.totals, row * self.runs)
-        yield from self.panels.aliases(column)
         sums = accumulators(tile, F32)
         count = rows * tile.vectors
         sets = max(1, min(found.group, -(-CHAINS * self.target.multiply_adds // count)))
@@ -259,7 +276,7 @@ class FewRows:
             F32,
             lambda i: flattened(found.rows, row + i),
             column,
-            lambda v: columns.valid if v == columns.vectors - 1 and columns.valid != tile.lanes else None,
+            last_lanes(columns, tile.lanes),
             self.masked,
         )
 

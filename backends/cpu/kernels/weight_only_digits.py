@@ -1,40 +1,45 @@
-"""Few rows by weights of a few bits, with instructions that add four products of bytes.
+"""Products by weights of a few bits, with instructions that add four products of bytes.
 
-The left operand is rounded to integers, a run of neighbours along the depth by its greatest magnitude: to 8 bits where
-the model asks for no more (`accuracy_level` 4 of ONNX Runtime), else to 24 bits, the precision of f32, as three digits
-of 8 bits that are multiplied one by one. Sums of a run are exact; they are scaled as sums of reals are
-(`weight_only`). Words need a mask and a shift to be operands: byte b of a masked word is code b * (8 / bits) of its
-group, and the left operand's bytes are put in that order.
+The left operand is rounded to integers of one to three digits (`weight_only_rounding`): to 8 bits where the model asks
+for no more (`accuracy_level` 4 of ONNX Runtime), to 16 where it or the type of the rows has no more than that, else to
+24 bits, the precision of f32. Digits are multiplied one by one, sums of a run are exact, and they are scaled as sums of
+reals are (`weight_only`).
+
+Words of codes need a mask and a shift to be operands: byte b of a masked word is code b * (8 / bits) of its group. For
+few rows that is done for every tile of them; for many, a part of a panel is taken apart once for all rows of a task,
+and kept in the second-level cache, less its zero points (of codes of less than 8 bits).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, dim_min, product, symbol
-from ....ir.dtypes import F32, I8, I32, U32
-from ....ir.loops import Alias, Alloc, Define, For, Statement, Store
+from ....ir.dtypes import F32, I32, U32
+from ....ir.loops import Alias, Alloc, Define, For, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
-from ....passes.regions import Call, Region
-from ...kernels.calls import call
+from ....passes.regions import Region
 from ...kernels.epilogue import Epilogue
 from .epilogue import finish_tile
 from .packing import Columns
 from .product import flattened
 from .register_tile import Tile, accumulators
-from .weight_only_panels import PackedProduct, WeightPanels, panel_tasks
+from .weight_only_definition import Definition, last_lanes
+from .weight_only_panels import PackedProduct, WeightPanels
+from .weight_only_rounding import BASE, BYTES, RoundedRows
+from .weight_only_tasks import each_tile, panel_tasks, row_tasks
 
-BASE = 256
-"""Of digits, which are -128 to 127."""
-LEAST = 1e-30
-"""Magnitudes below count as 0: the quotient that makes integers of them would be infinite."""
-BYTES = 4
-"""Codes that one lane of an instruction multiplies."""
+PART_BYTES = 128 << 10
+"""What a part of a panel that was taken apart may take of the stack, and (as a quarter) of the second-level cache."""
+CHAINS = 12
+"""Sums in flight of a tile of many rows. Measured on Zen 4: 12 are as fast as 24 for blocks of 128 codes, and 3 to 4 %
+faster for blocks of 16."""
+TASK_ROWS = 128
+"""Rows of a task, at most: their sums are kept on the stack."""
 
 
 def instruction(bits: int, target: Target) -> str | None:
@@ -44,8 +49,14 @@ def instruction(bits: int, target: Target) -> str | None:
 
 
 def rows_at_once(vectors: int, digits: int, target: Target) -> int:
-    """Rows of a tile whose sums, of a run for each digit and in all, have registers."""
-    return (target.vector_registers - 2 * vectors - 2) // ((digits + 1) * vectors)
+    """Rows of a tile whose sums have registers: those of a run for each digit, and those of runs before."""
+    return max(1, (target.vector_registers - 2 * vectors - 2) // ((digits + 1) * vectors))
+
+
+def many_rows_at_once(vectors: int, digits: int, target: Target) -> int:
+    """Rows of a tile where weights have been taken apart: enough sums to hide their latency, and registers left for the
+    scaling of one run beside the products of the next."""
+    return min(rows_at_once(vectors, digits, target), -(-CHAINS // (digits * vectors)))
 
 
 def digits_tile(rows: Dim, columns: int, digits: int, target: Target) -> Tile:
@@ -56,12 +67,19 @@ def digits_tile(rows: Dim, columns: int, digits: int, target: Target) -> Tile:
     wanted = min(rows, 3) if isinstance(rows, int) else 3
     while vectors > 1 and (rows_at_once(vectors, digits, target) < wanted or lanes * vectors >= 2 * columns):
         vectors //= 2
-    most = max(1, rows_at_once(vectors, digits, target))
+    most = rows_at_once(vectors, digits, target)
     return Tile(min(rows, most) if isinstance(rows, int) else most, vectors, lanes)
 
 
+Weights: TypeAlias = Callable[[Dim, int], tuple[Sequence[Statement], Sequence[Scalar]]]
+"""The vectors of bytes that go with word `number` of a chunk, and what must come before."""
+
+
+Sums: TypeAlias = Callable[[int], tuple[Buffer, Dim]]
+
+
 class DigitRows:
-    """Makes the statements of a product whose left operand is rounded to `digits` of 8 bits."""
+    """Makes the statements of a product whose left operand is rounded to digits of 8 bits."""
 
     def __init__(
         self,
@@ -72,197 +90,281 @@ class DigitRows:
         target: Target,
         digits: int,
         name: str,
-        most: int | None = None,
     ) -> None:
-        """`name` is that of the instruction. Where only the run tells how many rows there are, and there are more than
-        `most`, nothing is to be done."""
+        """`name` is that of the instruction."""
         self.region, self.found, self.panels, self.outputs, self.target = region, found, panels, outputs, target
         self.rows: Dim = product(axis.extent for axis in found.rows)
         self.masked, self.digits, self.name = target.has("avx512vl"), digits, name
-        self.runs = found.padded // found.run
-        self.most = most
-        room = self.rows if most is None else dim_min(self.rows, most)
-        self.left = Buffer("left_digits", I8, room * digits * found.padded)
-        self.scales = Buffer("left_scales", F32, room * self.runs)
-        self.sums = Buffer("left_sums", I32, room * self.runs * digits)
+        middle = 1 << (found.bits - 1)
+        self.moved = found.zeros is not None and found.bits < 8 and found.zeros.dtype.kind != "f"
+        self.left = RoundedRows(
+            region, found, digits, middle if found.zeros is None else 2 * middle if self.moved else None
+        )
+        self.definition = Definition(found, panels, outputs, self.masked)
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
-        return (self.left, self.scales, self.sums)
+        return self.left.buffers
 
-    def packed(self) -> dict[str, Callable[[], np.ndarray]]:
-        """What makes constants that the kernels read beside the weights."""
-        return {}
+    def _named(self, row: Dim) -> Iterator[Statement]:
+        """Names what belongs to rows from one on."""
+        left, view = self.left, Buffer("words", U32)
+        yield Alias(view, left.bytes, 0)
+        yield Alias(Buffer("rows_words", U32), view, left.word(row, 0, 0, 0))
+        runs = row * left.row_runs
+        yield Alias(Buffer("rows_scales", F32), left.scales, row * left.stretches)
+        if left.starts in left.buffers:
+            yield Alias(Buffer("rows_starts", I32), left.starts, runs * left.parts)
+        if left.totals in left.buffers:
+            yield Alias(Buffer("rows_totals", F32), left.totals, runs)
 
-    @property
-    def whole_zero(self) -> int | None:
-        """The zero point that all codes have; None where they have several."""
-        return (1 << (self.found.bits - 1)) if self.found.zeros is None else None
+    def _stretch(
+        self, tile: Tile, columns: Columns, stretch: Dim, weights: Weights, starts: bool, sums: Sums
+    ) -> Iterator[Statement]:
+        """Adds the products of a stretch to the sums of a tile, of which `sums(number)` tells where each is. With
+        `starts` all codes have one zero point."""
+        left, lanes, count = self.left, tile.lanes, tile.rows * tile.vectors
+        near = Buffer("near", F32, count, "register", lanes)
+        yield Alloc(near)
+        yield from (Store(near, number, s.const(0, F32, lanes)) for number in range(count))
+        runs: Dim = left.each
+        if left.runs % left.each:
+            yield Let("stretch_runs", dim_min(left.each, left.runs - stretch * left.each))
+            runs = symbol("stretch_runs", 1, left.each)
+        run = stretch * left.each + k.index_symbol("run", runs)
+        yield For("run", runs, tuple(self._run(tile, columns, run, weights, starts, near)))
+        for i in range(tile.rows):
+            own = s.widen(s.load(Buffer("rows_scales", F32), i * left.stretches + stretch), lanes)
+            for number in range(i * tile.vectors, (i + 1) * tile.vectors):
+                buffer, at = sums(number)
+                yield Store(buffer, at, s.fma(own, s.load(near, number, lanes), s.load(buffer, at, lanes)))
 
-    # The left operand: [row][digit][depth], scales [row][run], sums [row][run][digit]
-
-    def prepared(self) -> Call:
-        """Rounds the left operand, a run at a time, and sums its digits."""
-        found, row = self.found, k.index_symbol("row", self.rows)
-        run = k.index_symbol("run", self.runs)
-        whole = found.depth // found.run
-        statements: list[Statement] = [For("run", whole, tuple(self._rounded(row, run, found.run)))]
-        if whole < self.runs:
-            last = found.depth - whole * found.run
-            statements.append(For("last", 1, tuple(self._rounded(row, whole, last))))
-        empty = whole + 1 + k.index_symbol("run", self.runs)
-        statements.append(For("run", max(0, self.runs - whole - 1), tuple(self._rounded(row, empty, 0))))
-        body: tuple[Statement, ...] = (For("row", self.rows, tuple(statements), "parallel"),)
-        if self.most is not None:
-            body = (k.If(s.index(self.rows) <= s.index(self.most), body),)
-        return call(self.region, f"w{found.bits}_round{8 * self.digits}", body, self.buffers)
-
-    def _rounded(self, row: Dim, run: Dim, count: int) -> Iterator[Statement]:
-        """A run of a row, of which `count` elements exist."""
-        found, at, size = self.found, symbol("at", 0), self.found.run
-        where = flattened(found.rows, row)
-        start = found.left.start + sum((where[axis.name] * axis.left for axis in found.rows), 0)
-        value = s.cast(s.load(found.left.buffer, start + (run * size + at) * found.left.strides[-1]), F32)
-        top, inverse, held = (Buffer(name, F32, 1, "register") for name in ("top", "inverse", "held"))
-        number = Buffer("number", I32, 1, "register")
-        integers = Buffer("integers", I32, size, "stack")
-        greatest = float(sum(127 * BASE**digit for digit in range(self.digits)))
-        zero = s.const(0, F32)
-        yield Define(top, zero)
-        yield Alloc(integers)
-        larger = s.binary("max", s.load(top, 0), s.unary("abs", value))
-        yield For("at", count, (Store(top, 0, larger),), "vector")
-        # What is no number, or infinite, makes the scale such: the digits may be anything.
-        usable = (s.const(LEAST, F32) < s.load(top, 0)) & (s.load(top, 0) < s.const(float("inf"), F32))
-        yield Define(inverse, s.select(usable, s.const(greatest, F32) / s.load(top, 0), zero))
-        yield Store(self.scales, row * self.runs + run, s.load(top, 0) / greatest)
-        scaled = s.unary("round", value * s.load(inverse, 0))
-        most, least = s.const(greatest, F32), s.const(-greatest, F32)
-        limited = s.binary("max", s.binary("min", s.load(held, 0), most), least)
-        chosen = s.cast(s.select(limited.equal(limited), limited, zero), I32)
-        yield For("at", count, (Define(held, scaled), Store(integers, at, chosen)), "vector")
-        clear = Store(integers, count + k.index_symbol("at", size - count), s.const(0, I32))
-        yield For("at", size - count, (clear,), "vector")
-        each, group, total = 8 // found.bits, found.group, Buffer("total", I32, 1, "register")
-        for digit in range(self.digits):
-            place = s.load(integers, at)
-            low = s.cast(s.cast(s.load(number, 0), I8), I32)
-            step: list[Statement] = [Define(number, place)]
-            if digit < self.digits - 1:  # what is left for the next digits
-                step.append(Store(integers, at, (s.load(number, 0) - low) / BASE))
-            step.append(Store(total, 0, s.load(total, 0) + low))
-            bytes_here = Buffer("digit_bytes", I8, size, "stack")
-            step.append(Store(bytes_here, at, s.cast(s.load(number, 0), I8)))
-            yield Define(total, s.const(0, I32))
-            if digit == 0:
-                yield Alloc(bytes_here)
-            yield For("at", size, tuple(step), "vector")
-            yield Store(self.sums, (row * self.runs + run) * self.digits + digit, s.load(total, 0))
-            words = k.index_symbol("word", size // group)
-            natural = s.load(bytes_here, words * group, group)
-            order = tuple(b * each + j for j in range(each) for b in range(BYTES))
-            moved = s.Shuffle(I8, group, natural, natural, order) if each > 1 else natural
-            there = (row * self.digits + digit) * found.padded + run * size + words * group
-            yield For("word", size // group, (Store(self.left, there, moved),))
-
-    # Panels
-
-    def body(self) -> Iterator[Statement]:
-        """A task for each panel."""
-
-        def most(columns: Columns) -> int:
-            return max(1, rows_at_once(columns.vectors, self.digits, self.target))
-
-        yield from panel_tasks(self.panels.panels, self.rows, most, self._tile)
-
-    def _tile(self, rows: int, columns: Columns, column: Dim, row: Dim) -> Iterator[Statement]:
-        """`rows` rows of a panel: runs one after the other, scaled into the sums."""
-        found, tile, digits = self.found, Tile(rows, columns.vectors, self.panels.lanes), self.digits
-        words, scales, sums_of = Buffer("left_words", U32), Buffer("rows_scales", F32), Buffer("rows_sums", I32)
-        view = Buffer("words", U32)
-        yield Alias(view, self.left, 0)
-        yield Alias(words, view, row * (digits * found.padded // BYTES))
-        yield Alias(scales, self.scales, row * self.runs)
-        yield Alias(sums_of, self.sums, row * self.runs * digits)
-        yield from self.panels.aliases(column)
-        lanes, sums, count = tile.lanes, accumulators(tile, F32), rows * tile.vectors
-        yield Alloc(sums)
-        yield from (Store(sums, number, s.const(0, F32, lanes)) for number in range(count))
-        run, part = k.index_symbol("run", self.runs), Buffer("part", I32, count * digits, "register", lanes)
-        each = found.run // found.group
-        inner: list[Statement] = [Alloc(part)]
+    def _run(
+        self, tile: Tile, columns: Columns, run: Dim, weights: Weights, starts: bool, near: Buffer
+    ) -> Iterator[Statement]:
+        """Adds the products of a run to the sums of a stretch."""
+        left, lanes, digits, rows = self.left, tile.lanes, self.digits, tile.rows
+        part = Buffer("part", I32, rows * tile.vectors * digits, "register", lanes)
+        words, first = Buffer("rows_words", U32), Buffer("rows_starts", I32)
+        yield Alloc(part)
         for i in range(rows):
             for digit in range(digits):
-                start: Scalar = s.const(0, I32)
-                if self.whole_zero is not None:
-                    row_sum = s.load(sums_of, (i * self.runs + run) * digits + digit)
-                    start = row_sum * s.const(-self.whole_zero, I32)
+                start: Scalar = s.const(0, I32, lanes)
+                if starts and digit < left.parts:
+                    start = s.widen(s.load(first, (i * left.row_runs + run) * left.parts + digit), lanes)
                 for v in range(tile.vectors):
-                    inner.append(Store(part, (digit * rows + i) * tile.vectors + v, s.widen(start, lanes)))
-        inner.append(For("group", each, tuple(self._group(tile, columns, part, words, run * each))))
-        inner += self._scaled(tile, columns, part, run, scales, sums_of)
-        yield For("run", self.runs, tuple(inner))
-        yield from finish_tile(
-            self.outputs,
-            tile,
-            F32,
-            lambda i: flattened(found.rows, row + i),
-            column,
-            lambda v: columns.valid if v == columns.vectors - 1 and columns.valid != lanes else None,
-            self.masked,
-        )
-
-    def _group(self, tile: Tile, columns: Columns, part: Buffer, left: Buffer, first: Dim) -> Iterator[Statement]:
-        """The dot products of a vector of words."""
-        found, lanes, each = self.found, tile.lanes, 8 // self.found.bits
-        group = first + k.index_symbol("group", found.run // found.group)
-        words = [Buffer(f"word{v}", U32, 1, "register", lanes) for v in range(tile.vectors)]
-        for v, word in enumerate(words):
-            yield Define(word, self.panels.word(columns, group, v))
-        mask = sum(((1 << found.bits) - 1) << (8 * byte) for byte in range(BYTES))
-        for place in range(each):
-            codes = [Buffer(f"codes{place}_{v}", U32, 1, "register", lanes) for v in range(tile.vectors)]
-            for v, code in enumerate(codes):
-                shifted = s.load(words[v], 0, lanes)
-                if place:
-                    shifted = s.binary("shr", shifted, s.const(place * found.bits, U32, lanes))
-                yield Define(code, shifted & s.const(mask, U32, lanes) if each > 1 else shifted)
-            for i in range(tile.rows):
-                for digit in range(self.digits):
-                    at = (i * self.digits + digit) * (found.padded // BYTES) + group * each + place
-                    value = Buffer(f"a{place}_{i}_{digit}", U32, 1, "register", lanes)
-                    yield Define(value, s.widen(s.load(left, at), lanes))
+                    yield Store(part, (digit * rows + i) * tile.vectors + v, start)
+        chunks = self.found.run // left.chunk
+        chunk = run * chunks + k.index_symbol("chunk", chunks)
+        steps: list[Statement] = []
+        for number in range(left.chunk // BYTES):
+            before, codes = weights(chunk, number)
+            steps += before
+            for i in range(rows):
+                for digit in range(digits):
+                    value = Buffer(f"a{number}_{i}_{digit}", U32, 1, "register", lanes)
+                    steps.append(Define(value, s.widen(s.load(words, left.word(i, chunk, digit, number)), lanes)))
                     for v, code in enumerate(codes):
-                        number = (digit * tile.rows + i) * tile.vectors + v
-                        total, a, b = (s.load(x, n, lanes) for x, n in ((part, number), (code, 0), (value, 0)))
-                        yield Store(part, number, s.Call(I32, lanes, self.name, (total, a, b)))
-
-    def _scaled(
-        self, tile: Tile, columns: Columns, part: Buffer, run: Dim, scales: Buffer, sums_of: Buffer
-    ) -> Iterator[Statement]:
-        """Adds the sums of a run, times the scales of both operands, to those of the rows."""
-        lanes, rows, digits = tile.lanes, tile.rows, self.digits
+                        at = (digit * rows + i) * tile.vectors + v
+                        total = s.Call(I32, lanes, self.name, (s.load(part, at, lanes), code, s.load(value, 0, lanes)))
+                        steps.append(Store(part, at, total))
+        yield For("chunk", chunks, tuple(steps))
         block = run * self.found.run // self.found.block
-        sums = accumulators(tile, F32)
-
-        def joined(numbers: list[Scalar]) -> Scalar:
-            """Digits, the lowest first, as one number."""
-            found = s.cast(numbers[-1], F32)
-            for number in reversed(numbers[:-1]):
-                found = s.fma(found, s.const(float(BASE), F32, number.lanes), s.cast(number, F32))
-            return found
-
         for v in range(tile.vectors):
             scale, zero = (Buffer(f"{name}{v}", F32, 1, "register", lanes) for name in ("scale", "zero"))
             yield Define(scale, self.panels.scale(columns, block, v))
-            if self.whole_zero is None:
-                yield Define(zero, self.panels.whole_zero(columns, block, v))
+            if not starts:
+                yield Define(zero, self.panels.full_zero(columns, block, v))
             for i in range(rows):
-                number = i * tile.vectors + v
-                total = joined([s.load(part, (d * rows + i) * tile.vectors + v, lanes) for d in range(digits)])
-                if self.whole_zero is None:
-                    there = (i * self.runs + run) * digits
-                    row_sum = joined([s.load(sums_of, there + digit) for digit in range(digits)])
-                    total = s.fma(s.load(zero, 0, lanes), s.widen(-row_sum, lanes), total)
-                factor = s.load(scale, 0, lanes) * s.widen(s.load(scales, i * self.runs + run), lanes)
-                yield Store(sums, number, s.fma(factor, total, s.load(sums, number, lanes)))
+                joined = self._joined([s.load(part, (d * rows + i) * tile.vectors + v, lanes) for d in range(digits)])
+                if not starts:
+                    row_sum = s.widen(s.load(Buffer("rows_totals", F32), i * left.row_runs + run), lanes)
+                    joined = s.fma(s.load(zero, 0, lanes), row_sum, joined)
+                at = i * tile.vectors + v
+                yield Store(near, at, s.fma(s.load(scale, 0, lanes), joined, s.load(near, at, lanes)))
+
+    def _joined(self, digits: Sequence[Scalar]) -> Scalar:
+        """Sums of digits, the lowest first, as one number: as an integer while that is sure to have 31 bits."""
+        lanes, found, left = digits[0].lanes, self.found, self.left
+        code = (1 << found.bits) - 1 if found.zeros is not None else 1 << (found.bits - 1)
+        whole = code * found.run * left.greatest < 1 << 31
+        high = digits[-1]
+        for digit in reversed(digits[:-1] if whole or len(digits) < 3 else digits[1:-1]):
+            high = high * s.const(BASE, I32, lanes) + digit
+        result = s.cast(high, F32)
+        if whole or len(digits) < 3:
+            return result
+        return s.fma(result, s.const(float(BASE), F32, lanes), s.cast(digits[0], F32))
+
+    def _finish(self, tile: Tile, columns: Columns, row: Dim, column: Dim) -> list[Statement]:
+        return finish_tile(
+            self.outputs,
+            tile,
+            F32,
+            lambda i: flattened(self.found.rows, row + i),
+            column,
+            last_lanes(columns, tile.lanes),
+            self.masked,
+        )
+
+    def _apart(self, words: Sequence[Buffer], place: int) -> list[Scalar]:
+        """The codes of a place as bytes."""
+        bits, lanes = self.found.bits, self.panels.lanes
+        mask = sum(((1 << bits) - 1) << (8 * byte) for byte in range(BYTES))
+        found = []
+        for word in words:
+            shifted = s.load(word, 0, lanes)
+            if place:
+                shifted = s.binary("shr", shifted, s.const(place * bits, U32, lanes))
+            found.append(shifted & s.const(mask, U32, lanes) if bits < 8 else shifted)
+        return found
+
+    # Few rows
+
+    def few(self) -> Iterator[Statement]:
+        """A task for each panel."""
+
+        def most(columns: Columns) -> int:
+            return rows_at_once(columns.vectors, self.digits, self.target)
+
+        yield from panel_tasks(self.panels, self.rows, most, self._few_tile, self.definition, self.left.tops)
+
+    def _few_tile(self, rows: int, columns: Columns, column: Dim, row: Dim) -> Iterator[Statement]:
+        """`rows` rows of a panel: runs one after the other, scaled into the sums."""
+        tile, lanes, found = Tile(rows, columns.vectors, self.panels.lanes), self.panels.lanes, self.found
+        sums, stretch = accumulators(tile, F32), k.index_symbol("stretch", self.left.stretches)
+        yield from self._named(row)
+        yield Alloc(sums)
+        yield from (Store(sums, number, s.const(0, F32, lanes)) for number in range(rows * tile.vectors))
+        each, words = 8 // found.bits, [Buffer(f"word{v}", U32, 1, "register", lanes) for v in range(tile.vectors)]
+
+        def weights(chunk: Dim, number: int) -> tuple[Sequence[Statement], Sequence[Scalar]]:
+            here, place = divmod(number, each)
+            group = chunk * (self.left.chunk // found.group) + here
+            before: list[Statement] = []
+            if not place:
+                before += (Define(word, self.panels.word(columns, group, v)) for v, word in enumerate(words))
+            codes = [Buffer(f"codes{number}_{v}", U32, 1, "register", lanes) for v in range(tile.vectors)]
+            before += (Define(code, value) for code, value in zip(codes, self._apart(words, place), strict=True))
+            return before, [s.load(code, 0, lanes) for code in codes]
+
+        starts = found.zeros is None
+        inner = self._stretch(tile, columns, stretch, weights, starts, lambda number: (sums, number))
+        yield For("stretch", self.left.stretches, tuple(inner))
+        yield from self._finish(tile, columns, row, column)
+
+    # Many rows
+
+    def many(self) -> Iterator[Statement]:
+        """A task for each panel and block of rows."""
+        left, tile = self.left, self.panels.panels.tile
+        stretch = left.each * self.found.run
+        room = min(PART_BYTES, self.target.l2_bytes // 4) // (stretch * tile.width)
+        part = left.stretches if self.found.bits == 8 else max(1, min(left.stretches, room))
+        apart = Buffer("apart", U32, part * stretch // BYTES * tile.width, "stack")
+        size = many_rows_at_once(tile.vectors, self.digits, self.target)
+        most = -(-TASK_ROWS // size) * size
+        if isinstance(self.rows, int):
+            size = min(size, self.rows)
+            most = min(most, -(-self.rows // size) * size)
+        kept = Buffer("kept_sums", F32, most * tile.width, "stack")
+
+        def panel(columns: Columns, first: Dim, rows: Dim, column: Dim) -> Iterator[Statement]:
+            usual = self._many_panel(columns, first, rows, column, size, part, apart, kept)
+            yield from self.panels.aliases(column)
+            yield from self.definition.unless_finite(left.tops, first, rows, columns, column, tuple(usual))
+
+        allocated = [Alloc(kept), *([Alloc(apart)] if self.found.bits < 8 else [])]
+        yield row_tasks(self.panels, self.rows, most, allocated, panel)
+
+    def _many_panel(
+        self,
+        columns: Columns,
+        first: Dim,
+        rows: Dim,
+        column: Dim,
+        size: int,
+        part: int,
+        apart: Buffer,
+        kept: Buffer,
+    ) -> Iterator[Statement]:
+        """Tiles of `size` rows of a panel, `part` stretches at a time."""
+        left, lanes, vectors = self.left, self.panels.lanes, columns.vectors
+        parts = -(-left.stretches // part)
+        begin = symbol("part", 0, parts - 1) * part
+        clear = Store(kept, k.index_symbol("kept", rows * vectors) * lanes, s.const(0, F32, lanes))
+        yield For("kept", rows * vectors, (clear,))
+        inner: list[Statement] = []
+        count: Dim = part
+        if left.stretches % part:
+            inner.append(Let("part_stretches", dim_min(part, left.stretches - begin)))
+            count = symbol("part_stretches", 1, part)
+        if self.found.bits < 8:
+            runs = (
+                count * left.each
+                if left.runs % left.each == 0
+                else dim_min(count * left.each, left.runs - begin * left.each)
+            )
+            inner.append(Let("part_runs", runs))
+            run = k.index_symbol("run", symbol("part_runs", 1, part * left.each))
+            inner.append(
+                For(
+                    "run",
+                    symbol("part_runs", 1, part * left.each),
+                    tuple(self._take_apart(columns, begin * left.each, run, apart)),
+                )
+            )
+        words = left.each * self.found.run // BYTES
+
+        def weights(chunk: Dim, number: int) -> tuple[Sequence[Statement], Sequence[Scalar]]:
+            at = chunk * (left.chunk // BYTES) + number
+            codes = [Buffer(f"codes{number}_{v}", U32, 1, "register", lanes) for v in range(vectors)]
+            if self.found.bits < 8:
+                values = [s.load(apart, ((at - begin * words) * vectors + v) * lanes, lanes) for v in range(vectors)]
+            else:
+                values = [self.panels.word(columns, at, v) for v in range(vectors)]
+            before = [Define(code, value) for code, value in zip(codes, values, strict=True)]
+            return before, [s.load(code, 0, lanes) for code in codes]
+
+        def tile(rows_here: int, at: Dim) -> Iterator[Statement]:
+            sums = Buffer("tile_sums", F32)
+            yield Alias(sums, kept, at * vectors * lanes)
+            yield from self._named(first + at)
+            whole, stretch = Tile(rows_here, vectors, lanes), begin + k.index_symbol("stretch", count)
+            starts = left.zero is not None
+            statements = self._stretch(whole, columns, stretch, weights, starts, lambda number: (sums, number * lanes))
+            yield For("stretch", count, tuple(statements))
+
+        def finished(rows_here: int, at: Dim) -> Iterator[Statement]:
+            whole = Tile(rows_here, vectors, lanes)
+            sums = accumulators(whole, F32)
+            yield Alloc(sums)
+            for number in range(rows_here * vectors):
+                yield Store(sums, number, s.load(kept, (at * vectors + number) * lanes, lanes))
+            yield from self._finish(whole, columns, first + at, column)
+
+        inner += each_tile(self.rows, rows, size, tile)
+        yield For("part", parts, tuple(inner))
+        yield from each_tile(self.rows, rows, size, finished)
+
+    def _take_apart(self, columns: Columns, first: Dim, run: Dim, into: Buffer) -> Iterator[Statement]:
+        """Bytes of the codes of a run, [word][column]: less their zero points where there are several."""
+        found, lanes, vectors, each = self.found, self.panels.lanes, columns.vectors, 8 // self.found.bits
+        groups = found.run // found.group
+        group = k.index_symbol("group", groups)
+        block = (first + run) * found.run // found.block
+        more = [Buffer(f"more{v}", U32, 1, "register", lanes) for v in range(vectors)]
+        words = [Buffer(f"word{v}", U32, 1, "register", lanes) for v in range(vectors)]
+        if self.moved:
+            full, ones = s.const(1 << found.bits, U32, lanes), s.const(0x01010101, U32, lanes)
+            for v in range(vectors):
+                yield Define(more[v], (full - self.panels.zero_codes(columns, block, v)) * ones)
+        step: list[Statement] = [
+            Define(word, self.panels.word(columns, (first + run) * groups + group, v)) for v, word in enumerate(words)
+        ]
+        for place in range(each):
+            for v, codes in enumerate(self._apart(words, place)):
+                value = codes + s.load(more[v], 0, lanes) if self.moved else codes
+                at = (run * groups + group) * each + place
+                step.append(Store(into, (at * vectors + v) * lanes, value))
+        yield For("group", groups, tuple(step))

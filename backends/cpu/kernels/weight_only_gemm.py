@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterator
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, dim_min, linear, product, symbol
-from ....ir.dtypes import F32, I64
-from ....ir.loops import Alias, Alloc, Define, For, If, Let, Statement, Store
+from ....ir.dtypes import F32
+from ....ir.loops import Alias, Alloc, Define, For, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
 from ....passes.regions import Region
 from ...kernels.epilogue import Epilogue
 from .epilogue import finish_tile
-from .packing import Columns, by_columns
+from .packing import Columns
 from .product import flattened
-from .register_tile import Tile, accumulators, multiply_accumulate, remainders
+from .register_tile import Tile, accumulators, multiply_accumulate
+from .weight_only_definition import last_lanes
 from .weight_only_panels import PackedProduct, WeightPanels
+from .weight_only_tasks import each_tile, row_tasks
 
 PART_BYTES = 128 << 10
 """What a part of a panel may take of the stack, and (as a quarter) of the second-level cache."""
@@ -60,50 +62,29 @@ class ManyRows:
 
     def body(self) -> Iterator[Statement]:
         """A task for each panel and block of rows."""
-        panels = self.panels.panels
-        blocks = (
-            -(-self.rows // self.most) if isinstance(self.rows, int) else (self.rows + (self.most - 1)) // self.most
-        )
-        tasks = panels.count * blocks
-        task = k.index_symbol("task", tasks)
-        first = symbol("block_of_rows", 0, blocks - 1) * self.most
-        here: list[Statement] = [Let("block_of_rows", task % blocks), Let("panel", task // blocks)]
-        here.append(Let("task_rows", dim_min(self.most, self.rows - first)))
-        rows: Dim = symbol("task_rows", 0, self.most)
-        inner = by_columns(panels, symbol("panel"), lambda columns: self._panel(columns, first, rows))
-        yield For("task", tasks, (*here, Alloc(self.unpacked), Alloc(self.kept), *inner), "parallel")
+        yield row_tasks(self.panels, self.rows, self.most, (Alloc(self.unpacked), Alloc(self.kept)), self._panel)
 
-    def _panel(self, columns: Columns, first: Dim, rows: Dim) -> Iterator[Statement]:
-        panels = self.panels.panels
-        panel: Dim = symbol("panel", 0, panels.count - 1) if columns.count != 1 else columns.first
-        column = panel * panels.tile.width
+    def _panel(self, columns: Columns, first: Dim, rows: Dim, column: Dim) -> Iterator[Statement]:
         yield from self.panels.aliases(column)
         part = symbol("part", 0, self.parts - 1)
         depth: Dim = dim_min(self.part, self.found.depth - part * self.part) if self.parts > 1 else self.found.depth
         inner: list[Statement] = [Let("part_depth", depth), *self._unpack(columns, part)]
         depth = symbol("part_depth", 0, self.part)
-        inner += self._each(rows, lambda size, at: self._multiplied(size, columns, first, at, part, depth, column))
+        inner += each_tile(
+            self.rows,
+            rows,
+            self.tile.rows,
+            lambda size, at: self._multiplied(size, columns, first, at, part, depth, column),
+        )
         if self.parts > 1:
             clear = s.const(0, F32)
             count = rows * columns.vectors * self.panels.lanes
             yield For("kept", count, (Store(self.kept, symbol("kept", 0, count - 1), clear),), "vector")
         yield For("part", self.parts, tuple(inner))
         if self.parts > 1:
-            yield from self._each(rows, lambda size, at: self._finished(size, columns, first, at, column))
-
-    def _each(self, rows: Dim, tile: Callable[[int, Dim], Iterator[Statement]]) -> Iterator[Statement]:
-        """All row tiles of a task."""
-        size, done = self.tile.rows, 0 * rows
-        full = rows // size
-        yield For("tile", full, tuple(tile(size, k.index_symbol("tile", full) * size)))
-        done, left = full * size, rows - full * size
-        if isinstance(self.rows, int) and self.rows % size:
-            yield If(s.const(0, I64) < s.index(left), tuple(tile(self.rows % size, done)))
-        elif not isinstance(self.rows, int):
-            for small in remainders(size):
-                count = left // small
-                yield For("tile", count, tuple(tile(small, done + k.index_symbol("tile", count) * small)))
-                done, left = done + count * small, left - count * small
+            yield from each_tile(
+                self.rows, rows, self.tile.rows, lambda size, at: self._finished(size, columns, first, at, column)
+            )
 
     def _unpack(self, columns: Columns, part: Dim) -> Iterator[Statement]:
         """Writes the weights of a part, [depth][column]."""
@@ -182,7 +163,7 @@ class ManyRows:
             F32,
             lambda i: flattened(self.found.rows, row + i),
             column,
-            lambda v: columns.valid if v == columns.vectors - 1 and columns.valid != tile.lanes else None,
+            last_lanes(columns, tile.lanes),
             self.masked,
         )
 

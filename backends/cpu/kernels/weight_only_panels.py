@@ -7,24 +7,23 @@ alone. Scales and zero points are [block][column].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim
 from ....ir.dtypes import BF16, F16, F32, I32, U8, U32, DType, of_numpy
-from ....ir.loops import Alias, For, Statement
+from ....ir.loops import Alias, Statement
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
 from ....passes.regions import Region
 from ...kernels.operands import Affine, affine, constant_array
-from .packing import Columns, Panels, by_columns
+from .packing import Columns, Panels
 from .product import Axis
-from .register_tile import Tile, pieces, remainders
+from .register_tile import Tile
 
 WORD = 32
 """Bits of a group of codes of one column."""
@@ -198,45 +197,17 @@ class WeightPanels:
         if self.found.zeros is None:
             zero = float(1 << (self.found.bits - 1)) - self.centre
             return s.const(zero, F32, self.lanes) if zero else None
-        place = self._places[self.zeros.name]
-        zeros = s.cast(s.load(place, (block * columns.vectors + v) * self.lanes, self.lanes), F32)
+        zeros = self.full_zero(columns, block, v)
         return zeros - s.const(self.centre, F32, self.lanes) if self.centre else zeros
 
-    def whole_zero(self, columns: Columns, block: Dim, v: int) -> Scalar:
+    def full_zero(self, columns: Columns, block: Dim, v: int) -> Scalar:
         """A vector of zero points of codes as they are in memory."""
+        if self.found.zeros is None:
+            return s.const(float(1 << (self.found.bits - 1)), F32, self.lanes)
         place = self._places[self.zeros.name]
         return s.cast(s.load(place, (block * columns.vectors + v) * self.lanes, self.lanes), F32)
 
-
-def panel_tasks(
-    panels: Panels,
-    rows: Dim,
-    most: Callable[[Columns], int],
-    tile: Callable[[int, Columns, Dim, Dim], Iterable[Statement]],
-) -> Iterator[Statement]:
-    """A task for each panel: `tile(rows of it, columns, first column, first row)` for tiles of at most so many rows."""
-
-    def panel(columns: Columns) -> Iterator[Statement]:
-        number: Dim = k.index_symbol("task", panels.count) if columns.count != 1 else columns.first
-        for index, trips, size, row in row_tiles(rows, most(columns)):
-            yield For(index, trips, tuple(tile(size, columns, number * panels.tile.width, row)))
-
-    task = k.index_symbol("task", panels.count)
-    yield For("task", panels.count, by_columns(panels, task, panel), "parallel")
-
-
-def row_tiles(rows: Dim, most: int) -> Iterator[tuple[str, Dim, int, Dim]]:
-    """Loops over tiles of at most so many rows that cover all: (index, trips, rows of a tile, its first row)."""
-    done: Dim = 0
-    left: Dim = rows
-    loops: list[tuple[int, Dim]] = []
-    if isinstance(rows, int):
-        loops += pieces(rows, -(-rows // -(-rows // most)))
-    else:
-        for size in (most, *remainders(most)):
-            loops.append((size, left // size))
-            left = left - left // size * size
-    for position, (size, trips) in enumerate(loops):
-        index = f"rows{position}"
-        yield index, trips, size, done + k.index_symbol(index, trips) * size
-        done = done + trips * size
+    def zero_codes(self, columns: Columns, block: Dim, v: int) -> Scalar:
+        """A vector of zero points as integers."""
+        place = self._places[self.zeros.name]
+        return s.cast(s.load(place, (block * columns.vectors + v) * self.lanes, self.lanes), U32)
