@@ -47,11 +47,16 @@ def generic(region: Region, target: Target | None = None) -> Lowered | None:
     """The schedule for whatever has none of its own: a loop nest by definition. None for opaque operators."""
     if any(tensor.kind == "opaque" for _, tensor in region.outputs):
         return None
-    body = build_nests(region.full_outputs())
-    buffers = region.buffers
-    written = tuple(b.name for b, _ in region.outputs)
-    aliases = in_place(body, [t.buffer for t in region.inputs if t.buffer is not None], [b for b, _ in region.outputs])
-    kernel = Kernel(region.name, buffers, written, free_sizes(body), body, region.origin, aliases)
+    buffers, key = region.buffers, region.signature and ("generic", region.signature)
+    kernel = region.kernels.get(key) if key is not None else None
+    if kernel is None:
+        body = build_nests(region.full_outputs())
+        written = [buffer for buffer, _ in region.outputs]
+        aliases = in_place(body, [t.buffer for t in region.inputs if t.buffer is not None], written)
+        names = tuple(buffer.name for buffer in written)
+        kernel = Kernel(region.name, buffers, names, free_sizes(body), body, region.origin, aliases)
+        if key is not None:
+            region.kernels[key] = kernel
     return Lowered((Call(kernel, tuple(b.name for b in buffers), tuple(symbol(n) for n in kernel.sizes)),))
 
 

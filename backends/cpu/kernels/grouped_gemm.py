@@ -7,7 +7,7 @@ it lies: its groups are neighbours in memory, or else it is copied first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -109,6 +109,10 @@ class GroupedGemm(_Gemm):
 
     def _pack_left(self) -> Call:
         """Copies the left operand to [batch][row][group], with zeros for the elements that are missing of a group."""
+        into = (self.found.left.buffer,)
+        return call(self.region, f"{self.kind}_copy_rows", self._packing_left(), into, shared=True)
+
+    def _packing_left(self) -> Iterator[Statement]:
         whole, groups, into = self.whole, self.depth, self.found.left.buffer
         tasks, depth = self.batches * self.rows, self.element_depth
         start = whole.left_start
@@ -140,7 +144,7 @@ class GroupedGemm(_Gemm):
             Alias(copy, into, task * groups),
             *statements,
         )
-        return call(self.region, f"{self.kind}_copy_rows", (For("task", tasks, body, "parallel"),), (into,))
+        yield For("task", tasks, body, "parallel")
 
     @property
     def _unsigned(self) -> DType:
@@ -171,6 +175,10 @@ class GroupedGemm(_Gemm):
 
     def _pack_right(self) -> Call:
         """Packs the right operand into panels: one task for each."""
+        scratch, name = (self.packed, *self._made_beside()), f"{self.kind}_pack_x{self.tile.width}"
+        return call(self.region, name, self._packing_right(), scratch, shared=True)
+
+    def _packing_right(self) -> Iterator[Statement]:
         whole, panels, groups, width = self.whole, self.panels, self.depth, self.tile.width
         tasks = self.batches * panels.count
         task, panel = k.index_symbol("task", tasks), symbol("panel", 0, panels.count - 1)
@@ -208,8 +216,7 @@ class GroupedGemm(_Gemm):
             copy = For("column", padded, (Store(into, group * padded + column, value),), "vector")
             body.append(For("group", groups, (copy,)))
         body += self._beside_panel(into, padded, panel)
-        scratch = (self.packed, *self._made_beside())
-        return call(self.region, f"{self.kind}_pack_x{width}", (For("task", tasks, tuple(body), "parallel"),), scratch)
+        yield For("task", tasks, tuple(body), "parallel")
 
     def _beside_panel(self, panel: Buffer, padded: Dim, number: Dim) -> Sequence[Statement]:
         """What else is to be made of a panel that was just packed."""

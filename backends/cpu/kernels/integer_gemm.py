@@ -12,7 +12,7 @@ still 8 bits wide less their zero point are packed so, and need none. Sums wrap:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -233,6 +233,10 @@ class IntegerGemm(GroupedGemm):
 
     def _sum_rows(self) -> Call:
         """The sums of the left operand's rows."""
+        scratch = [self.row_sums] if self.reads_groups else [self.row_sums, self.found.left.buffer]
+        return call(self.region, f"{self.kind}_row_sums", self._summing_rows(), scratch, shared=True)
+
+    def _summing_rows(self) -> Iterator[Statement]:
         found, lanes, tasks = self.found, self.target.lanes(32), self.batches * self.rows
         where = {**self._batch(), **flattened(found.rows, symbol("row", 0, self.rows - 1))}
         start = found.left_start + sum((where[a.name] * a.left for a in (*found.batch, *found.rows)), 0)
@@ -267,8 +271,7 @@ class IntegerGemm(GroupedGemm):
             *body,
             Store(self.row_sums, task, s.Horizontal(I32, 1, "add", s.load(total, 0, lanes))),
         )
-        scratch = [self.row_sums] if self.reads_groups else [self.row_sums, found.left.buffer]
-        return call(self.region, f"{self.kind}_row_sums", (For("task", tasks, statements, "parallel"),), scratch)
+        yield For("task", tasks, statements, "parallel")
 
 
 def _plus(zero: Scalar, move: int) -> Scalar:
