@@ -147,6 +147,8 @@ def report(summary: Summary, settings: Settings, files: list[Path]) -> None:
         click.echo(f"{what} in integers, {summary.tensors} values stored in 8 bits ({how})")
     else:
         click.echo(f"{what}: {'ranges at run time' if settings.dynamic else f'weights of {settings.weights_only}'}")
+    if summary.widened:
+        click.echo("what was in 16-bit floats is computed in f32 (the types of inputs and outputs are as they were)")
     for name, operator, reason in summary.left[:SHOWN]:
         click.echo(f"left in float: {name} ({operator}): {reason}")
     if len(summary.left) > SHOWN:

@@ -22,6 +22,8 @@ from .weights_only import WeightsOnly
 
 OPSETS = {"static": 13, "dynamic": 13, "int8": 13, "int4": 21}
 """The first opset that has what is written: DequantizeLinear per channel, or in blocks and of 4 bits."""
+HALF_SCALES = 21
+"""The first opset in which all of these have scales of 16 bits."""
 STORED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 
 
@@ -55,8 +57,9 @@ def quantised_draft(
             "static quantization needs calibration data (--data); without any there are --dynamic and --weights-only"
         )
     settings.progress("reading", 0, None)
-    draft, summary = Draft(model, OPSETS[settings.kind], settings.folder), Summary(settings.kind)
-    summary.bytes_before = draft.size()
+    halves = HALF_SCALES if settings.weights_only else None
+    draft, summary = Draft(model, OPSETS[settings.kind], settings.folder, halves), Summary(settings.kind)
+    summary.widened, summary.bytes_before = draft.widened, draft.original_size
     stored = next((node for node in draft.graph.node if node.op_type in STORED), None)
     if stored is not None:
         raise QuantizationError(

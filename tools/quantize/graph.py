@@ -17,6 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from ...compiler.nodes import all_names, free_names, graphs_in, in_order, names_read, node_name
 from ...compiler.weights import Weights
 from ..check.evaluate import RANDOM, by_reference
+from .widened import HALVES
 
 Array = NDArray[Any]
 LARGEST_FOLDED = 1 << 28
@@ -138,6 +139,10 @@ class GraphDraft:
     def is_float(self, name: str) -> bool:
         """Whether this is a constant of f32."""
         return name in self.constants and self.constants[name].data_type == TensorProto.FLOAT
+
+    def is_real(self, name: str) -> bool:
+        """Whether this is a constant of f32 or a 16-bit float."""
+        return self.is_float(name) or (name in self.constants and self.constants[name].data_type in HALVES)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A constant's shape."""

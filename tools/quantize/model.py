@@ -21,6 +21,7 @@ from ...ir.dtypes import BY_ONNX
 from ...ir.errors import ModelError
 from .graph import GraphDraft, Shared
 from .settings import QuantizationError
+from .widened import HALVES, widen
 
 Array = NDArray[Any]
 LARGEST_FILE = 1 << 30
@@ -42,8 +43,10 @@ class Draft(GraphDraft):
         model: str | os.PathLike[str] | bytes | ModelProto,
         opset: int,
         folder: str | os.PathLike[str] | None = None,
+        halves: int | None = None,
     ) -> None:
-        """The model lifted to at least this opset. ModelError where it cannot be read, QuantizationError where it
+        """The model lifted to at least this opset, to at least `halves` where weights are 16-bit floats, which become
+        f32 where it is None. ModelError where it cannot be read, QuantizationError where it
         cannot be lifted."""
         proto, weights = load_model(model, folder)
         proto = copy.deepcopy(proto) if isinstance(model, ModelProto) else proto
@@ -54,7 +57,10 @@ class Draft(GraphDraft):
                 tensor.CopyFrom(numpy_helper.from_array(np.asarray(weights.array(tensor)), tensor.name))
         self.folder = None if folder is None else str(folder)
         self.weights = Weights(None, None if folder is None else Path(folder))
-        self.proto = lifted(inlined(proto), opset)
+        proto, self.original_size = inlined(proto), sum(map(size_of, tensors_of(proto.graph)))
+        half = halves is not None and any(tensor.data_type in HALVES for tensor in tensors_of(proto.graph))
+        self.proto = lifted(proto, halves if half and halves else opset)
+        self.widened = widen(self.proto, self.weights) if halves is None else 0
         super().__init__(self.proto.graph, Shared(self.proto, self.weights))
 
     @property

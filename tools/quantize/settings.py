@@ -99,6 +99,8 @@ class Summary:
     tensors: int = 0
     corrected: int = 0
     smoothed: int = 0
+    widened: int = 0
+    """Inputs, outputs and constants of 16-bit floats, which the model computes with in f32 now."""
     bytes_before: int = 0
     bytes_after: int = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -38,11 +39,13 @@ class Quantised:
 
 
 def quantised(weights: Array, axis: int | None, least_scale: Array | float = 0.0) -> Quantised:
-    """i8 weights around zero, with a scale per channel along `axis` (None: one in all), none below `least_scale`."""
+    """i8 weights around zero, with a scale per channel along `axis` (None: one in all), none below `least_scale`, which
+    the weights' type holds."""
+    weights, kind = weights.astype(np.float32), weights.dtype
     others = tuple(other for other in range(weights.ndim) if other != axis)
     largest = np.max(np.abs(weights), axis=others if axis is not None else None, initial=0.0)
     scale = np.maximum(largest.astype(np.float64) / MOST, least_scale).astype(np.float32)
-    scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale).astype(np.float32)
+    scale = _usable(scale, kind)
     wide = scale if axis is None else scale.reshape([-1 if other == axis else 1 for other in range(weights.ndim)])
     values = np.clip(np.rint(weights / wide), -MOST, MOST).astype(np.int8)
     return Quantised(values, scale, axis)
@@ -64,7 +67,7 @@ def in_blocks(weights: Array, axis: int, block: int, symmetric: bool) -> Quantis
         part = rows[start : start + step]
         # The last block is filled up with what it has already: that changes no range.
         part = np.pad(part, ((0, 0), (0, count * block - length)), mode="edge").reshape(len(part), count, block)
-        found = _blocks(part.astype(np.float32), symmetric)
+        found = _blocks(part.astype(np.float32), symmetric, weights.dtype)
         place = slice(start, start + step)
         values[place] = found[0].reshape(-1, count * block)
         scales[place], zeros[place] = found[1], found[2]
@@ -76,7 +79,13 @@ def in_blocks(weights: Array, axis: int, block: int, symmetric: bool) -> Quantis
     return Quantised(back(values[:, :length]), back(scales), axis, None if symmetric else back(zeros))
 
 
-def _blocks(part: Array, symmetric: bool) -> tuple[Array, Array, Array]:
+def _usable(scale: Array, kind: Any) -> Array:
+    """Scales as a type holds them, 1 in place of those that it hardly does."""
+    tiny = float(ml_dtypes.finfo(kind).tiny)
+    return np.asarray(np.where(scale < tiny, np.float32(1), scale.astype(kind)).astype(np.float32))
+
+
+def _blocks(part: Array, symmetric: bool, kind: Any) -> tuple[Array, Array, Array]:
     """Integers [rows, blocks, block], scales and zeros [rows, blocks] of blocks of weights."""
     low, high = np.minimum(part.min(-1), 0), np.maximum(part.max(-1), 0)
     least, most = (-8, 7) if symmetric else (0, 15)
@@ -84,8 +93,7 @@ def _blocks(part: Array, symmetric: bool) -> tuple[Array, Array, Array]:
     error = np.full(low.shape, np.inf, np.float32)
     for share in SHRINKS:
         extent = np.maximum(-low / 8, high / 7) if symmetric else (high - low) / 15
-        scale = (extent * np.float32(share)).astype(np.float32)
-        scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
+        scale = _usable((extent * np.float32(share)).astype(np.float32), kind)
         zero = np.zeros_like(scale) if symmetric else np.clip(np.rint(-low * np.float32(share) / scale), 0, 15)
         q = np.clip(np.rint(part / scale[..., None]) + zero[..., None], least, most)
         off = np.square((q - zero[..., None]) * scale[..., None] - part).sum(-1)

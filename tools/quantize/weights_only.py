@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from onnx import NodeProto
+from typing import Any
+
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto
 
 from .inner import Scope, rewrite_graphs
 from .model import Draft, attribute, make_node
 from .settings import Settings, Summary
 from .weights import four_bits, in_blocks, quantised
 
+Array = NDArray[Any]
 RECURRENT = ("LSTM", "GRU", "RNN")
 AXES = {"Conv": 0, "ConvTranspose": 1, **dict.fromkeys(RECURRENT, 1)}
 """Of the channels that have a scale each, where it is not that of a matrix's columns: filters, or the rows of gates."""
@@ -42,8 +46,8 @@ class WeightsOnly:
     def _refusal(self, node: NodeProto, weight: str, scope: Scope) -> str | None:
         if self.settings.kept(node):
             return "it is to be kept"
-        if not scope.graph.is_float(weight):
-            return "its weights are computed, or not FLOAT"
+        if not scope.graph.is_real(weight):
+            return "its weights are computed, or no floats"
         dims = scope.graph.constants[weight].dims
         return "its weights are no matrix" if len(dims) < 2 or 0 in dims else None
 
@@ -64,17 +68,19 @@ class WeightsOnly:
         return scope.made[key][0]
 
     def _made(self, weight: str, axis: int, scope: Scope) -> list[str]:
-        """The constants of quantised weights: values, scales, and zero points where there are any."""
-        weights = scope.graph.array(weight)
-        if not self.narrow:
-            plain = quantised(weights, axis)
-            values = scope.graph.add_constant(f"{weight}_quantized", plain.values)
-            return [values, scope.graph.add_constant(f"{weight}_scale", plain.scale)]
-        found = in_blocks(weights, axis, self.settings.block, self.settings.symmetric)
-        values = scope.graph.add_constant(f"{weight}_quantized", four_bits(found.values, self.settings.symmetric))
-        operands = [values, scope.graph.add_constant(f"{weight}_scale", found.scale)]
+        """The constants of quantised weights: values, scales of the weights' type, and zero points where there are
+        any."""
+        weights, graph = scope.graph.array(weight), scope.graph
+        if self.narrow:
+            found = in_blocks(weights, axis, self.settings.block, self.settings.symmetric)
+            values: Array | TensorProto = four_bits(found.values, self.settings.symmetric)
+        else:
+            found = quantised(weights, axis)
+            values = found.values
+        operands = [graph.add_constant(f"{weight}_quantized", values)]
+        operands.append(graph.add_constant(f"{weight}_scale", found.scale.astype(weights.dtype)))
         if found.zero is not None:
-            operands.append(scope.graph.add_constant(f"{weight}_zero_point", four_bits(found.zero, False)))
+            operands.append(graph.add_constant(f"{weight}_zero_point", four_bits(found.zero, False)))
         return operands
 
 
