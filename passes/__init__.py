@@ -16,6 +16,7 @@ from . import (
     quantization,
     reorder,
     scale,
+    short_frames,
     transposes,
     unflatten,
     weights_only,
@@ -27,7 +28,7 @@ DEFAULT_PIPELINE = (
     # Shapes become known, and what they decide constant; integers that stand for reals stay what they are.
     "canonicalize,fold{dequantize=False},loops,canonicalize,fold{dequantize=False},cleanup,quantization,weights-only,"
     "wide-weights,dynamic-ranges,"
-    "rules,fold,scale,pads,unflatten,cleanup,"  # algebra; convolutions take in what stands around them
+    "rules,fold,short-frames,scale,pads,unflatten,cleanup,"  # algebra; convolutions take in what stands around them
     "layout,canonicalize,fold,cleanup,"
     "merge-products,attention,fuse,reorder"
 )
@@ -35,7 +36,7 @@ DEFAULT_PIPELINE = (
 
 PIPELINES = {
     "cpu": DEFAULT_PIPELINE.replace("attention", "attention{narrow=0, bytes=1}"),
-    "cuda": DEFAULT_PIPELINE.replace("weights-only,", "").replace("pads,", "pads,zero-points,"),
+    "cuda": DEFAULT_PIPELINE.replace("pads,", "pads,zero-points,"),
 }
 """The same by the kind of target."""
 
@@ -57,6 +58,7 @@ __all__ = [
     "quantization",
     "reorder",
     "scale",
+    "short_frames",
     "transposes",
     "unflatten",
     "weights_only",

@@ -30,9 +30,9 @@ from .tiles import CHUNK, counter, unrolled
 ROWS, ROWS_BESIDE_TENSOR_CORES = 8, 4
 """Rows up to which lanes multiply as fast as memory brings the other operand; with tensor cores a tile of 16 rows takes
 over earlier."""
-_WARPS = 4
+WARPS = 4
 _BLOCKS_PER_SM = 4  # as many blocks keep enough reads under way
-_READS = 4  # vectors of the streamed operand that a thread asks for before it uses them
+READS = 4  # vectors of the streamed operand that a thread asks for before it uses them
 
 
 def applies(sums: Contraction, held: Matrix, streamed: Matrix, target: Target) -> int:
@@ -57,13 +57,18 @@ def lowered(region: Region, sums: Contraction, held: Matrix, streamed: Matrix, t
     rows = applies(sums, held, streamed, target)
     if deep is None or not rows:
         return None
-    made = _Few(region, sums, held, streamed, rows, target)
+    made = FewRows(region, sums, held, streamed, rows, target)
     body = made.by_depth() if deep else made.by_columns()
     return Lowered((call(region, f"{region.name}_{streamed.dtype}_few_rows", (body,)),))
 
 
+Multiplied = Callable[[int, Callable[[Dim], Dim], Dim], tuple[Statement, ...]]
+
+
 @dataclass(frozen=True)
-class _Few:
+class FewRows:
+    """The kernel of a product of `rows` rows of a held operand by all columns of a streamed one."""
+
     region: Region
     sums: Contraction
     held: Matrix
@@ -99,59 +104,46 @@ class _Few:
         inside = s.index(depth) < s.index(self.held.extents[1])
         return s.cast(s.select(inside, value, s.const(0, value.dtype)), self.sums.dtype)
 
-    def _hold(self, target: Buffer, depth: Dim) -> list[Statement]:
-        """A vector along the depth of each row of the held operand, to registers."""
+    def hold(self, target: Buffer, depth: Dim, count: int) -> list[Statement]:
+        """A vector of `count` along the depth of each row of the held operand, to registers."""
         read = as_read(self.held.value)
-        row, lane = counter("row_of", self.rows), counter("element", self.chunk)
+        row, lane = counter("row_of", self.rows), counter("element", count)
         whole = read is not None and read.condition is None and self.region.alignment(read.load.buffer.name) >= CHUNK
-        if whole and read is not None and neighbours(self.held, read, self.chunk, True) is not None:
+        if whole and read is not None and neighbours(self.held, read, count, True) is not None:
             at = s.Rewriter(dims={self.held.position: row, DEPTH: depth})
-            value = s.load(read.load.buffer, at.dim(read.load.offset), self.chunk, aligned=True)
-            body: Sequence[Statement] = [Store(target, row * self.chunk, s.cast(value, self.sums.dtype))]
+            value = s.load(read.load.buffer, at.dim(read.load.offset), count, aligned=True)
+            body: Sequence[Statement] = [Store(target, row * count, s.cast(value, self.sums.dtype))]
         else:
             value = self._element(row, depth + lane)
-            body = unrolled("element", self.chunk, [Store(target, row * self.chunk + lane, value)])
+            body = unrolled("element", count, [Store(target, row * count + lane, value)])
         return unrolled("row_of", self.rows, body)
 
     def by_depth(self) -> Statement:
         """Teams of warps that take a few columns each, their lanes and warps one part of the depth each."""
-        rows, chunk = self.rows, self.chunk
-        pieces = ceildiv(self.streamed.extents[1], chunk)
+        rows = self.rows
+        pieces = ceildiv(self.streamed.extents[1], self.chunk)
         each, deep = self._team(usual(pieces))
-        teams, parts = _WARPS // deep, WARP * deep
+        teams, parts = WARPS // deep, WARP * deep
         groups = ceildiv(self.columns, each * teams)
         group = index("group", groups)
-        warp, lane, part = symbol("warp", 0, _WARPS - 1), symbol("lane", 0, WARP - 1), symbol("part", 0, parts - 1)
+        warp, lane, part = symbol("warp", 0, WARPS - 1), symbol("lane", 0, WARP - 1), symbol("part", 0, parts - 1)
         first = symbol("first_column", 0, groups * (teams * each) - each)
         totals = Buffer("sums", self.sums.dtype, each * rows, "register")
-        weights = Buffer("weights", self.sums.dtype, 2 * max(1, _READS // each) * each * chunk, "register")
-        held = Buffer("inputs", self.sums.dtype, rows * chunk, "register")
-        column, row, element = counter("column_of", each), counter("row_of", rows), counter("element", chunk)
+        registers, multiplied = self.multiplied(totals, each)
 
         def steps(count: int, step: Dim) -> tuple[Statement, ...]:
-            """Reads `count` vectors of each column, then multiplies them."""
-            which = counter("ahead", count)
-            depth, at = ((step + which) * parts + part) * chunk, (which * each + column) * chunk
-            here = dim_min(first + column, self.columns - 1)
-            sum_, weight = s.load(totals, column * rows + row), s.load(weights, at + element)
-            add = Store(totals, column * rows + row, s.fma(weight, s.load(held, row * chunk + element), sum_))
-            inner = unrolled("row_of", rows, unrolled("element", chunk, [add]))
-            return (
-                *unrolled("ahead", count, unrolled("column_of", each, [Store(weights, at, self._stream(here, depth))])),
-                *unrolled("ahead", count, [*self._hold(held, depth), *unrolled("column_of", each, inner)]),
-            )
+            return multiplied(count, lambda which: ((step + which) * parts + part) * self.chunk, first)
 
         flat = counter("sum_of", each * rows)
-        shared = Buffer("parts", self.sums.dtype, _WARPS * each * rows, "shared")
+        shared = Buffer("parts", self.sums.dtype, WARPS * each * rows, "shared")
         own, width = self._own(teams * each), teams * each
         at = (own % width // each * deep * each + own % width % each) * rows + own // width
         body: list[Statement] = [
             Let("first_column", (group * teams + warp // deep) * each),
             Let("part", warp % deep * WARP + lane),
             *_zeroed(totals),
-            Alloc(weights),
-            Alloc(held),
-            *_loops(pieces, part, parts, max(1, _READS // each), steps),
+            *(Alloc(buffer) for buffer in registers),
+            *_loops(pieces, part, parts, max(1, READS // each), steps),
             *_shuffled(totals, 1),
             If(
                 s.index(lane).equal(s.index(0)),
@@ -160,22 +152,44 @@ class _Few:
                 ),
             ),
             Barrier(),
-            *self._finish(width, group, shared, at, (deep, each * rows), _WARPS),
+            *self._finish(width, group, shared, at, (deep, each * rows), WARPS),
         ]
-        return self._kernel(groups, _WARPS, shared, body)
+        return self._kernel(groups, WARPS, shared, body)
+
+    def multiplied(self, totals: Buffer, each: int) -> tuple[list[Buffer], Multiplied]:
+        """Registers, and the statements that read so many vectors along the depth of `each` columns and multiply them:
+        given how many, where each of them begins, and the first column."""
+        rows, chunk = self.rows, self.chunk
+        weights = Buffer("weights", self.sums.dtype, 2 * max(1, READS // each) * each * chunk, "register")
+        held = Buffer("inputs", self.sums.dtype, rows * chunk, "register")
+        column, row, element = counter("column_of", each), counter("row_of", rows), counter("element", chunk)
+
+        def steps(count: int, depth_of: Callable[[Dim], Dim], first: Dim) -> tuple[Statement, ...]:
+            which = counter("ahead", count)
+            depth, at = depth_of(which), (which * each + column) * chunk
+            here = dim_min(first + column, self.columns - 1)
+            sum_, weight = s.load(totals, column * rows + row), s.load(weights, at + element)
+            add = Store(totals, column * rows + row, s.fma(weight, s.load(held, row * chunk + element), sum_))
+            inner = unrolled("row_of", rows, unrolled("element", chunk, [add]))
+            return (
+                *unrolled("ahead", count, unrolled("column_of", each, [Store(weights, at, self._stream(here, depth))])),
+                *unrolled("ahead", count, [*self.hold(held, depth, chunk), *unrolled("column_of", each, inner)]),
+            )
+
+        return [weights, held], steps
 
     def _team(self, pieces: int) -> tuple[int, int]:
         """Columns of a team, and its warps: as many columns as leave work for the whole GPU, and as few warps."""
-        work, wanted = usual(self.columns) * usual(self.sums.batches), self._wanted() * _WARPS
+        work, wanted = usual(self.columns) * usual(self.sums.batches), self._wanted() * WARPS
         each = next((c for c in (4, 2) if c * self.rows <= 16 and work // c >= wanted), 1)
-        deep = next((d for d in (1, 2) if work // each * d >= wanted), _WARPS)
+        deep = next((d for d in (1, 2) if work // each * d >= wanted), WARPS)
         while deep > 1 and pieces < WARP * deep:
             deep //= 2
         return each, deep
 
     def by_columns(self) -> Statement:
         """Threads that take a vector of columns each, all threads of the same vector one part of the depth each."""
-        rows, chunk, warps, dtype = self.rows, self.chunk, 2 * _WARPS, self.sums.dtype
+        rows, chunk, warps, dtype = self.rows, self.chunk, 2 * WARPS, self.sums.dtype
         vectors = ceildiv(self.columns, chunk)
         across = WARP
         while across > 4 and usual(vectors) // across * usual(self.sums.batches) < self._wanted():
@@ -185,7 +199,7 @@ class _Few:
         group = index("group", groups)
         part, vector = symbol("part", 0, parts - 1), symbol("vector_of", 0, across - 1)
         totals = Buffer("sums", dtype, rows * chunk, "register")
-        weights = Buffer("weights", dtype, 2 * _READS * chunk, "register")
+        weights = Buffer("weights", dtype, 2 * READS * chunk, "register")
         value = Buffer("input", dtype, 1, "register")
         row, element = counter("row_of", rows), counter("element", chunk)
         column = dim_min(group * across + vector, vectors - 1) * chunk
@@ -214,7 +228,7 @@ class _Few:
             *_zeroed(totals),
             Alloc(weights),
             Alloc(value),
-            *_loops(self.streamed.extents[1], part, parts, _READS, steps),
+            *_loops(self.streamed.extents[1], part, parts, READS, steps),
             *_shuffled(totals, across),
             If(s.index(lane) < s.index(across), tuple(write)),
             Barrier(),

@@ -42,6 +42,8 @@ def find_problem(region: Region) -> tuple[Factors, Problem | None] | None:
     dims = {name: index for group in groups for name, index in _unflattened(groups[group], indices[group]).items()}
     at = s.Rewriter(dims=dims)
     left, right = (_narrow(at(factor)) for factor in (found.left, found.right))
+    if region.anchor is not None and region.anchor.op == "onnxc.PackedMatMul" and left.dtype.bits == 16:
+        right = s.cast(right, left.dtype)  # for tensor cores, as ONNX Runtime does it
     if not {left.dtype, right.dtype} <= {I8, U8}:  # bytes of both kinds are multiplied as they are
         wide = next((t for t in (left.dtype, right.dtype) if _holds(t, left.dtype, right.dtype)), found.total.dtype)
         left, right = s.cast(left, wide), s.cast(right, wide)
