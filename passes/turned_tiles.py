@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from ..ir import loops as k
 from ..ir import scalars as s
-from ..ir.dims import Dim, linear, symbol
+from ..ir.dims import Dim, floordiv, linear, symbol
 from ..ir.dtypes import BF16, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64
 from ..ir.loops import Alias, Alloc, Define, For, Kernel, Statement, Store
 from ..ir.scalars import Buffer, Load, Rewriter, Scalar
@@ -27,6 +27,8 @@ TYPES = (I8, U8, I16, U16, I32, U32, I64, U64, F32, F64)
 HALF = (F16, BF16)
 LONGEST = 64
 """Elements of a tile along the inner loop, at most."""
+USUAL = 32
+"""So many where only the run knows how long the loop is."""
 
 
 def turn_tiles(kernel: Kernel, vector_bits: int) -> Kernel:
@@ -38,6 +40,9 @@ def _statement(outer: Statement, vector_bits: int) -> Iterator[Statement]:
     inner = outer.body[0] if isinstance(outer, For) and len(outer.body) == 1 else None
     store = inner.body[0] if isinstance(inner, For) and len(inner.body) == 1 else None
     plain = isinstance(outer, For) and outer.kind in ("parallel", "serial") and outer.step == 1
+    if plain and isinstance(inner, For) and inner.kind == "serial" and isinstance(outer, For):
+        yield replace(outer, body=tuple(_statement(inner, vector_bits)))
+        return
     if not (plain and isinstance(inner, For) and inner.kind == "vector" and inner.step == 1):
         yield outer
         return
@@ -46,24 +51,23 @@ def _statement(outer: Statement, vector_bits: int) -> Iterator[Statement]:
     bits = max((load.buffer.dtype.bits for load in turned.values()), default=0) if turned else 0
     rows = min(LANES, vector_bits // bits) if bits else 0
     extents = outer.extent, inner.extent
-    if not turned or rows < 4 or not all(isinstance(extent, int) and extent >= rows for extent in extents):
+    if not turned or rows < 4 or any(isinstance(extent, int) and extent < rows for extent in extents):
         yield outer
         return
-    assert isinstance(store, Store) and isinstance(outer.extent, int) and isinstance(inner.extent, int)
-    columns = min(LONGEST, inner.extent // rows * rows)
-    whole = outer.extent // rows * rows, inner.extent // columns * columns
+    assert isinstance(store, Store)
+    columns = min(LONGEST, inner.extent // rows * rows) if isinstance(inner.extent, int) else max(rows, USUAL)
+    whole = floordiv(outer.extent, rows) * rows, floordiv(inner.extent, columns) * columns
     tiles = _tiles(outer, inner, store, turned, (rows, columns))
-    steps = For(f"{inner.index}_tile", whole[1] // columns, tuple(tiles))
-    yield For(f"{outer.index}_tile", whole[0] // rows, (steps,), outer.kind)
-    if whole[1] < inner.extent:
+    steps = For(f"{inner.index}_tile", floordiv(inner.extent, columns), tuple(tiles))
+    yield For(f"{outer.index}_tile", floordiv(outer.extent, rows), (steps,), outer.kind)
+    if inner.extent - whole[1] != 0:
         yield replace(outer, extent=whole[0], body=(_from(inner, whole[1]),))
-    if whole[0] < outer.extent:
+    if outer.extent - whole[0] != 0:
         yield _from(outer, whole[0])
 
 
-def _from(loop: For, start: int) -> For:
+def _from(loop: For, start: Dim) -> For:
     """The last iterations of a loop."""
-    assert isinstance(loop.extent, int)
     moved = Rewriter(dims={loop.index: symbol(loop.index, 0, loop.extent - start - 1) + start})
     return replace(loop, extent=loop.extent - start, body=k.rebuild(loop.body, moved))
 
@@ -100,9 +104,8 @@ def _tiles(
 ) -> Iterator[Statement]:
     """What is done for one tile."""
     rows, columns = shape
-    assert isinstance(outer.extent, int) and isinstance(inner.extent, int)
-    a = symbol(f"{outer.index}_tile", 0, outer.extent // rows - 1) * rows
-    b = symbol(f"{inner.index}_tile", 0, inner.extent // columns - 1) * columns
+    a = symbol(f"{outer.index}_tile", 0, floordiv(outer.extent, rows) - 1) * rows
+    b = symbol(f"{inner.index}_tile", 0, floordiv(inner.extent, columns) - 1) * columns
     part = symbol(f"{inner.index}_part", 0, columns // rows - 1) * rows
     copies: dict[bytes, Buffer] = {}
     for number, (digest, load) in enumerate(turned.items()):

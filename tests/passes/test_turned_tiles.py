@@ -89,3 +89,12 @@ def test_on_every_target(target: onnxc.Target) -> None:
     found = onnxc.compile(model_of(nodes, inputs, {}, ["y", "r"]), target=target).run(inputs)
     np.testing.assert_array_equal(found["y"], inputs["x"].transpose(0, 2, 3, 1))
     np.testing.assert_array_equal(found["r"], inputs["q"].T)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.sampled_from(("uint8", "float32")), st.lists(st.integers(1, 90), min_size=3, max_size=3), st.booleans())
+def test_batches_and_sizes_that_only_the_run_tells(name: str, shape: list[int], known: bool) -> None:
+    x = np.random.default_rng(0).integers(0, 100, (2, *shape[:2], 1 + shape[2])).astype(name)
+    node = helper.make_node("Transpose", ["x"], ["y"], perm=[0, 2, 3, 1])
+    model = onnxc.compile(model_of([node], {"x": x}, {}, ["y"], symbolic=not known))
+    np.testing.assert_array_equal(model(x), x.transpose(0, 2, 3, 1))
