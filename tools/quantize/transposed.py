@@ -96,6 +96,8 @@ def _plan(node: NodeProto, draft: GraphDraft) -> _Plan | None:
         last = min(beyond // stride, taps[axis] - 1)  # less than 0 where output_padding is behind all results
         around[axis], around[axis + 2] = taps[axis] - 1 - first, taps[axis] - 1 - last
         cut.append((before - first * stride, beyond - last * stride))
+    if groups == 1:  # The filters of a phase side by side: what puts them in place copies runs of pixels' channels.
+        parts = parts.transpose(0, 2, 3, 1, 4, 5, 6)
     weights = parts.reshape(groups * filters * stride**2, channels // groups, *taps)
     return _Plan(weights, stride, around, cut)
 
@@ -104,10 +106,12 @@ def _replaced(
     node: NodeProto, plan: _Plan, activations: list[NodeProto], result: str, draft: GraphDraft
 ) -> list[NodeProto]:
     """Convolution, activations, DepthToSpace and Slice; `result` is what the last activation gave."""
-    s = plan.stride
+    s, alone = plan.stride, attribute(node, "group", 1) == 1
     operands = [node.input[0], draft.add_constant(f"{node.input[1]}_phases", plan.weights)]
     if len(node.input) > 2 and node.input[2]:
-        operands.append(draft.add_constant(f"{node.input[2]}_phases", np.repeat(draft.array(node.input[2]), s * s)))
+        bias = draft.array(node.input[2])
+        bias = np.tile(bias, s * s) if alone else np.repeat(bias, s * s)
+        operands.append(draft.add_constant(f"{node.input[2]}_phases", bias))
     value = draft.unused(f"{node.output[0]}_phases")
     options = {"group": attribute(node, "group", 1), "pads": plan.pads, "kernel_shape": list(plan.weights.shape[2:])}
     made = [make_node("Conv", operands, value, node.name, **options)]
@@ -120,7 +124,7 @@ def _replaced(
     if s > 1:
         placed = draft.unused(f"{node.output[0]}_placed")
         name = draft.unused(f"{node.name}_DepthToSpace")
-        made.append(make_node("DepthToSpace", [value], placed, name, blocksize=s, mode="CRD"))
+        made.append(make_node("DepthToSpace", [value], placed, name, blocksize=s, mode="DCR" if alone else "CRD"))
         value = placed
     if any(low or high for low, high in plan.cut):
         far = np.iinfo(np.int64).max
