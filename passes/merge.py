@@ -15,15 +15,22 @@ from ..ir.graph import Attribute, Graph, Names, Node, TensorType, Value, constan
 from .cleanup import without_dead_code
 from .pipeline import Pass, register
 
+COLUMNS = {"MatMul": 1, "onnxc.PackedMatMul": 0}
+"""Products, and the axis of their constants (the right operand; or codes, scales and zero points) along the columns."""
+
 
 @dataclass(frozen=True)
 class _Branch:
-    """A product with a constant, and the addition of a constant row behind it, if there is one."""
+    """A product with constants, and the addition of a constant row behind it, if there is one."""
 
     product: Node
-    weights: np.ndarray
+    weights: tuple[np.ndarray, ...]
     addition: Node | None
     row: np.ndarray | None
+
+    @property
+    def columns(self) -> int:
+        return int(self.weights[0].shape[COLUMNS[self.product.op]])
 
     @property
     def result(self) -> Value:
@@ -55,7 +62,7 @@ class _Merger:
             branch = self._branch(node)
             if branch is not None:
                 key = (node.inputs[0], node.op, repr(sorted(node.attributes.items())), branch.row is None)
-                groups.setdefault((*key, branch.weights.dtype), []).append(branch)
+                groups.setdefault((*key, *(array.dtype.name for array in branch.weights)), []).append(branch)
         placed: dict[Value, list[Node]] = {}
         gone: set[Value] = set()
         for branches in groups.values():
@@ -76,11 +83,13 @@ class _Merger:
         return None if value is None else self.graph.constant(value)
 
     def _branch(self, node: Node) -> _Branch | None:
-        if node.op != "MatMul" or len(node.outputs) != 1:
+        if node.op not in COLUMNS or len(node.outputs) != 1 or self._array(node.inputs[0]) is not None:
             return None
-        weights = self._array(node.inputs[1])
-        if weights is None or weights.ndim != 2 or self._array(node.inputs[0]) is not None:
+        arrays = [self._array(value) for value in node.inputs[1:] if value is not None]
+        weights = tuple(array for array in arrays if array is not None and array.ndim == 2)
+        if len(weights) < len(arrays):
             return None
+        columns = weights[0].shape[COLUMNS[node.op]]
         readers = self.graph.users.get(node.output, ())
         addition = next(iter(readers), None)
         if (
@@ -91,7 +100,7 @@ class _Merger:
         ):
             rows = [self._array(value) for value in addition.inputs if value != node.output]
             row = rows[0] if len(rows) == 1 else None
-            if row is not None and row.ndim == 1 and row.shape[0] == weights.shape[1]:
+            if row is not None and row.ndim == 1 and row.shape[0] == columns:
                 branch = _Branch(node, weights, addition, row)
                 return branch if self._may_be_a_piece(branch) else None
         branch = _Branch(node, weights, None, None)
@@ -107,14 +116,14 @@ class _Merger:
         first = branches[0].product
         origin = unite(*(node.origin for b in branches for node in (b.product, b.addition) if node is not None))
         nodes: list[Node] = []
-        widths = [branch.weights.shape[1] for branch in branches]
+        widths = [branch.columns for branch in branches]
+        axis = COLUMNS[first.op]
 
-        def constant(arrays: Sequence[np.ndarray], stem: str) -> Value:
-            array = np.concatenate(arrays, axis=-1)
-            dtype = branches[0].result.dtype
-            node = constant_node(self.names.fresh(stem), array, TensorType(dtype, array.shape), origin)
-            nodes.append(node)
-            return node.output
+        def constant(arrays: Sequence[np.ndarray], like: Value, axis: int) -> Value:
+            array = np.concatenate(arrays, axis)
+            name = self.names.fresh(f"{like.name}.merged")
+            nodes.append(constant_node(name, array, TensorType(like.dtype, array.shape), origin))
+            return nodes[-1].output
 
         def add(op: str, inputs: tuple[Value, ...], stem: str, node: Node) -> Value:
             shape = (*first.output.shape[:-1], sum(widths))
@@ -122,13 +131,15 @@ class _Merger:
             nodes.append(Node(op, inputs, (value,), node.attributes, origin=origin))
             return value
 
-        operand = first.inputs[0]
-        assert operand is not None
-        weights = constant([branch.weights for branch in branches], f"{first.inputs[1]}.merged".lstrip("%"))
-        result = add("MatMul", (operand, weights), f"{first.output.name}.merged", first)
+        operand, *constants = (value for value in first.inputs if value is not None)
+        merged = (
+            constant([branch.weights[n] for branch in branches], value, axis) for n, value in enumerate(constants)
+        )
+        result = add(first.op, (operand, *merged), f"{first.output.name}.merged", first)
         rows = [branch.row for branch in branches if branch.row is not None]
         if rows and branches[0].addition is not None:
-            row = constant(rows, f"{first.output.name}.row")
+            own = next(value for value in branches[0].addition.inputs if self._array(value) is not None)
+            row = constant(rows, own, 0)
             result = add("Add", (result, row), f"{branches[0].result.name}.merged", branches[0].addition)
         pieces = tuple(branch.result for branch in branches)
         attributes: dict[str, Attribute] = {"axis": len(result.shape) - 1, "split": tuple(widths)}

@@ -93,3 +93,37 @@ def test_different_operands_stay_apart() -> None:
         """,
         {"wa": weights(5, 4), "wb": weights(5, 4)},
     )
+
+
+def test_packed_products_are_one_product() -> None:
+    """Whose rows are rounded once; those of another block size are by themselves."""
+    check(
+        "merge-products",
+        """
+        // CHECK: %[[CODES:.*]] = constant {{.*}} : u8[7, 16]
+        // CHECK: %[[SCALES:.*]] = constant {{.*}} : f32[7, 2]
+        // CHECK: PackedMatMul(%x, %[[CODES]], %[[SCALES]]) {depth = 32, bits = 4, block_size = 16} : f32[n, 7]
+        // CHECK-NEXT: %q, %k = Split
+        // CHECK: %v = onnxc.PackedMatMul
+        graph @g(%x: f32[n, 32]) -> (%a: f32[n, 4], %b: f32[n, 3], %c: f32[n, 3]) {
+          %wq = constant @"wq" : u8[4, 16]
+          %sq = constant @"sq" : f32[4, 2]
+          %wk = constant @"wk" : u8[3, 16]
+          %sk = constant @"sk" : f32[3, 2]
+          %sv = constant @"sv" : f32[3, 1]
+          %q = onnxc.PackedMatMul(%x, %wq, %sq) {depth = 32, bits = 4, block_size = 16} : f32[n, 4]
+          %k = onnxc.PackedMatMul(%x, %wk, %sk) {depth = 32, bits = 4, block_size = 16} : f32[n, 3]
+          %v = onnxc.PackedMatMul(%x, %wk, %sv) {depth = 32, bits = 4, block_size = 32} : f32[n, 3]
+          %a = Relu(%q) : f32[n, 4]
+          %b = Neg(%k) : f32[n, 3]
+          %c = Neg(%v) : f32[n, 3]
+        }
+        """,
+        {
+            "wq": RANDOM.integers(0, 256, (4, 16)).astype(np.uint8),
+            "wk": RANDOM.integers(0, 256, (3, 16)).astype(np.uint8),
+            "sq": weights(4, 2),
+            "sk": weights(3, 2),
+            "sv": weights(3, 1),
+        },
+    )

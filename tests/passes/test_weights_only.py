@@ -159,6 +159,36 @@ def test_memory_is_that_of_the_packed_weights() -> None:
             assert arena <= 3 * 4 * (128 + 128 // 16)
 
 
+@pytest.mark.parametrize("level", [0, 4])
+def test_queries_keys_and_values_round_their_rows_once(level: int) -> None:
+    """Products of one input are one, whose result is read where its parts lie."""
+    weights, nodes = [], []
+    for name, columns in (("q", 64), ("k", 32), ("v", 32)):
+        weights += [
+            numpy_helper.from_array(RANDOM.integers(0, 256, (columns, 2, 16)).astype(np.uint8), f"{name}w"),
+            numpy_helper.from_array(scales(columns, 2), f"{name}s"),
+        ]
+        nodes.append(
+            helper.make_node(
+                "MatMulNBits", ["x", f"{name}w", f"{name}s"], [name], domain="com.microsoft", K=64, N=columns, bits=4,
+                block_size=32, accuracy_level=level,
+            )
+        )  # fmt: skip
+    nodes += [helper.make_node("Concat", ["k", "v"], ["kv"], axis=1), helper.make_node("Tanh", ["q"], ["a"])]
+    nodes.append(helper.make_node("Mul", ["a", "kv"], ["y"]))
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 64]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    program = program_of(graph_of(model, Options()), Target.host())
+    assert sum("_gemm" in kernel.name for kernel in program.kernels.values()) == 1
+    for rows in (1, 20):
+        x = RANDOM.standard_normal((rows, 64)).astype(np.float32)
+        expected = unoptimised(model, x=x)
+        found = np.asarray(onnxc.compile(model)(x))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=(2e-2 if level else 1e-5) * np.abs(expected).max())
+
+
 def test_what_does_not_fit_is_left_with_a_remark() -> None:
     for shape, blocks, axis, block, why in (
         ((128, 70), (128,), 0, 0, "blocks of 1 codes of 4 bits end within a word"),
