@@ -19,6 +19,7 @@ from . import (
     short_frames,
     transposes,
     unflatten,
+    unsigned_bytes,
     weights_only,
     wide_weights,
     zero_points,
@@ -35,7 +36,9 @@ DEFAULT_PIPELINE = (
 """What `compile` runs: a text that `parse_pipeline` reads. Running it once more changes nothing."""
 
 PIPELINES = {
-    "cpu": DEFAULT_PIPELINE.replace("attention", "attention{narrow=0, bytes=1}"),
+    "cpu": DEFAULT_PIPELINE.replace("attention", "attention{narrow=0, bytes=1}").replace(
+        "wide-weights,", "wide-weights,unsigned-bytes,"
+    ),
     "cuda": DEFAULT_PIPELINE.replace("pads,", "pads,zero-points,"),
 }
 """The same by the kind of target."""
@@ -61,6 +64,7 @@ __all__ = [
     "short_frames",
     "transposes",
     "unflatten",
+    "unsigned_bytes",
     "weights_only",
     "wide_weights",
     "zero_points",
