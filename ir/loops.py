@@ -65,13 +65,15 @@ class Alias:
     """Names an address within another buffer: `name[i]` is `source[offset + i]`, or `otherwise[i]` where the condition
     is false.
 
-    Row pointers of tiled kernels; `otherwise` is where a row outside the image points to (a row of zeros)."""
+    Row pointers of tiled kernels; `otherwise` is where a row outside the image points to (a row of zeros). What is read
+    by a `fresh` name is read where it stands, not kept in a register from before."""
 
     buffer: Buffer
     source: Buffer
     offset: Dim
     condition: Scalar | None = None
     otherwise: Buffer | None = None
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,8 @@ def rebuild(block: Block, rewriter: s.Rewriter, buffers: Mapping[str, Buffer] | 
             result.append(Alloc(buffer(st.buffer)))
         elif isinstance(st, Alias):
             offset, otherwise = rewriter.dim(st.offset), st.otherwise and buffer(st.otherwise)
-            result.append(Alias(buffer(st.buffer), buffer(st.source), offset, optional(st.condition), otherwise))
+            condition = optional(st.condition)
+            result.append(Alias(buffer(st.buffer), buffer(st.source), offset, condition, otherwise, st.fresh))
         elif isinstance(st, Store):
             offset, stride = rewriter.dim(st.offset), rewriter.dim(st.stride)
             value, predicate = rewriter(st.value), optional(st.predicate)
@@ -329,7 +332,8 @@ def _print_block(block: Block, indent: str) -> Iterator[str]:
             yield f"{indent}{b.space} {b.name}: {b.dtype}{width}[{b.size}]"
         elif isinstance(statement, Alias):
             guard = f" if {statement.condition} else {statement.otherwise}" if statement.condition is not None else ""
-            yield f"{indent}pointer {statement.buffer.name} = {statement.source.name} + {statement.offset}{guard}"
+            kind = "fresh pointer" if statement.fresh else "pointer"
+            yield f"{indent}{kind} {statement.buffer.name} = {statement.source.name} + {statement.offset}{guard}"
         elif isinstance(statement, Store):
             span = f" : {statement.value.lanes}" if statement.value.lanes > 1 else ""
             span += f" : {statement.stride}" if statement.stride != 1 else ""

@@ -7,7 +7,7 @@ known to every analysis, of as many values as the group has nodes. What is compu
 finished kernel reads each from a table, of which every node has its row: one broadcast from memory, as of a literal.
 
 Numbers stay in the code where all nodes of a group agree on them, and where their value chooses a form of the code:
-only the operands in FREE may differ, and then neither in sign nor in whether they are zero.
+only the operands in FREE may differ, and then neither in sign nor in whether they are 0, 1 or half the range of bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..ir import scalars as s
 from ..ir.dims import Dim
 from ..ir.dtypes import F32, I8, I16, I32, U8, U16, DType
 from ..ir.graph import Graph, Node, Value
-from ..ir.loops import Kernel
+from ..ir.loops import Alias, Block, For, If, Kernel, Statement, Store, While
 from ..ir.ops import REGISTRY
 from ..ir.program import MARK, Memory, Place
 from ..ir.scalars import Buffer, Rewriter, Scalar
@@ -45,6 +45,10 @@ FREE_BESIDE_DATA: Mapping[str, tuple[int, ...]] = {"MatMulInteger": (3,)}
 """Such operands where the one two positions before is no constant: by zero points of weights these are packed."""
 TABLES = F32, I32
 """The types of tables, and of what is read from them; narrower integers are wide in the second."""
+HALF = 128
+"""The zero point that is 0 when the bytes of a product change their sign."""
+MANY = 16
+"""Vectors of sums from which on no registers are left for literals."""
 NAMES = {F32: "literals", I32: "whole_literals"}
 
 
@@ -186,7 +190,8 @@ def _pattern(graph: Graph, node: Node) -> tuple[object, list[tuple[int, int]], l
                 if _is_free(graph, item, position, value.dtype):
                     where.append((number, position))
                     numbers.append(only)
-                    key.append((str(value.type), float(np.sign(only)), bool(np.isfinite(only))))
+                    plain = only == 1 if value.dtype == F32 else item.op in FREE_BESIDE_DATA and abs(int(only)) == HALF
+                    key.append((str(value.type), float(np.sign(only)), bool(plain), bool(np.isfinite(only))))
                 else:
                     key.append((str(value.type), only.tobytes()))
             else:
@@ -229,8 +234,50 @@ def _with_tables(kernel: Kernel, target: Target) -> tuple[Kernel, dict[DType, li
         return s.cast(s.load(buffers[dtype], columns[dtype][node.values]), node.dtype)
 
     body = loops.rebuild(kernel.body, Rewriter(read))
+    if _has_many_registers(body):
+        body = _read_at_stores(body, {buffer.name: buffer for buffer in buffers.values()})
     result = replace(kernel, parameters=(*kernel.parameters, *buffers.values()), body=body)
     return result, {dtype: list(found) for dtype, found in columns.items()}
+
+
+def _has_many_registers(body: Block) -> bool:
+    """Whether a kernel fills the registers with sums, so that what is kept beside them is spilled: 64 bytes are loaded
+    then in the place of 4, at half the rate."""
+    sums = (statement.buffer for statement in loops.walk(body) if isinstance(statement, loops.Alloc))
+    return any(isinstance(b.size, int) and b.size >= MANY for b in sums if b.space == "register" and b.lanes > 1)
+
+
+def _read_at_stores(body: Block, tables: Mapping[str, Buffer]) -> Block:
+    """A block whose stores read the tables where they stand."""
+    result: list[Statement] = []
+    for statement in body:
+        if isinstance(statement, For | While):
+            statement = replace(statement, body=_read_at_stores(statement.body, tables))
+        elif isinstance(statement, If):
+            branches = (_read_at_stores(block, tables) for block in (statement.then, statement.otherwise))
+            statement = If(statement.condition, *branches)
+        elif isinstance(statement, Store) and statement.buffer.space != "register":
+            loads = [node for node in s.walk(statement.value, into_dims=False) if isinstance(node, s.Load)]
+            read = {node.buffer.name for node in loads} & tables.keys()
+            here = {name: replace(tables[name], name=f"{name}_here") for name in sorted(read)}
+            result += [Alias(buffer, tables[name], 0, fresh=True) for name, buffer in here.items()]
+            if here:
+                statement = replace(statement, value=_Renamed(here)(statement.value))
+        result.append(statement)
+    return tuple(result)
+
+
+class _Renamed(Rewriter):
+    """Loads from other buffers."""
+
+    def __init__(self, buffers: Mapping[str, Buffer]) -> None:
+        super().__init__()
+        self.buffers = buffers
+
+    def rebuild(self, scalar: Scalar) -> Scalar:
+        result = super().rebuild(scalar)
+        known = isinstance(result, s.Load) and result.buffer.name in self.buffers
+        return replace(result, buffer=self.buffers[result.buffer.name]) if known else result  # type: ignore
 
 
 def _table(literal: s.Varying) -> DType:

@@ -306,6 +306,9 @@ class FunctionRenderer(ExpressionRenderer):
                 size = self.emit(f"select i1 {condition}, i64 {size}, i64 {other.bytes}")
             else:
                 size = None
+        if alias.fresh:
+            effects = "nounwind willreturn memory(inaccessiblemem: readwrite)"
+            pointer = self.emit_effect(f'call ptr asm sideeffect "", "=r,0"(ptr {pointer}) {effects}')
         self.frames[-1].buffers[alias.buffer.name] = Memory(pointer, "", roots, base, size)
 
     def _store(self, store: k.Store) -> None:
