@@ -14,6 +14,10 @@ FAINT = 1e-2
 """Of the median power: a channel that is weaker counts as if it had this, as its errors weigh no more than others'."""
 
 
+LARGEST = 1e30
+"""Elements further from 0 stand for an infinity (masks)."""
+
+
 @dataclass
 class Power:
     """Of a value: the squares of all elements, and of their errors, summed for each channel over all samples."""
@@ -68,6 +72,36 @@ def decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A value in floats that others are compared with, and the sums of its squares by channel, along an axis or none.
+    `usual` tells its elements of usual size where there are others, masks, which are left out."""
+
+    value: NDArray[Any]
+    axis: int | None
+    usual: NDArray[np.bool_] | None
+    signal: Vector
+
+    @staticmethod
+    def of(value: NDArray[Any], axis: int | None) -> Reference:
+        with np.errstate(all="ignore"):
+            usual = np.abs(value) < LARGEST
+        kept = None if usual.all() else usual
+        return Reference(value, axis, kept, _squares(value.astype(np.float64), axis, kept))
+
+    def noise(self, other: Any) -> Vector:
+        """The squares of how another value differs, summed by channel."""
+        with np.errstate(all="ignore"):
+            return _squares(np.subtract(other, self.value, dtype=np.float64), self.axis, self.usual)
+
+
+def _squares(array: NDArray[np.float64], axis: int | None, kept: NDArray[np.bool_] | None) -> Vector:
+    if kept is not None:
+        array = np.where(kept, array, 0.0)
+    axes = tuple(i for i in range(array.ndim) if axis is None or i != axis % array.ndim)
+    return np.asarray(np.sum(np.square(array, out=array), axes)).reshape(-1)
+
+
 @dataclass
 class Extent:
     """What the values of a tensor reach: least and largest of all, the largest magnitude of each channel, and how many
@@ -120,8 +154,8 @@ class Grid:
         return self.step.size == 1
 
 
-def channel_axis(array: NDArray[Any], is_image: bool) -> int | None:
+def channel_axis(rank: int, is_image: bool) -> int | None:
     """Along which axis channels are: the second of images, the last of others; none of numbers without axes."""
-    if array.ndim == 0:
+    if rank == 0:
         return None
-    return 1 if is_image and array.ndim > 2 else array.ndim - 1
+    return 1 if is_image and rank > 2 else rank - 1

@@ -1,9 +1,8 @@
 """Where a quantised model loses the accuracy of the float model that it was made of.
 
 Of each tensor the signal-to-noise ratio is measured twice: alone (its own quantization, and that of the weights that
-made it, everything before in floats) and accumulated (everything before quantised). The float model runs with all these
-values as outputs; a second model, made here of the quantised one, reads them and runs each part on the float model's
-values, and the whole on the inputs, and sums up squares: both compiled by onnxc. Its parts:
+made it, everything before in floats) and accumulated (everything before quantised). Both models run node by node
+(`stepwise`). The quantised one has three parts, whose values are compared with the float model's:
 
 - `q:` the quantised model as it is,
 - `a:` each of its nodes on the values of the float model: what the quantization of one tensor, or the weights of one
@@ -13,28 +12,25 @@ values, and the whole on the inputs, and sums up squares: both compiled by onnxc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto
 
-from ...compiler.driver import compile_model, imported
 from ...compiler.options import Options
 from ...ir.dtypes import of_numpy
 from ...ir.errors import ModelError, OnnxcError
-from ...ir.graph import TensorType
-from .measured import Extent, Grid, Power, channel_axis
+from .measured import Extent, Grid, Power, Reference, channel_axis
 from .operator_form import as_pairs
 from .pairing import DEQUANTIZE, QUANTIZE, Pairing, Side
-from .subject import Subject, subject_of
+from .stepwise import Step, Stepwise
+from .subject import subject_of
 
 Array = NDArray[Any]
-LARGEST = 1e30
-"""Elements further from 0 stand for an infinity (masks); they are left out."""
 IMAGES = frozenset(("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization",
                     "InstanceNormalization", "Resize", "ConvInteger"))  # fmt: skip
 MATRICES = frozenset(("MatMul", "Gemm", "LayerNormalization", "LSTM", "GRU", "RNN", "Attention", "MatMulInteger",
@@ -93,24 +89,43 @@ class Comparison:
         nodes, constants = (*subject.nodes, *self.pairs.added), {**subject.constants, **self.pairs.factors}
         self.plain = Side(replace(subject, nodes=nodes, constants=constants))
         self.stands: dict[str, str] = {}
+        self.ranks: dict[str, int] = {}
+        alone = replace(options, dims=None, shapes=None, folder=None)
+        self.first, self.second = (Stepwise(side.subject, alone) for side in (self.plain, self.quantised))
+
+    def plain_steps(self, wanted: Iterable[str]) -> list[Step]:
+        """The nodes of the float model that these values hang on."""
+        return [Step(node) for node in needed(self.plain.subject.nodes, wanted)]
+
+    def plain_values(
+        self, sample: Mapping[str, Array], steps: Sequence[Step], wanted: Collection[str]
+    ) -> dict[str, Array]:
+        """The float model's values, inputs too."""
+        found = {name: np.asarray(array) for name, array in sample.items() if name in wanted}
+
+        def seen(name: str, array: Any) -> None:
+            if name in wanted:
+                found[name] = array
+
+        self.first.follow(steps, sample, seen)
+        return found
 
     def run(
         self, samples: Iterable[Mapping[str, Array]], progress: Callable[[str], None] = lambda what: None
     ) -> Sensitivities:
         """Measures on these inputs (of the float model, by name). ModelError where there are none."""
-        layers: list[Layer] = []
-        count, step = 0, None
+        count, measurement = 0, None
         for sample in samples:
-            if step is None or {n: a.shape for n, a in sample.items()} != step.shapes:
-                progress("compiling")
-                layers = layers or self.layers(sample)
-                step = _Step(self, sample, layers)
             count += 1
             progress(f"sample {count}")
-            step.run(sample)
-        if not count:
+            if measurement is None:
+                layers = self.layers(sample)
+                axes = {name: channel_axis(rank, self.is_image(name)) for name, rank in self.ranks.items()}
+                measurement = _Measurement(self, layers, axes)
+            measurement.run(sample)
+        if measurement is None:
             raise ModelError("there are no samples")
-        return self._found(layers, count)
+        return self._found(measurement.layers, count)
 
     def _found(self, layers: Sequence[Layer], count: int) -> Sensitivities:
         from .causes import remark
@@ -151,14 +166,15 @@ class Comparison:
 
     def _comparable(self, sample: Mapping[str, Array]) -> dict[str, str]:
         """Which floats stand for which, of those of one shape: an optimizer may use a name for something else."""
-        mine, theirs = self.quantised.subject, self.plain.subject
         arrays = {name: sample[other] for name, other in self.inputs.items()}
-        left = _types(mine, arrays, [*self.pairs.stands], self.options)
-        right = _types(theirs, sample, [*theirs.outputs, *(n.output[0] for n in self.pairs.added)], self.options)
-        return {
+        left = _shapes(self.second, arrays, self.pairs.stands)
+        right = _shapes(self.first, sample, set(self.pairs.stands.values()))
+        stands = {
             name: other for name, other in self.pairs.stands.items()
-            if name in left and other in right and left[name].shape == right[other].shape
+            if name in left and other in right and left[name] == right[other]
         }  # fmt: skip
+        self.ranks = {other: len(right[other]) for other in stands.values()}
+        return stands
 
     def _quantised(self, name: str, seen: set[str]) -> Iterator[Layer]:
         """The layers of a value that is quantised: one for each way in which it is."""
@@ -241,14 +257,18 @@ class Comparison:
         return False
 
 
-def _types(
-    subject: Subject, arrays: Mapping[str, Array], outputs: Sequence[str], options: Options
-) -> dict[str, TensorType]:
-    """The types of the values that are floats, inputs too, for inputs of certain sizes."""
-    model = subject.model(subject.nodes, arrays, [name for name in outputs if name in subject.definer], subject.inputs)
-    graph = imported(model, replace(options, dims=None, shapes=None, folder=None))
-    values = [*graph.inputs, *(value for node in graph.nodes for value in node.outputs)]
-    return {v.name: v.type for v in values if isinstance(v.type, TensorType) and v.type.dtype.is_float}
+def _shapes(steps: Stepwise, arrays: Mapping[str, Array], wanted: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of those of the values that are floats, inputs too, for inputs of certain sizes."""
+    found: dict[str, tuple[int, ...]] = {}
+
+    def seen(name: str, array: Any) -> None:
+        if name in wanted and isinstance(array, np.ndarray) and of_numpy(array.dtype).is_float:
+            found[name] = array.shape
+
+    for name, array in arrays.items():
+        seen(name, array)
+    steps.follow([Step(node) for node in needed(steps.subject.nodes, wanted)], arrays, seen)
+    return found
 
 
 def _is_packed(array: Any) -> bool:
@@ -267,49 +287,45 @@ def _recent(model: Any, options: Options) -> Any:
         return proto
 
 
-class _Step:
-    """Both models compiled for inputs of certain shapes."""
+class _Measurement:
+    """The parts that are run on every sample (see above), and what is summed up of their values."""
 
-    def __init__(self, comparison: Comparison, sample: Mapping[str, Array], layers: Sequence[Layer]) -> None:
-        self.comparison, self.layers = comparison, layers
-        self.shapes = {name: array.shape for name, array in sample.items()}
-        plain = comparison.plain.subject
-        stands = dict.fromkeys(comparison.stands.values())
-        needed = [name for name in stands if name not in plain.inputs]
-        model = plain.model(plain.nodes, sample, needed, plain.inputs)
-        self.options = replace(comparison.options, dims=None, shapes=None, folder=None)
-        self.float_model = compile_model(model, self.options)
-        self.values = self._values(sample)
-        self.measured: list[tuple[str, str, str, Power]] = []
-        self.axes = {n: channel_axis(a, comparison.is_image(n)) for n, a in self.values.items()}
-        self.second = compile_model(self._model(sample), self.options)
+    def __init__(self, comparison: Comparison, layers: Sequence[Layer], axes: Mapping[str, int | None]) -> None:
+        self.comparison, self.layers, self.axes = comparison, layers, axes
+        self.compared: dict[str, list[tuple[str, Power]]] = {}
+        for layer in layers:
+            self._measure(layer)
+        self.plain = comparison.plain_steps(self.wanted)
+        nodes = needed(list(self._nodes()), self.compared)
+        self.parts = [Step(node) for node in nodes]
 
-    def _values(self, sample: Mapping[str, Array]) -> dict[str, Array]:
-        """The float model's values, inputs too."""
-        taken = {port.name for port in self.float_model.inputs}
-        found = self.float_model.run({name: array for name, array in sample.items() if name in taken})
-        wanted = set(self.comparison.stands.values())
-        return {n: np.asarray(a) for n, a in {**sample, **found}.items() if n in wanted}
+    @property
+    def wanted(self) -> set[str]:
+        """The values of the float model that others are compared with."""
+        return {layer.value for layer in self.layers} | {layer.before for layer in self.layers if layer.before}
 
     def run(self, sample: Mapping[str, Array]) -> None:
         """Adds what one sample shows."""
-        self.values = self._values(sample)
-        feeds = {f"f:{name}": array for name, array in self.values.items()}
-        feeds |= {mine: sample[theirs] for mine, theirs in self.comparison.inputs.items()}
-        taken = {port.name for port in self.second.inputs}
-        found = self.second.run({name: array for name, array in feeds.items() if name in taken})
-        for noise, signal, _, power in self.measured:
-            power.add(found[signal], found[noise])
-        for layer in self.layers:
-            array = self.values[layer.value]
-            layer.extent.add(array, self.axes[layer.value], layer.grid.ends if layer.grid else None)
+        values = self.comparison.plain_values(sample, self.plain, self.wanted)
+        references = {name: Reference.of(array, self.axes[name]) for name, array in values.items()}
 
-    def _model(self, sample: Mapping[str, Array]) -> onnx.ModelProto:
-        """The second model (see above)."""
+        def seen(name: str, array: Any) -> None:
+            for value, power in self.compared.get(name, ()):
+                power.add(references[value].signal, references[value].noise(array))
+
+        feeds = {f"f:{name}": array for name, array in values.items()}
+        feeds |= {mine: sample[theirs] for mine, theirs in self.comparison.inputs.items()}
+        self.comparison.second.follow(self.parts, feeds, seen)
+        for layer in self.layers:
+            layer.shape = values[layer.value].shape
+            grid = layer.grid.ends if layer.grid else None
+            layer.extent.add(values[layer.value], self.axes[layer.value], grid)
+
+    def _nodes(self) -> Iterator[NodeProto]:
+        """The nodes of all parts, their values under other names."""
         comparison = self.comparison
         subject, pairs = comparison.quantised.subject, comparison.pairs
         kept = comparison.stands
-        nodes: list[NodeProto] = []
 
         def given(prefix: str) -> Callable[[str], str]:
             def name(read: str) -> str:
@@ -329,27 +345,16 @@ class _Step:
             return f"a:{read}" if computed else given("a:")(read)
 
         for node in subject.nodes:
-            nodes.append(renamed(node, given("q:"), "q:"))
+            yield renamed(node, given("q:"), "q:")
             if comparison.quantised.is_known(next(filter(None, node.output))):
                 continue
-            nodes.append(renamed(node, given("a:"), "a:"))
+            yield renamed(node, given("a:"), "a:")
             if node.op_type in (QUANTIZE, DEQUANTIZE) or any(name in pairs.whole for name in node.input):
-                nodes.append(renamed(node, layered, "l:"))
-        outputs: list[str] = []
-        constants: dict[str, Array] = {"onnxc:largest": np.array(LARGEST), "onnxc:zero": np.array(0.0)}
-        for layer in self.layers:
-            self._measure(layer, nodes, outputs, constants)
-        arrays = {f"f:{name}": array for name, array in self.values.items()}
-        arrays |= {mine: sample[theirs] for mine, theirs in comparison.inputs.items()}
-        wanted = replace(subject, constants={**subject.constants, **constants})
-        model = wanted.model(needed(nodes, outputs), arrays, outputs)
-        if not any(entry.domain in ("", "ai.onnx") for entry in model.opset_import):
-            model.opset_import.append(helper.make_opsetid("", OLDEST))
-        return model
+                yield renamed(node, layered, "l:")
 
-    def _measure(self, layer: Layer, nodes: list[NodeProto], outputs: list[str], constants: dict[str, Array]) -> None:
-        layer.shape = self.values[layer.value].shape
-        rounding, weighing = layer.rounding or Power(), layer.weighing or Power()
+    def _measure(self, layer: Layer) -> None:
+        """Notes what is compared for a layer."""
+        rounding, weighing = Power(), Power()
         if layer.quantised:
             layer.rounding = rounding
             pairs = [
@@ -367,38 +372,7 @@ class _Step:
             layer.weighing = weighing
             pairs.append(("a:", layer.computed, layer.before, weighing))
         for prefix, name, value, power in pairs:
-            signal = self._squares(f"f:{value}", "", value, nodes, outputs, constants)
-            noise = self._squares(f"{prefix}{name}", f"f:{value}", value, nodes, outputs, constants)
-            self.measured.append((noise, signal, value, power))
-
-    def _squares(
-        self, name: str, other: str, value: str, nodes: list[NodeProto], outputs: list[str],
-        constants: dict[str, Array],
-    ) -> str:  # fmt: skip
-        """The output with the sum of squares of a value, or of how it differs from another, channel by channel."""
-        result = f"{name} - {other}" if other else f"{name} squared"
-        if result in outputs:
-            return result
-        axis, rank = self.axes[value], self.values[value].ndim
-        axes = f"onnxc:axes {axis} {rank}"
-        constants[axes] = np.array([i for i in range(rank) if i != axis], np.int64)
-        reference, usual = f"{value}:f64", f"{value}:usual"
-
-        def add(operator: str, reads: Sequence[str], end: str, **attributes: Any) -> str:
-            nodes.append(helper.make_node(operator, list(reads), [end], end, **attributes))
-            return end
-
-        if not other:
-            add("Cast", [name], reference, to=TensorProto.DOUBLE)
-            add("Less", [add("Abs", [reference], f"{value}:abs"), "onnxc:largest"], usual)
-        plain = reference
-        if other:
-            wide = add("Cast", [name], f"{result}/f64", to=TensorProto.DOUBLE)
-            plain = add("Sub", [wide, reference], f"{result}/gap")
-        kept = add("Where", [usual, plain, "onnxc:zero"], f"{result}/kept")
-        squares = add("Mul", [kept, kept], f"{result}/squares")
-        outputs.append(add("ReduceSum", [squares, axes], result, keepdims=0, noop_with_empty_axes=1))
-        return result
+            self.compared.setdefault(f"{prefix}{name}", []).append((value, power))
 
 
 def renamed(node: NodeProto, read: Callable[[str], str], prefix: str) -> NodeProto:
