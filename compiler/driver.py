@@ -25,6 +25,7 @@ from ..passes.pipeline import Pass, parse_pipeline, run_pipeline
 from ..passes.precision import Precision
 from ..passes.quantization import Quantization
 from ..passes.regions import Schedule
+from ..passes.unsigned_bytes import UnsignedBytes
 from .cache import ModelCache
 from .compiled import Compiled, here
 from .deferred import Deferred
@@ -85,6 +86,8 @@ def passes_of(options: Options) -> tuple[Pass, ...]:
     """The passes to run: those asked for, else the target's, and what narrow precision needs behind fusion."""
     target = target_of(options)
     passes = list(parse_pipeline(options.pipeline or PIPELINES[target.kind]))
+    if "dot4_u8_i8" not in target.dot_products or "dot4_i8_i8" in target.dot_products:
+        passes = [item for item in passes if not isinstance(item, UnsignedBytes)]
     if options.exact:
         passes = [replace(item, exact=True) if isinstance(item, Quantization) else item for item in passes]
     if options.precision in ("f16", "bf16") and not any(isinstance(item, Precision) for item in passes):
