@@ -275,6 +275,18 @@ def test_for_other_processors(target: str, image: Any) -> None:
         np.testing.assert_array_equal(found, expected(x, w.astype(np.int64), 7, {**attributes, "group": group}))
 
 
+@pytest.mark.parametrize(("channels", "times"), [(5, 2), (70, 2), (24, 4), (3, 64)])
+@pytest.mark.parametrize("image", [np.uint8, np.int8])
+def test_several_filters_for_each_channel(channels: int, times: int, image: Any) -> None:
+    x, w, zero = integers(image, 2, 6, 5, channels), integers(np.int8, channels * times, 1, 3, 3), np.array(9, image)
+    attributes = {"pads": [1] * 4, "strides": [1, 2], "dilations": [1, 1], "group": channels, "layout": "channels_last"}
+    region = make_region("ConvInteger", [(x.shape, image), w, zero], attributes)
+    lowered = integer_depthwise.schedule(region, HOST)
+    assert lowered is not None and "depthwise" in lowered.kernel_calls[-1].kernel.name
+    (found,) = run(region, lowered, HOST, [x, w, zero])
+    np.testing.assert_array_equal(found, expected(x, w.astype(np.int64), 9, attributes))
+
+
 def test_one_axis() -> None:
     x, w, zero = integers(np.int8, 2, 30, 7), integers(np.int8, 9, 7, 5), np.array(-11, np.int8)
     attributes = {"pads": [2, 1], "strides": [2], "dilations": [1], "group": 1, "layout": "channels_last"}

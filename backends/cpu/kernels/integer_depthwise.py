@@ -9,6 +9,7 @@ it: then four vectors of sums hold the channels of a chunk in another order, in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -32,6 +33,7 @@ from .integer_convolution import IntegerConvolution, find_integers
 from .packed_outputs import packed_outputs
 from .packing import first_lanes
 from .register_tile import Tile, accumulators
+from .repeated_channels import repeated
 
 GROUP = 4
 """Taps that are multiplied by one instruction."""
@@ -44,12 +46,19 @@ PIXELS = 4
 def schedule(region: Region, target: Target) -> Lowered | None:
     """The kernels of a depthwise convolution of integers; None for others."""
     found = find_integers(region, target)
-    if found is None or found.whole.channels != 1 or found.whole.filters != 1 or not found.fits:
+    if found is None or found.whole.channels != 1 or not found.fits:
+        return None
+    several = repeated(found) if found.whole.filters != 1 else None
+    if found.whole.filters != 1 and several is None:
         return None
     if found.whole.outputs is None:
         return through_memory(region, lambda alone: schedule(alone, target))
-    made = _IntegerDepthwise(target, found, found.whole.outputs)
-    return joined(found.whole.copies, made.lowered())
+    if several is None:
+        return joined(found.whole.copies, _IntegerDepthwise(target, found, found.whole.outputs).lowered())
+    single, image, copy = several
+    made = _IntegerDepthwise(target, single, found.whole.outputs).lowered()
+    made = replace(made, calls=(copy, *made.calls), workspaces=(image, *made.workspaces))
+    return joined(found.whole.copies, made)
 
 
 def channel_order(lanes: int) -> np.ndarray:
