@@ -420,6 +420,23 @@ def test_external_data_is_read_and_written(tmp_path: Path, monkeypatch: pytest.M
     assert np.array_equal(onnxc.compile(target)(IMAGES["x"]), onnxc.compile(inside)(IMAGES["x"]))
 
 
+def test_external_data_inside_branches_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """branches (float[2, 32] x, bool flag) => (float[2, 4] y) {
+        y = If (flag) <
+            then_branch = yes () => (float[2, 4] t) { t = MatMul (x, w) },
+            else_branch = no () => (float[2, 4] e) { u = MatMul (x, w) e = Neg (u) }
+        >
+    }"""
+    path, target = tmp_path / "model.onnx", tmp_path / "small.onnx"
+    onnx.save(model_of_text(text, w=normal(32, 4)), path, save_as_external_data=True, location="w", size_threshold=0)
+    monkeypatch.setattr(quantize_model, "LARGEST_FILE", 1)
+    monkeypatch.setattr(quantize_model, "SMALLEST_OUTSIDE", 16)
+    draft, _ = quantised_draft(path, None, Settings(weights_only="int8"))
+    assert [file.name for file in draft.save(target)] == ["small.onnx", "small.onnx.data"]
+    inputs = {"x": normal(2, 32), "flag": np.array(False)}
+    assert np.array_equal(by_onnxruntime(target, inputs)[0], by_onnxruntime(draft.embedded(), inputs)[0])
+
+
 def test_the_model_given_is_left_alone() -> None:
     floats = residual_model()
     before = floats.SerializeToString(deterministic=True)

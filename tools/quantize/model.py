@@ -7,11 +7,12 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
 import onnx.inliner
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -78,27 +79,33 @@ class Draft(GraphDraft):
             path.write_bytes(self.embedded().SerializeToString(deterministic=True))
             return [path]
         beside = path.with_name(f"{path.name}.data")
-        light = ModelProto()
-        light.CopyFrom(self.proto)
-        position = 0
+        light, graph = ModelProto(), GraphProto()
+        _copy(graph, self.graph, "initializer")
+        _copy(light, self.proto, "graph")
         with beside.open("wb") as file:
-            for tensor in tensors_of(light.graph):
-                if size_of(tensor) < SMALLEST_OUTSIDE or tensor.data_type == TensorProto.STRING:
-                    self._embed(tensor)
-                    continue
-                data = self._payload(tensor)
-                file.write(bytes(-position % ALIGNED))
-                position += -position % ALIGNED
-                file.write(data)
-                name, dims, kind = tensor.name, list(tensor.dims), tensor.data_type
-                tensor.Clear()
-                tensor.name, tensor.data_type, tensor.data_location = name, kind, TensorProto.EXTERNAL
-                tensor.dims.extend(dims)
-                for key, value in (("location", beside.name), ("offset", position), ("length", len(data))):
-                    tensor.external_data.add(key=key, value=str(value))
-                position += len(data)
+            for tensor in self.graph.initializer:  # one after another: the weights are in memory only once
+                self._write(tensor, graph.initializer.add(), file)
+            for tensor in list(tensors_of(graph))[len(graph.initializer) :]:  # those inside nodes
+                self._write(tensor, tensor, file)
+        light.graph.CopyFrom(graph)
         path.write_bytes(light.SerializeToString(deterministic=True))
         return [path, beside]
+
+    def _write(self, tensor: TensorProto, into: TensorProto, file: BinaryIO) -> None:
+        """Puts a tensor's elements into the file and says so in `into`, where small ones go themselves."""
+        if size_of(tensor) < SMALLEST_OUTSIDE or tensor.data_type == TensorProto.STRING:
+            into.CopyFrom(tensor)
+            self._embed(into)
+            return
+        data, name, dims, kind = self._payload(tensor), tensor.name, list(tensor.dims), tensor.data_type
+        position = -(-file.tell() // ALIGNED) * ALIGNED
+        file.seek(position)
+        file.write(data)
+        into.Clear()
+        into.name, into.data_type, into.data_location = name, kind, TensorProto.EXTERNAL
+        into.dims.extend(dims)
+        for key, value in (("location", file.name), ("offset", position), ("length", len(data))):
+            into.external_data.add(key=key, value=Path(value).name if key == "location" else str(value))
 
     def embedded(self) -> ModelProto:
         """The model with all tensors in it."""
@@ -120,6 +127,17 @@ class Draft(GraphDraft):
             return bytes(tensor.raw_data)
         array = np.asarray(self.weights.array(tensor))
         return bytes(numpy_helper.from_array(array).raw_data)
+
+
+def _copy(into: Message, source: Message, without: str) -> None:
+    """Copies all fields of a message but one."""
+    for field, value in source.ListFields():
+        if field.name == without:
+            continue
+        if isinstance(value, int | float | str | bytes):
+            setattr(into, field.name, value)
+        else:
+            getattr(into, field.name).MergeFrom(value)
 
 
 def tensors_of(graph: GraphProto) -> Iterator[TensorProto]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ MOST = 127
 """Of i8: -128 is not used, so that weights are as large on either side."""
 SHRINKS = np.linspace(1.0, 0.7, 13)
 """Shares of a block's range that are tried."""
-AT_ONCE = 1 << 22
-"""Elements whose blocks are rounded at once."""
+AT_ONCE = 1 << 15
+"""Elements that are rounded at once, so that what is made on the way stays in the second-level cache."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,24 @@ class Quantised:
 def quantised(weights: Array, axis: int | None, least_scale: Array | float = 0.0) -> Quantised:
     """i8 weights around zero, with a scale per channel along `axis` (None: one in all), none below `least_scale`, which
     the weights' type holds."""
-    weights, kind = weights.astype(np.float32), weights.dtype
     others = tuple(other for other in range(weights.ndim) if other != axis)
-    largest = np.max(np.abs(weights), axis=others if axis is not None else None, initial=0.0)
-    scale = np.maximum(largest.astype(np.float64) / MOST, least_scale).astype(np.float32)
-    scale = _usable(scale, kind)
+    ends = (
+        np.asarray(found(axis=others if axis is not None else None, initial=0.0))
+        for found in (weights.max, weights.min)
+    )
+    largest = np.maximum(*(np.abs(end.astype(np.float64)) for end in ends))
+    scale = _usable(np.maximum(largest / MOST, least_scale).astype(np.float32), weights.dtype)
     wide = scale if axis is None else scale.reshape([-1 if other == axis else 1 for other in range(weights.ndim)])
-    values = np.clip(np.rint(weights / wide), -MOST, MOST).astype(np.int8)
+    values = np.empty(weights.shape, np.int8)
+    step = max(1, AT_ONCE * len(weights) // max(weights.size, 1))
+    for start in range(0, len(weights), step):  # what is as large as the weights is only the result
+        place = slice(start, start + step)
+        part = weights[place] / (wide[place] if axis == 0 else wide)
+        values[place] = np.clip(np.rint(part, out=part), -MOST, MOST, out=part)
     return Quantised(values, scale, axis)
 
 
-def in_blocks(weights: Array, axis: int, block: int, symmetric: bool) -> Quantised:
+def in_blocks(weights: Array, axis: int, block: int, symmetric: bool, threads: int | None = None) -> Quantised:
     """4-bit weights [..., n, ...] with a scale, and a zero point unless `symmetric`, for each `block` elements along
     `axis`; of some ranges per block the one is taken that changes its elements least in the mean of squares.
 
@@ -63,7 +71,8 @@ def in_blocks(weights: Array, axis: int, block: int, symmetric: bool) -> Quantis
     values = np.empty((len(rows), count * block), np.int8)
     scales, zeros = np.empty((len(rows), count), np.float32), np.empty((len(rows), count), np.int8)
     step = max(1, AT_ONCE // (count * block))
-    for start in range(0, len(rows), step):
+
+    def fill(start: int) -> None:
         part = rows[start : start + step]
         # The last block is filled up with what it has already: that changes no range.
         part = np.pad(part, ((0, 0), (0, count * block - length)), mode="edge").reshape(len(part), count, block)
@@ -71,6 +80,9 @@ def in_blocks(weights: Array, axis: int, block: int, symmetric: bool) -> Quantis
         place = slice(start, start + step)
         values[place] = found[0].reshape(-1, count * block)
         scales[place], zeros[place] = found[1], found[2]
+
+    with ThreadPoolExecutor(threads) as pool:  # NumPy lets others run meanwhile
+        list(pool.map(fill, range(0, len(rows), step)))
     shape = moved.shape[:-1]
 
     def back(array: Array) -> Array:
@@ -89,27 +101,27 @@ def _blocks(part: Array, symmetric: bool, kind: Any) -> tuple[Array, Array, Arra
     """Integers [rows, blocks, block], scales and zeros [rows, blocks] of blocks of weights."""
     low, high = np.minimum(part.min(-1), 0), np.maximum(part.max(-1), 0)
     least, most = (-8, 7) if symmetric else (0, 15)
-    best: tuple[Array, Array, Array] | None = None
-    error = np.full(low.shape, np.inf, np.float32)
+    extent = np.maximum(-low / 8, high / 7) if symmetric else (high - low) / 15
+    values = np.empty(part.shape, np.int8)
+    scales, zeros = np.empty(low.shape, np.float32), np.zeros(low.shape, np.float32)
+    least_error = np.full(low.shape, np.inf, np.float32)
+    q, off = np.empty_like(part), np.empty_like(part)
     for share in SHRINKS:
-        extent = np.maximum(-low / 8, high / 7) if symmetric else (high - low) / 15
         scale = _usable((extent * np.float32(share)).astype(np.float32), kind)
         zero = np.zeros_like(scale) if symmetric else np.clip(np.rint(-low * np.float32(share) / scale), 0, 15)
-        q = np.clip(np.rint(part / scale[..., None]) + zero[..., None], least, most)
-        off = np.square((q - zero[..., None]) * scale[..., None] - part).sum(-1)
-        new = (q.astype(np.int8), scale, zero.astype(np.int8))
-        if best is None:
-            best, error = new, off
-            continue
-        better = off < error
-        error = np.where(better, off, error)
-        best = (
-            np.where(better[..., None], new[0], best[0]),
-            np.where(better, new[1], best[1]),
-            np.where(better, new[2], best[2]),
-        )
-    assert best is not None
-    return best
+        np.divide(part, scale[..., None], out=q)
+        np.rint(q, out=q)
+        np.clip(q, (least - zero)[..., None], (most - zero)[..., None], out=q)
+        np.multiply(q, scale[..., None], out=off)
+        off -= part
+        error = np.einsum("rbe,rbe->rb", off, off)
+        better = error < least_error
+        np.copyto(least_error, error, where=better)
+        np.copyto(scales, scale, where=better)
+        np.copyto(zeros, zero, where=better)
+        q += zero[..., None]
+        np.copyto(values, q, where=better[..., None], casting="unsafe")
+    return values, scales, zeros.astype(np.int8)
 
 
 def four_bits(values: Array, signed: bool) -> TensorProto:

@@ -72,7 +72,7 @@ class WeightsOnly:
         any."""
         weights, graph = scope.graph.array(weight), scope.graph
         if self.narrow:
-            found = in_blocks(weights, axis, self.settings.block, self.settings.symmetric)
+            found = in_blocks(weights, axis, self.settings.block, self.settings.symmetric, self.settings.threads)
             values: Array | TensorProto = four_bits(found.values, self.settings.symmetric)
         else:
             found = quantised(weights, axis)
