@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from onnxc.compiler.options import Options
+from onnxc.ir.errors import UnsupportedError
 from onnxc.tools.check.stepwise import Step, Stepwise
 from onnxc.tools.check.subject import subject_of
 from onnxc.tools.check.windows import factors
@@ -94,3 +96,11 @@ def test_convolutions_as_products(data: st.DataObject) -> None:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     expected = session.run(None, {"x": x, "w": w})[0]
     np.testing.assert_array_equal(np.matmul(*found[:2]).reshape(found[2]), expected)
+
+
+def test_what_cannot_be_run_is_told_with_its_shapes() -> None:
+    model = model_of_text("narrow (float[n] x) => (float[m] y) { y = Conv (x4, w) }", w=np.ones((1, 1, 5), np.float32))
+    model.graph.node[0].input[0] = "x"
+    steps, nodes = stepwise(model)
+    with pytest.raises(UnsupportedError, match=r"\(Conv\) cannot be run on operands of shapes .*: .*see --input"):
+        values(steps, nodes, {"x": np.ones((1, 1, 3), np.float64)})

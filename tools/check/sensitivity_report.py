@@ -102,7 +102,8 @@ def lines(report: SensitivityReport) -> Iterator[Any]:
     yield ""
     for name, power in found.outputs.items():
         enough = report.least is None or power.plain >= report.least
-        yield f"output {name}: {_decibels(power.plain)} dB{'' if enough else f', less than {report.least:g}'}"
+        ratio = "exact" if power.plain == math.inf else f"{_decibels(power.plain)} dB"
+        yield f"output {name}: {ratio}{'' if enough else f', less than {report.least:g}'}"
 
 
 def _nodes(layer: Layer) -> str:

@@ -20,7 +20,7 @@ from ...compiler.driver import compile_model
 from ...compiler.nodes import graphs_in, names_read
 from ...compiler.options import Options
 from ...ir.dtypes import of_numpy
-from ...ir.errors import OnnxcError
+from ...ir.errors import OnnxcError, UnsupportedError
 from .evaluate import Evaluator
 from .subject import SMALL, Subject
 from .windows import factors
@@ -162,9 +162,21 @@ class Stepwise:
                 pass
         try:
             return _Code(exact, self._compiled(step, arrays, fixed, exact), fixed)
-        except OnnxcError:
+        except OnnxcError as error:
+            reason = error
             evaluator = Evaluator(replace(self.subject, constants=fixed), ("onnxruntime", "reference"))
-            return _Code(exact, lambda feeds: evaluator.node(step.kind, dict(feeds))[0], fixed)
+
+            def run(feeds: Mapping[str, Any]) -> Sequence[Any]:
+                try:
+                    return evaluator.node(step.kind, dict(feeds))[0]
+                except OnnxcError:
+                    sizes = ", ".join(str(list(shape)) for shape in exact)
+                    raise UnsupportedError(
+                        f'node "{step.node.name}" ({step.node.op_type}) cannot be run on operands of shapes {sizes}: '
+                        f"{reason} (made-up inputs may not suit the model: see --input, --shape and --data)"
+                    ) from reason
+
+            return _Code(exact, run, fixed)
 
     def _compiled(
         self, step: Step, arrays: Mapping[str, Any], fixed: Mapping[str, Any], sizes: tuple[tuple[int | None, ...], ...]
