@@ -7,6 +7,7 @@ from . import (
     cleanup,
     dynamic_ranges,
     fold,
+    fold_depth,
     fuse,
     layout,
     loops,
@@ -36,9 +37,9 @@ DEFAULT_PIPELINE = (
 """What `compile` runs: a text that `parse_pipeline` reads. Running it once more changes nothing."""
 
 PIPELINES = {
-    "cpu": DEFAULT_PIPELINE.replace("attention", "attention{narrow=0, bytes=1}").replace(
-        "wide-weights,", "wide-weights,unsigned-bytes,"
-    ),
+    "cpu": DEFAULT_PIPELINE.replace("attention", "attention{narrow=0, bytes=1}")
+    .replace("wide-weights,", "wide-weights,unsigned-bytes,")
+    .replace("pads,", "pads,fold-depth,"),
     "cuda": DEFAULT_PIPELINE.replace("pads,", "pads,zero-points,"),
 }
 """The same by the kind of target."""
@@ -52,6 +53,7 @@ __all__ = [
     "cleanup",
     "dynamic_ranges",
     "fold",
+    "fold_depth",
     "fuse",
     "layout",
     "loops",
