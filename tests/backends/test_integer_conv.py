@@ -15,7 +15,7 @@ from native_kernel import HOST
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnxc.backends.cpu import schedules
-from onnxc.backends.cpu.kernels import integer_conv, integer_depthwise, integer_winograd, winograd_plan
+from onnxc.backends.cpu.kernels import conv, integer_conv, integer_depthwise, integer_winograd, winograd_plan
 from onnxc.backends.cpu.kernels.filtering import as_array, filtering
 from onnxc.ir.dims import symbol
 from onnxc.ir.dtypes import F32, I8, I32, U8
@@ -356,3 +356,23 @@ def test_a_copy_of_many_channels_is_a_loop(channels: int, group: int, planes: bo
     lowered = integer_conv.schedule(region, HOST)
     assert lowered is not None
     assert all(str(made.kernel).count("=") < 50 for made in lowered.kernel_calls if "four_" in made.kernel.name)
+
+
+@pytest.mark.parametrize("pads", [[2, 0, 1, 0], [0, 0, 0, 0]], ids=["padded", "inside"])
+def test_an_image_of_one_column_is_convolved_as_one_row(pads: list[int]) -> None:
+    """Whose pixels share registers (magika: 0.20 of the limit before, 0.96 so)."""
+    x, w, zero = integers(np.uint8, 2, 40, 1, 8), integers(np.int8, 16, 8, 5, 1), np.array(9, np.uint8)
+    attributes = {"pads": pads, "strides": [2, 1], "dilations": [1, 1], "group": 1, "layout": "channels_last"}
+    region = make_region("ConvInteger", [(x.shape, np.uint8), w, zero], attributes)
+    lowered = integer_conv.schedule(region, HOST)
+    assert lowered is not None and any("conv1x5" in made.kernel.name for made in lowered.kernel_calls)
+    (found,) = run(region, lowered, HOST, [x, w, zero])
+    np.testing.assert_array_equal(found, expected(x, w.astype(np.int64), 9, attributes))
+    real, weights = RANDOM.standard_normal(x.shape, np.float32), RANDOM.standard_normal(w.shape, np.float32)
+    region = make_region("Conv", [(x.shape, np.float32), weights], attributes)
+    lowered = conv.schedule(region, HOST)
+    assert lowered is not None
+    (found,) = run(region, lowered, HOST, [real, weights])
+    padded = np.pad(real.astype(np.float64), ((0, 0), (pads[0], pads[2]), (0, 0), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 5, axis=1)[:, ::2]
+    np.testing.assert_allclose(found, np.einsum("nhwck,fck->nhwf", windows, weights[..., 0]), rtol=1e-4, atol=1e-4)

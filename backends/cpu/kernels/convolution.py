@@ -92,7 +92,8 @@ def channels_last(
 
 
 def lifted(found: convolution.Convolution, image: Affine, copies: Lowered) -> Convolution:
-    """A convolution over two axes, of which the first has one element where there is none."""
+    """A convolution over two axes, of which the first has one element where there is none: pixels that share registers
+    follow one another along the second, which is why an image of one column becomes one of one row."""
     windows, weights, strides = found.windows, found.array, list(image.strides)
     assert weights is not None
     one_axis = windows.rank == 1
@@ -102,9 +103,21 @@ def lifted(found: convolution.Convolution, image: Affine, copies: Lowered) -> Co
         )
         weights = weights[:, :, None, :]
         strides.insert(1, 0)
+    fields = _fields(windows)
+    turned = not one_axis and tuple(field[1] for field in fields) == (
+        1,
+        1,
+        *(entry[1] for entry in fields[2:4]),
+        0,
+        0,
+        1,
+    )
+    if turned:
+        windows = Windows(*((second, first) for first, second in fields))  # type: ignore[arg-type]
+        weights, strides = weights.swapaxes(2, 3), [strides[0], strides[2], strides[1]]
 
     def pixel(image: Dim, row: Dim, at: Dim) -> Mapping[str, Dim]:
-        return found.pixel((image, at) if one_axis else (image, row, at))
+        return found.pixel((image, at) if one_axis else (image, at, row) if turned else (image, row, at))
 
     return Convolution(
         windows,
