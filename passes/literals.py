@@ -205,8 +205,10 @@ def _is_free(graph: Graph, node: Node, position: int, dtype: DType) -> bool:
         return False
     if position in FREE.get(node.op, ()):
         return True
+    if position not in FREE_BESIDE_DATA.get(node.op, ()):
+        return False
     data = node.inputs[position - 2]
-    return position in FREE_BESIDE_DATA.get(node.op, ()) and data is not None and graph.constant(data) is None
+    return data is not None and graph.constant(data) is None
 
 
 def _with_tables(kernel: Kernel, target: Target) -> tuple[Kernel, dict[DType, list[tuple[s.Number, ...]]]]:
