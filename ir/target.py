@@ -75,6 +75,7 @@ _DOT_PRODUCTS: dict[str, tuple[str, ...]] = {
     "dot4_i8_i8": ("dotprod",),
     "dot4_u8_u8": ("dotprod",),
     "dot2_i16_i16": ("sse2",),
+    "dot2_u7_i8": ("ssse3",),
     "dot2_bf16_bf16": ("avx512bf16",),
 }
 

@@ -145,19 +145,19 @@ def interleaved(functions: Sequence[Callable[[], None]], rounds: int = 9, second
 def multiply_adds(target: Target, dot: Dot | None = None) -> tuple[Callable[[], None], float]:
     """What the core does at best: independent sums in registers, of products in f32 or by a dot product. Returns it
     and how many operations it does."""
-    lanes, chains, steps = target.lanes(32), 12, 20_000
     dtype = F32 if dot is None else dot.sums
+    lanes, groups, chains, steps = target.lanes(dtype.bits), target.lanes(32), 12, 20_000
     sums = Buffer("sum", dtype, chains, "register", lanes)
     y = Buffer("y0", dtype, chains * lanes)
     factor = s.const(0.999, F32, lanes)
     body: list[k.Statement] = [k.Alloc(sums)]
     body += [k.Store(sums, i, s.const(i, dtype, lanes)) for i in range(chains)]
-    changing = s.widen(s.cast(s.index(k.index_symbol("i", steps)), U32), lanes)  # or products would be known before
+    changing = s.widen(s.cast(s.index(k.index_symbol("i", steps)), U32), groups)  # or products would be known before
 
     def added(total: Scalar, chain: int) -> Scalar:
         if dot is None:
             return s.fma(total, factor, factor)
-        return dot(total, changing, s.const(0x3F003F00 + chain, U32, lanes))
+        return dot(total, changing, s.const(0x3F003F00 + chain, U32, groups))
 
     step = [k.Store(sums, i, added(s.load(sums, i, lanes), i)) for i in range(chains)]
     body.append(k.For("i", steps, tuple(step)))

@@ -1,8 +1,9 @@
 """Dot-product instructions: `Call(name, (accumulator, a, b))` adds to each 32-bit lane the products of 4 or 2 pairs.
 
 Lane i of the result is accumulator[i] + sum of a[g*i + j] * b[g*i + j] for j < g; `a` and `b` have g times the lanes,
-or are u32 that hold the g elements of a lane, the first one in the low bits. Sums of integers wrap, so that they are
-the same in whatever order: where there is no instruction for four 8-bit elements, two for pairs of i16 are exact too.
+or are u32 that hold the g elements of a lane, the first one in the low bits (of `dot2_u7_i8` those of two lanes of 16
+bits, with left elements below 128, so that nothing saturates). Sums of integers wrap, so that they are the same in
+whatever order: where there is no instruction for four 8-bit elements, two for pairs of i16 are exact too.
 
 Of bf16 the second product is added first, each rounded once: what VDPBF16PS does ("Intel 64 and IA-32 Architectures
 Software Developer's Manual", volume 2), which also takes subnormal operands and results for zeros.
@@ -47,6 +48,7 @@ DOTS = {
         Dot("dot4_i8_i8", 4, I8, I8, I32),
         Dot("dot4_u8_u8", 4, U8, U8, I32),
         Dot("dot2_i16_i16", 2, I16, I16, I32),
+        Dot("dot2_u7_i8", 2, U8, I8, I16),
     )
 }
 
@@ -77,6 +79,9 @@ INSTRUCTIONS = (
     DotInstruction("dot2_i16_i16", 16, ("avx512bw",), "x86.avx512.pmaddw.d.512", "<32 x i16>", False),
     DotInstruction("dot2_i16_i16", 8, ("avx2",), "x86.avx2.pmadd.wd", "<16 x i16>", False),
     DotInstruction("dot2_i16_i16", 4, ("sse2",), "x86.sse2.pmadd.wd", "<8 x i16>", False),
+    DotInstruction("dot2_u7_i8", 32, ("avx512bw",), "x86.avx512.pmaddubs.w.512", "<64 x i8>", False),
+    DotInstruction("dot2_u7_i8", 16, ("avx2",), "x86.avx2.pmadd.ub.sw", "<32 x i8>", False),
+    DotInstruction("dot2_u7_i8", 8, ("ssse3",), "x86.ssse3.pmadd.ub.sw.128", "<16 x i8>", False),
     DotInstruction("dot2_bf16_bf16", 16, ("avx512bf16",), "x86.avx512bf16.dpbf16ps.512", "<32 x bfloat>"),
     DotInstruction("dot2_bf16_bf16", 8, ("avx512bf16",), "x86.avx512bf16.dpbf16ps.256", "<16 x bfloat>"),
     DotInstruction("dot2_bf16_bf16", 4, ("avx512bf16",), "x86.avx512bf16.dpbf16ps.128", "<8 x bfloat>"),
@@ -95,6 +100,8 @@ def split(call: s.Call, target: Target) -> Scalar:
     """A call that is no instruction: two halves, down to one lane, where it is a sum of products."""
     dot = DOTS[call.name]
     total, a, b = call.arguments
+    if dot.sums == I16:  # a group is half of a u32
+        a, b = (s.Bitcast(kind, dot.group * call.lanes, part) for kind, part in ((dot.left, a), (dot.right, b)))
     group = a.lanes // call.lanes
     narrower = [entry.lanes for entry in INSTRUCTIONS if entry.product == call.name and entry.lanes < call.lanes]
     if not any(find(s.Call(call.dtype, lanes, call.name, ()), target) for lanes in narrower):
@@ -105,7 +112,8 @@ def split(call: s.Call, target: Target) -> Scalar:
         if dot.group == 4 and "dot2_i16_i16" in target.dot_products:
             return _by_pairs(dot, total, _grouped(a, call.lanes), _grouped(b, call.lanes))
         for part in range(dot.group):
-            total = total + _element(a, dot.left, part, call.lanes) * _element(b, dot.right, part, call.lanes)
+            product = _element(a, dot.left, part, call.lanes) * _element(b, dot.right, part, call.lanes)
+            total = total + s.cast(product, dot.sums)
         return total
     half = call.lanes // 2
 

@@ -30,7 +30,7 @@ from .packing import Columns
 from .product import flattened
 from .register_tile import Tile, accumulators, choose_tile
 from .weight_only_definition import Definition, last_lanes, magnitude_bits
-from .weight_only_digits import DigitRows, digits_tile, instruction
+from .weight_only_digits import BY_PAIRS, DigitRows, digits_tile, instruction
 from .weight_only_gemm import ManyRows
 from .weight_only_panels import STEP, PackedProduct, WeightPanels, packed_product
 from .weight_only_tasks import panel_tasks
@@ -115,7 +115,7 @@ def digits_of(found: PackedProduct, target: Target) -> tuple[int, str] | None:
         return None
     narrow = found.left.buffer.dtype in (F16, BF16)
     digits = LEVEL_DIGITS.get(found.accuracy_level, NARROW_DIGITS if narrow else DIGITS)
-    return (digits, name) if digits == 1 or target.strassen else None
+    return (digits, name) if digits == 1 or (target.strassen and name != BY_PAIRS) else None
 
 
 def _either(rows: Dim, most: int, few: Iterable[Statement], many: Iterable[Statement]) -> Iterator[Statement]:
@@ -124,19 +124,20 @@ def _either(rows: Dim, most: int, few: Iterable[Statement], many: Iterable[State
 
 
 def few_rows_tile(rows: int, columns: int, target: Target) -> Tile:
-    """The tile for so many rows: as many vectors as registers allow."""
+    """The tile for so many rows: one row by many vectors, or several rows by two."""
     lanes = target.lanes(32)
     while lanes >= 2 * max(columns, 2):
         lanes //= 2
-    vectors = MOST_VECTORS
-    while vectors > 1 and (rows_at_once(vectors, target) < rows or lanes * vectors >= 2 * columns):
+    vectors = MOST_VECTORS if rows == 1 and target.fma else 2
+    while vectors > 1 and lanes * vectors >= 2 * columns:
         vectors //= 2
     return Tile(max(1, min(rows, rows_at_once(vectors, target))), vectors, lanes)
 
 
 def rows_at_once(vectors: int, target: Target) -> int:
-    """Rows whose sums, of a block and in all, have registers beside words, weights and a mask."""
-    return (target.vector_registers - 2 * vectors - 2) // (2 * vectors)
+    """Rows whose sums of a block have registers beside words, weights and a mask; sums in all may be in memory."""
+    beside = 2 if target.fma else 5  # products that are added by another instruction are there in copies
+    return max(1, min(FEW_ROWS, (target.vector_registers - 2 * vectors - beside) // vectors))
 
 
 class FewRows:

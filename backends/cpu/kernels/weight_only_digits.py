@@ -18,7 +18,7 @@ from typing import TypeAlias
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, dim_min, product, symbol
-from ....ir.dtypes import F32, I32, U32
+from ....ir.dtypes import F32, I16, I32, U32
 from ....ir.loops import Alias, Alloc, Define, For, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
@@ -42,15 +42,26 @@ TASK_ROWS = 128
 """Rows of a task, at most: their sums are kept on the stack."""
 
 
+BY_PAIRS = "dot2_u7_i8"
+"""What adds two products of bytes, in i16: exact for codes of less than 8 bits, and so is the sum over a chunk."""
+
+
 def instruction(bits: int, target: Target) -> str | None:
-    """What multiplies codes by signed bytes and adds four products; codes below 128 may be signed bytes too."""
-    names = ("dot4_u8_i8", *(("dot4_i8_i8",) if bits < 8 else ()))
+    """What multiplies codes by signed bytes and adds four products, or two; codes below 128 may be signed bytes too."""
+    pairs = (
+        (BY_PAIRS,) if target.has("avx2") or not target.has("avx") else ()
+    )  # vectors of integers as wide as of reals
+    names = ("dot4_u8_i8", *(("dot4_i8_i8", *pairs) if bits < 8 else ()))
     return next((name for name in names if name in target.dot_products), None)
 
 
 def rows_at_once(vectors: int, digits: int, target: Target) -> int:
     """Rows of a tile whose sums have registers: those of a run for each digit, and those of runs before."""
-    return max(1, (target.vector_registers - 2 * vectors - 2) // ((digits + 1) * vectors))
+    return max(1, _rows(vectors, digits, target))
+
+
+def _rows(vectors: int, digits: int, target: Target) -> int:
+    return (target.vector_registers - 2 * vectors - 2) // ((digits + 1) * vectors)
 
 
 def many_rows_at_once(vectors: int, digits: int, target: Target) -> int:
@@ -65,7 +76,7 @@ def digits_tile(rows: Dim, columns: int, digits: int, target: Target) -> Tile:
     while lanes >= 2 * max(columns, 2):
         lanes //= 2
     wanted = min(rows, 3) if isinstance(rows, int) else 3
-    while vectors > 1 and (rows_at_once(vectors, digits, target) < wanted or lanes * vectors >= 2 * columns):
+    while vectors > 1 and (_rows(vectors, digits, target) < wanted or lanes * vectors >= 2 * columns):
         vectors //= 2
     most = rows_at_once(vectors, digits, target)
     return Tile(min(rows, most) if isinstance(rows, int) else most, vectors, lanes)
@@ -157,17 +168,37 @@ class DigitRows:
         chunks = self.found.run // left.chunk
         chunk = run * chunks + k.index_symbol("chunk", chunks)
         steps: list[Statement] = []
-        for number in range(left.chunk // BYTES):
-            before, codes = weights(chunk, number)
+        numbers = range(left.chunk // BYTES)
+        codes: list[Sequence[Scalar]] = []
+
+        def value(number: int, i: int, digit: int) -> Scalar:
+            held = Buffer(f"a{number}_{i}_{digit}", U32, 1, "register", lanes)
+            steps.append(Define(held, s.widen(s.load(words, left.word(i, chunk, digit, number)), lanes)))
+            return s.load(held, 0, lanes)
+
+        for number in numbers:
+            before, here = weights(chunk, number)
             steps += before
+            codes.append(here)
+            if self.name == BY_PAIRS:
+                continue
             for i in range(rows):
                 for digit in range(digits):
-                    value = Buffer(f"a{number}_{i}_{digit}", U32, 1, "register", lanes)
-                    steps.append(Define(value, s.widen(s.load(words, left.word(i, chunk, digit, number)), lanes)))
-                    for v, code in enumerate(codes):
+                    factor = value(number, i, digit)
+                    for v, code in enumerate(here):
                         at = (digit * rows + i) * tile.vectors + v
-                        total = s.Call(I32, lanes, self.name, (s.load(part, at, lanes), code, s.load(value, 0, lanes)))
+                        total = s.Call(I32, lanes, self.name, (s.load(part, at, lanes), code, factor))
                         steps.append(Store(part, at, total))
+        for i in range(rows if self.name == BY_PAIRS else 0):
+            for digit in range(digits):
+                factors = [value(number, i, digit) for number in numbers]
+                for v in range(tile.vectors):
+                    at = (digit * rows + i) * tile.vectors + v
+                    pairs: Scalar = s.const(0, I16, 2 * lanes)
+                    for number in numbers:
+                        pairs = s.Call(I16, 2 * lanes, self.name, (pairs, codes[number][v], factors[number]))
+                    added = s.Bitcast(U32, lanes, pairs), s.const(0x00010001, U32, lanes)
+                    steps.append(Store(part, at, s.Call(I32, lanes, "dot2_i16_i16", (s.load(part, at, lanes), *added))))
         yield For("chunk", chunks, tuple(steps))
         block = run * self.found.run // self.found.block
         for v in range(tile.vectors):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from ....ir import loops as k
 from ....ir import scalars as s
 from ....ir.dims import Dim, dim_min, linear, product, symbol
-from ....ir.dtypes import F32
+from ....ir.dtypes import F32, I32
 from ....ir.loops import Alias, Alloc, Define, For, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar
 from ....ir.target import Target
@@ -108,14 +108,16 @@ class ManyRows:
             into.append(Define(buffer, value))
             return s.load(buffer, 0, lanes)
 
+        whole = found.zeros is None or found.zeros.dtype.kind != "f"
         for v in range(columns.vectors):
             scale = register(f"scale{v}", panels.scale(columns, block, v), before)
-            zero = panels.zero(columns, block, v)
-            zero = None if zero is None else register(f"zero{v}", -zero, before)
+            zero = panels.zero_codes(columns, block, v) if whole else panels.full_zero(columns, block, v)
+            zero = register(f"zero{v}", zero, before)
             word = register(f"word{v}", panels.word(columns, first, v), step)
             for place in range(found.group):
-                code, less = panels.code(word, place), s.const(1 / panels.weight_of(place), F32, lanes)
-                value = code * less if zero is None else s.fma(code, less, zero)
+                # Differences of integers, which take no time of the units that multiply.
+                code = s.bitcast(panels.alone(word, place) - zero if whole else panels.alone(word, place), I32)
+                value = s.cast(code, F32) if whole else s.cast(code, F32) - zero
                 row = at * piece + group * found.group + place
                 step.append(Store(self.unpacked, (row * columns.vectors + v) * lanes, value * scale))
         yield For("piece", count, (*before, For("group", groups, tuple(step))))

@@ -183,6 +183,13 @@ class WeightPanels:
         found = s.cast(s.bitcast(chosen, I32), F32)
         return found - s.const(self.centre * self.weight_of(place), F32, lanes) if self.centre else found
 
+    def alone(self, word: Scalar, place: int) -> Scalar:
+        """The codes of number `place` of each word, as integers."""
+        bits, lanes = self.found.bits, self.lanes
+        low = s.binary("shr", word, s.const(place * bits, U32, lanes)) if place else word
+        last = place == self.found.group - 1
+        return low if last else low & s.const((1 << bits) - 1, U32, lanes)
+
     def weight_of(self, place: int) -> float:
         """By what `code` is too large: a power of two."""
         return 1.0 if place == self.found.group - 1 else float(1 << (place * self.found.bits))
@@ -209,5 +216,7 @@ class WeightPanels:
 
     def zero_codes(self, columns: Columns, block: Dim, v: int) -> Scalar:
         """A vector of zero points as integers."""
+        if self.found.zeros is None:
+            return s.const(1 << (self.found.bits - 1), U32, self.lanes)
         place = self._places[self.zeros.name]
         return s.cast(s.load(place, (block * columns.vectors + v) * self.lanes, self.lanes), U32)
