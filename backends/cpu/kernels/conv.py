@@ -72,7 +72,7 @@ class _Conv:
         self.depth = self.kernel[0] * self.kernel[1] * found.channels
         height = windows.output[0] if isinstance(windows.output[0], int) else 32
         rows = windows.output[1]
-        self.tile = choose_tile(rows, found.filters, self.depth, found.dtype, target, height, whole=True)
+        self.tile = choose_tile(rows, found.filters, self.depth, found.dtype, target, height, True, found.dot)
         self.panels = Panels(self.tile, found.filters, self.depth)
         self.packed = Buffer(f"packed{suffix}", found.dtype, found.group * known(self.panels.size))
         self.zeros = Buffer(f"zeros{suffix}", found.input.dtype, found.channels)

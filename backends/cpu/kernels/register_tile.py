@@ -95,7 +95,8 @@ def choose_tile(
     lanes = target.lanes(dtype.bits)
     if dot is not None and dot.sums.is_integer and target.has("avx") and not target.has("avx2"):
         lanes //= 2  # Vectors of integers are half as wide as those of f32.
-    while isinstance(columns, int) and lanes >= 2 * max(columns, 2):
+    narrowest = 2 if dot is None else min(lanes, 4)  # dot products are instructions of 128 bits and more
+    while isinstance(columns, int) and lanes >= 2 * max(columns, narrowest):
         lanes //= 2
     row_count = rows if isinstance(rows, int) and rows > 0 else USUAL_ROWS
     vectors = -(-columns // lanes) if isinstance(columns, int) and columns > 0 else 16
