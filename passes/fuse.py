@@ -42,7 +42,12 @@ class _Group:
 
 def _same_rows(one: _Group, other: _Group) -> bool:
     """Whether two groups reduce the same rows: a row of one must not be computed for every row of the other."""
-    return _squeezed(one.domain) == _squeezed(other.domain) and one.row_shape == other.row_shape
+    return _reduced(one.domain, one.rows) == _reduced(other.domain, other.rows)
+
+
+def _reduced(domain: tuple[Dim, ...], rows: tuple[bool, ...]) -> list[tuple[Dim, bool]]:
+    """The axes of a domain, and which of them rows are kept along: extents alone do not tell in a square."""
+    return [(d, row) for d, row in zip(domain, rows, strict=True) if d != 1]
 
 
 def _squeezed(shape: Iterable[Dim]) -> tuple[Dim, ...]:
@@ -252,7 +257,7 @@ class _Fusion:
             if value.shape != domain and _squeezed(value.shape) != access_rows(access):
                 return False
         if other.kind == "rows":
-            return _squeezed(other.domain) == _squeezed(domain) and other.row_shape == access_rows(access)
+            return _reduced(other.domain, other.rows) == _reduced(domain, access.rows)
         return other.domain == domain
 
     def _map_fits(self, access: Access, other: _Group, shared: list[Value], shape: tuple[Dim, ...]) -> bool:

@@ -245,6 +245,23 @@ def test_reductions_of_different_rows_stay_apart() -> None:
     assert all(len({"ReduceL2", "ReduceMean"} & set(ops)) < 2 for ops in kernels(graph))
 
 
+def test_rows_and_columns_of_a_square_are_normalised_apart() -> None:
+    """One kernel would normalise all rows for each column: of n in turn, Sinkhorn's iteration, with 16^n times the
+    work."""
+    graph = check(
+        "fuse",
+        """
+        graph @g(%x: f32[16, 16]) -> (%y: f32[16, 16]) {
+          %a = Softmax(%x) {axis = 0} : f32[16, 16]
+          %b = Softmax(%a) {axis = 1} : f32[16, 16]
+          %y = Softmax(%b) {axis = 0} : f32[16, 16]
+        }
+        // CHECK: %y = Fused(%b) {kind = "rows"}
+        """,
+    )
+    assert kernels(graph) == [["Softmax"], ["Softmax"], ["Softmax"]]
+
+
 def test_an_image_is_turned_by_the_convolution_that_reads_it() -> None:
     """What is computed before stays in the order in which it lies."""
     graph = parsed(
