@@ -33,6 +33,9 @@ RANDOM = frozenset(
 FEW, SLOW = 1 << 12, 1 << 18
 """Elements of a result, and elements combined for all of them, up to which any operator is folded."""
 
+PASSING = ("Transpose", "Reshape", "LSTM", "GRU", "RNN")
+"""Operators that are no products themselves, but hand their operands to some."""
+
 MISTAKEN = frozenset((("Resize", "complex"), *(("GridSample", kind) for kind in ("int", "uint"))))
 """Operators with kinds of element types that the reference gets wrong: it drops imaginary parts, or truncates after
 each axis."""
@@ -182,7 +185,7 @@ class Folder(Rewriter):
         if node.op != "DequantizeLinear" or node.operands[0].dtype.bits < 8:
             return False
         readers = self.graph.users.get(node.output, ())
-        return any(n.op in ("Transpose", "Reshape") or (n.op in REGISTRY and REGISTRY[n.op].heavy) for n in readers)
+        return any(n.op in PASSING or (n.op in REGISTRY and REGISTRY[n.op].heavy) for n in readers)
 
     def is_slow(self, node: Node) -> bool:
         """Whether ONNX's reference would take long: where each result is made of a window of its own, it loops in

@@ -167,3 +167,19 @@ def test_what_the_reference_does_slowly_is_left_to_the_run(op: str, folded: bool
       %y = {op}(%x) {attributes} : f32[1, 8, 64, 64]
     }}""", {"x": x})  # fmt: skip
     assert (op not in [node.op for node in Fold().run(graph).nodes]) == folded
+
+
+def test_weights_of_recurrent_layers_are_made_reals_once() -> None:
+    """Of 8 bits they were dequantized in every run, which took as long as the layer."""
+    random = np.random.default_rng(0)
+    arrays = {name: random.integers(-127, 128, (1, 512, 128)).astype(np.int8) for name in ("w", "r")}
+    arrays["s"] = np.ones(512, np.float32)
+    graph = parsed("""graph @g(%x: f32[9, 1, 128]) -> (%y: f32[9, 1, 1, 128]) {
+      %w = constant @"w" : i8[1, 512, 128]
+      %r = constant @"r" : i8[1, 512, 128]
+      %s = constant @"s" : f32[512]
+      %wide = DequantizeLinear(%w, %s) {axis = 1} : f32[1, 512, 128]
+      %again = DequantizeLinear(%r, %s) {axis = 1} : f32[1, 512, 128]
+      %y = LSTM(%x, %wide, %again) {hidden_size = 128} : f32[9, 1, 1, 128]
+    }""", arrays)  # fmt: skip
+    assert "DequantizeLinear" not in [node.op for node in Fold().run(graph).nodes]
