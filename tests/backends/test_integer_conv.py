@@ -196,7 +196,9 @@ def test_results_of_8_bits_are_the_same_on_every_level(schedule: Schedule, resul
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(winograd_plan, "WORTH_EXACT", 1e9)
             lowered = schedule(region, target)
-        assert lowered is not None and len(lowered.kernel_calls) == 1
+        assert lowered is not None
+        *before, _ = (made.kernel.name for made in lowered.kernel_calls)
+        assert before in ([], ["widen_image"])
         (found,) = run(region, lowered, target, [x, w, bias, scale, residual, step, zero])
         np.testing.assert_array_equal(found, wanted, err_msg=level)
 

@@ -24,6 +24,7 @@ from ....passes.regions import Call, Lowered, Region
 from ...kernels.calls import call
 from ...kernels.epilogue import Epilogue, through_memory
 from ...kernels.operands import joined
+from . import widened_conv
 from .conv import _Conv
 from .grouped_gemm import divisible
 from .integer_bias import without_bias
@@ -49,6 +50,9 @@ def schedule(region: Region, target: Target) -> Lowered | None:
 
 def _lowered(target: Target, found: IntegerConvolution, outputs: Epilogue) -> Lowered:
     whole = found.whole
+    widened = widened_conv.lowered(target, found, outputs)
+    if widened is not None:
+        return widened
     if found.step == 1 and divisible(GROUP, (whole.channels, whole.start, *whole.strides)):
         return _IntegerConv(target, found, outputs).lowered()
     image, copy = _padded(found)

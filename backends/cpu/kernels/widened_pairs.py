@@ -29,11 +29,16 @@ LEAST_ROWS = 4
 """Rows from which on it pays to read twice the bytes for weights: they are multiplied by more than one tile."""
 
 
-def applies(found: Integers, target: Target) -> bool:
-    """Whether a target multiplies pairs of i16 but no groups of bytes, and there are rows enough."""
-    rows = product(axis.extent for axis in found.whole.rows)
+def pairs_only(target: Target) -> bool:
+    """Whether a target multiplies pairs of i16 but no groups of bytes."""
     by_bytes = any(name.startswith("dot4") for name in target.dot_products)
-    return PAIRS.name in target.dot_products and not by_bytes and not (isinstance(rows, int) and rows < LEAST_ROWS)
+    return PAIRS.name in target.dot_products and not by_bytes
+
+
+def applies(found: Integers, target: Target) -> bool:
+    """Whether a target multiplies pairs of i16 only, and there are rows enough."""
+    rows = product(axis.extent for axis in found.whole.rows)
+    return pairs_only(target) and not (isinstance(rows, int) and rows < LEAST_ROWS)
 
 
 class WidenedPairs(GroupedGemm):
