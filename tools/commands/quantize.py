@@ -65,11 +65,16 @@ SHOWN = 10
     "integers. It costs accuracy.",
 )
 @click.option(
-    "--weights-only", type=click.Choice(("int4", "int8")), help="Only weights: 4 bits in blocks, or 8 per channel."
+    "--weights-only",
+    type=click.Choice(("int4", "int8")),
+    help="Only weights: those of matrix products in blocks of 4 bits, or all in 8 per channel.",
 )
 @click.option("--block", type=int, default=32, show_default=True, help="Weights that share a 4-bit scale.")
 @click.option(
-    "--dynamic", is_flag=True, help="Ranges found at run time: MatMulInteger for transformers, DynamicQuantizeLSTM."
+    "--dynamic",
+    is_flag=True,
+    help="Ranges found at run time: MatMulInteger, ConvInteger (images), DynamicQuantizeLSTM. ONNX Runtime is slow at "
+    "ConvInteger: --keep Conv for it.",
 )
 @click.option(
     "--keep",
@@ -114,7 +119,7 @@ def command(
     onnxc quantize model.onnx --data calibration.npz -o small.onnx
     onnxc quantize model.onnx --data images/ --samples 200 --method entropy
     onnxc quantize model.onnx --data mydata:batches --keep Gemm --keep "/head/*"
-    onnxc quantize bert.onnx --dynamic                  no data; matrix products and LSTM
+    onnxc quantize bert.onnx --dynamic                  no data; matrix products, convolutions and LSTM
     onnxc quantize llm.onnx --weights-only int4         blocks of 32 weights along the sums
     onnxc check small.onnx --baseline model.onnx --data calibration.npz      what it costs, value by value
     """

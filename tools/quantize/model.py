@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx
 import onnx.inliner
-from google.protobuf.message import Message
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -104,8 +103,8 @@ class Draft(GraphDraft):
         into.Clear()
         into.name, into.data_type, into.data_location = name, kind, TensorProto.EXTERNAL
         into.dims.extend(dims)
-        for key, value in (("location", file.name), ("offset", position), ("length", len(data))):
-            into.external_data.add(key=key, value=Path(value).name if key == "location" else str(value))
+        for key, value in (("location", Path(file.name).name), ("offset", position), ("length", len(data))):
+            into.external_data.add(key=key, value=str(value))
 
     def embedded(self) -> ModelProto:
         """The model with all tensors in it."""
@@ -129,8 +128,8 @@ class Draft(GraphDraft):
         return bytes(numpy_helper.from_array(array).raw_data)
 
 
-def _copy(into: Message, source: Message, without: str) -> None:
-    """Copies all fields of a message but one."""
+def _copy(into: Any, source: Any, without: str) -> None:
+    """Copies all fields of a message of protobuf but one."""
     for field, value in source.ListFields():
         if field.name == without:
             continue

@@ -38,8 +38,8 @@ class Observed:
     ) -> None:
         self.graph = graph
         self.found = {name: Statistics(axis=axis) for name, axis in wanted.get(graph, {}).items()}
-        inner = {key: Observed(part, wanted, settings, folder) for key, part in graph.inner.items()}
-        self.inner = {key: part for key, part in inner.items() if part.found or part.inner}
+        parts = ((key, Observed(part, wanted, settings, folder)) for key, part in graph.inner.items())
+        self.inner: dict[tuple[str, str], Observed] = {key: part for key, part in parts if part.found or part.inner}
         holders = {name for name, _ in self.inner}
         self.holders = [node for node in graph.graph.node if node.name in holders and node.op_type in WALKS]
         names = [*self.found, *(name for part in self.inner.values() for name in part.graph.captured())]
@@ -72,10 +72,10 @@ class Observed:
             return {}
         if self.graph.outer is None:
             assert self.program is not None
-            return self.program.run(given)
+            return dict(self.program.run(given))
         if self._widened(given) or self.program is None:
             self.program = compile_model(self._model(given), self.options)
-        return self.program.run({name: given[name] for name in self.shapes})
+        return dict(self.program.run({name: given[name] for name in self.shapes}))
 
     def _widened(self, given: Values) -> bool:
         """Whether an operand has another size than ever before: that axis is left open then."""
