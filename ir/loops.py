@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, TypeAlias
 
 from . import scalars as s
-from .atoms import lazy
+from .atoms import NOTHING, lazy
 from .dims import Dim, Opaque, Sum, atoms, symbol
 from .scalars import Buffer, Scalar
 
@@ -364,31 +364,30 @@ def kernel_digest(kernel: Kernel) -> str:
     buffers: dict[int, bytes] = {}
 
     def add(item: Any) -> None:
-        if isinstance(item, Scalar):
+        kind = item.__class__
+        if kind is int or kind is str or item is None:
+            parts.append(f"{item};".encode())
+        elif isinstance(item, Scalar):
             parts.append(item.digest)
         elif isinstance(item, tuple):
             parts.append(b"(")
             for entry in item:
                 add(entry)
             parts.append(b")")
-        elif isinstance(item, Buffer) and id(item) in buffers:
+        elif kind is Buffer and id(item) in buffers:
             parts.append(buffers[id(item)])
-        elif (names := _members(_kind(item))) is not None:
+        elif (names := _members(kind)) is not None:
             first = len(parts)
-            parts.append(type(item).__name__.encode())
+            parts.append(kind.__name__.encode())
             for name in names:
                 add(getattr(item, name))
-            if isinstance(item, Buffer):
+            if kind is Buffer:
                 buffers[id(item)] = b"".join(parts[first:])
         else:
             parts.append(f"{item};".encode())
 
     add((kernel.parameters, kernel.outputs, kernel.sizes, kernel.body, kernel.aliases))
     return hashlib.blake2b(b"".join(parts), digest_size=5).hexdigest()
-
-
-def _kind(item: Any) -> Any:
-    return type(item)
 
 
 @cache
@@ -404,8 +403,9 @@ def free_sizes(block: Block, buffers: Sequence[Buffer] = ()) -> tuple[str, ...]:
 
     def see(*items: Dim | Scalar | None) -> None:
         for item in items:
-            if item is not None:
-                found.update(dict.fromkeys(sorted(item.free if isinstance(item, Scalar) else s.free_symbols(item))))
+            free = NOTHING if item is None or isinstance(item, int) else item.free
+            if not free <= found.keys():
+                found.update(dict.fromkeys(sorted(free)))
 
     for statement in walk(block):
         if isinstance(statement, For):
@@ -441,7 +441,7 @@ def used_buffers(body: Block, candidates: Sequence[Buffer]) -> tuple[Buffer, ...
             return
         seen.add(id(item))
         if not isinstance(item, Scalar):
-            for atom in atoms(item):
+            for atom in atoms(item) if item.has_opaque else ():
                 if isinstance(atom, Opaque) and isinstance(atom.value, Scalar):
                     see(atom.value)
             return

@@ -51,7 +51,12 @@ class Scalar:
     @lazy
     def digest(self) -> bytes:
         """Identifies the expression by its structure; the same in every process."""
-        parts = [type(self).__name__.encode(), *(_digest(content) for content in self._contents)]
+        parts = [type(self).__name__.encode()]
+        for content in self._contents:
+            if isinstance(content, Scalar):
+                parts.append(content.digest)
+            else:
+                parts.append(b"%d;" % content if content.__class__ is int else _digest(content))
         return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
     @lazy
@@ -163,6 +168,8 @@ def _digest(content: object) -> bytes:
     if isinstance(content, Scalar):
         return content.digest
     if isinstance(content, tuple):
+        if content and content[0].__class__ is int:
+            return repr(content).encode()
         return b"(" + b",".join(map(_digest, content)) + b")"
     if isinstance(content, float):
         return np.float64(content).tobytes()
