@@ -93,7 +93,7 @@ def in_blocks(weights: Array, axis: int, block: int, symmetric: bool, threads: i
 
 def _usable(scale: Array, kind: Any) -> Array:
     """Scales as a type holds them, 1 in place of those that it hardly does."""
-    tiny = float(ml_dtypes.finfo(kind).tiny)
+    tiny = float(ml_dtypes.finfo(kind).tiny)  # type: ignore[no-untyped-call]
     return np.asarray(np.where(scale < tiny, np.float32(1), scale.astype(kind)).astype(np.float32))
 
 
