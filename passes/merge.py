@@ -138,7 +138,7 @@ class _Merger:
         result = add(first.op, (operand, *merged), f"{first.output.name}.merged", first)
         rows = [branch.row for branch in branches if branch.row is not None]
         if rows and branches[0].addition is not None:
-            own = next(value for value in branches[0].addition.inputs if self._array(value) is not None)
+            own = next(v for v in branches[0].addition.inputs if v is not None and self._array(v) is not None)
             row = constant(rows, own, 0)
             result = add("Add", (result, row), f"{branches[0].result.name}.merged", branches[0].addition)
         pieces = tuple(branch.result for branch in branches)
