@@ -122,3 +122,28 @@ def test_branches_are_quantised_too(settings: dict[str, Any]) -> None:
     for flag in (True, False):
         agrees(draft.embedded(), floats, {"x": normal(2, 32), "flag": np.array(flag)}, 14)
     assert not draft.proto.graph.initializer
+
+
+@pytest.mark.parametrize("how", [{"dynamic": True}, {"weights_only": "int8"}, {"weights_only": "int4"}], ids=str)
+@pytest.mark.parametrize("kind", [np.float32, np.float16], ids=["f32", "f16"])
+def test_tables_have_a_scale_for_each_row(how: dict[str, Any], kind: Any) -> None:
+    """Of which only the rows that are looked up become floats, also where a branch looks them up."""
+    name = "float" if kind is np.float32 else "float16"
+    text = f"""words (int64[2, 7] x, bool flag) => ({name}[2, 7, 64] y) {{
+        y = If (flag) <
+            then_branch = yes () => ({name}[2, 7, 64] t) {{ t = Gather (table, x) }},
+            else_branch = no () => ({name}[2, 7, 64] e) {{ g = Gather (table, x) e = Neg (g) }}
+        >
+    }}"""
+    table = normal(1024, 64) * np.exp(np.arange(1024) / 200)[:, None]
+    floats = model_of_text(text, table=table.astype(kind))
+    draft, summary = quantised_draft(floats, None, Settings(**how))
+    assert summary.quantised == {"Gather": 2}
+    x = np.array([[0, 5, -1, 1023, 7, 7, 500], [1, 2, 3, -1024, 400, 300, 200]])
+    for flag in (True, False):
+        inputs = {"x": x, "flag": np.array(flag)}
+        (truth,), (other,) = by_onnxruntime(floats, inputs), by_onnxruntime(draft.embedded(), inputs)
+        own = onnxc.compile(draft.embedded()).run(inputs)["y"]
+        assert own.dtype == truth.dtype
+        assert all(decibels(a.astype(float), b.astype(float)) > 38 for a, b in zip(truth[0], own[0], strict=True))
+        assert decibels(other.astype(float), own.astype(float)) > 60

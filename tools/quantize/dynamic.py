@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
+from .embeddings import is_table, looked_up
 from .inner import Scope, rewrite_graphs
 from .model import Draft, attribute, make_node
 from .settings import Settings, Summary
@@ -41,6 +42,9 @@ class Dynamic:
             self.draft.proto.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
     def _rewritten(self, node: NodeProto, scope: Scope) -> list[NodeProto] | None:
+        if is_table(node, scope) and not self.settings.kept(node):
+            self.summary.count(node)
+            return looked_up(node, scope)
         if node.domain not in ("", "ai.onnx") or node.op_type not in CONSIDERED:
             return None
         reason = "it is to be kept" if self.settings.kept(node) else self._refusal(node, scope)
@@ -54,6 +58,8 @@ class Dynamic:
     def _refusal(self, node: NodeProto, scope: Scope) -> str | None:
         if node.op_type in ("GRU", "RNN"):
             return "there is no integer form of it: --weights-only int8"
+        if node.input[1] not in scope.graph.constants:
+            return "both its operands are computed"
         constants = node.input[1:3] if node.op_type == "LSTM" else node.input[1:2]
         if not all(scope.graph.is_float(name) for name in constants):
             return "its weights are computed, or not FLOAT"

@@ -7,6 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
+from .embeddings import is_table, looked_up
 from .inner import Scope, rewrite_graphs
 from .model import Draft, attribute, make_node
 from .settings import Settings, Summary
@@ -30,6 +31,9 @@ class WeightsOnly:
         rewrite_graphs(self.draft, self._rewritten)
 
     def _rewritten(self, node: NodeProto, scope: Scope) -> list[NodeProto] | None:
+        if is_table(node, scope) and not self.settings.kept(node):
+            self.summary.count(node)
+            return looked_up(node, scope)
         if node.domain not in ("", "ai.onnx") or node.op_type not in self.operators:
             return None
         places = (1, 2) if node.op_type in RECURRENT else (1,)
@@ -46,8 +50,10 @@ class WeightsOnly:
     def _refusal(self, node: NodeProto, weight: str, scope: Scope) -> str | None:
         if self.settings.kept(node):
             return "it is to be kept"
+        if weight not in scope.graph.constants:
+            return "both its operands are computed"
         if not scope.graph.is_real(weight):
-            return "its weights are computed, or no floats"
+            return "its weights are no floats"
         dims = scope.graph.constants[weight].dims
         return "its weights are no matrix" if len(dims) < 2 or 0 in dims else None
 
