@@ -8,7 +8,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -37,6 +37,23 @@ class lazy(Generic[Kept]):
         value = self.compute(instance)
         instance.__dict__[self.compute.__name__] = value  # found there before this descriptor from now on
         return value
+
+
+Kind = TypeVar("Kind", bound=type)
+
+
+def quick(kind: Kind) -> Kind:
+    """A frozen dataclass without default factories whose constructor writes all fields, and their tuple `_contents`, at
+    once: in a third of the time."""
+    found = [field for field in fields(kind) if field.init]
+    given = {f"_{field.name}": field.default for field in found if field.default is not MISSING}
+    arguments = ", ".join(f"{f.name}=_{f.name}" if f"_{f.name}" in given else f.name for f in found)
+    writes = "; ".join(f"its[{f.name!r}] = {f.name}" for f in found)
+    everything = "".join(f"{f.name}, " for f in found)
+    text = f"def __init__(self, {arguments}):\n its = self.__dict__; {writes}; its['_contents'] = ({everything})"
+    exec(text, given)
+    kind.__init__ = given["__init__"]  # type: ignore[misc]
+    return kind
 
 
 NOTHING: frozenset[str] = frozenset()

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from . import scalars as s
 from .atoms import NOTHING, lazy
 from .dims import Dim, Opaque, Sum, atoms, symbol
+from .dtypes import DType
 from .scalars import Buffer, Scalar
 
 KINDS = ("serial", "unrolled", "vector", "parallel", "grid", "block")
@@ -396,6 +397,10 @@ def _members(kind: Any) -> tuple[str, ...] | None:
     return tuple(member.name for member in fields(kind)) if is_dataclass(kind) and kind is not Sum else None
 
 
+PLAIN = frozenset((int, float, str, bool, DType, Buffer, type(None)))
+"""Types of what expressions hold beside parts that are expressions."""
+
+
 def free_sizes(block: Block, buffers: Sequence[Buffer] = ()) -> tuple[str, ...]:
     """Names of the symbols that statements (and the sizes of buffers) use and do not bind: what a kernel is told."""
     found: dict[str, None] = {}
@@ -433,32 +438,43 @@ def free_sizes(block: Block, buffers: Sequence[Buffer] = ()) -> tuple[str, ...]:
 
 def used_buffers(body: Block, candidates: Sequence[Buffer]) -> tuple[Buffer, ...]:
     """Those of the candidates that statements read or write, in order."""
-    names: set[str] = set()
-    seen: set[int] = set()
-
-    def see(item: Scalar | Dim | None) -> None:
-        if item is None or isinstance(item, int) or id(item) in seen:
-            return
-        seen.add(id(item))
-        if not isinstance(item, Scalar):
-            for atom in atoms(item) if item.has_opaque else ():
-                if isinstance(atom, Opaque) and isinstance(atom.value, Scalar):
-                    see(atom.value)
-            return
-        if isinstance(item, s.Load):
-            names.add(item.buffer.name)
-        for part in (*item.dims, *item.children):
-            see(part)
-
+    names = {part.buffer.name for part in parts(body) if isinstance(part, s.Load)}
     for statement in walk(body):
         if isinstance(statement, Alias):
             names |= {statement.source.name} | ({statement.otherwise.name} if statement.otherwise else set())
-        if isinstance(statement, Store):
+        elif isinstance(statement, Store):
             names.add(statement.buffer.name)
-        if isinstance(statement, Intrinsic):
+        elif isinstance(statement, Intrinsic):
             names |= {place.buffer.name for place in statement.places}
-            for item in (*(place.offset for place in statement.places), *statement.values):
-                see(item)
+    return tuple(buffer for buffer in candidates if buffer.name in names)
+
+
+def parts(body: Block) -> list[Scalar]:
+    """All expressions that statements hold, what they are made of, and run-time values in dims: objects once each."""
+    found: list[Scalar] = []
+    seen: set[int] = set()
+
+    def see(item: object) -> None:
+        if isinstance(item, Scalar):
+            if id(item) not in seen:
+                seen.add(id(item))
+                found.append(item)
+                for content in item._contents:
+                    if content.__class__ not in PLAIN:
+                        see(content)
+        elif isinstance(item, Sum):
+            if item.has_opaque and id(item) not in seen:
+                seen.add(id(item))
+                for atom in atoms(item):
+                    if isinstance(atom, Opaque):
+                        see(atom.value)
+        elif isinstance(item, tuple):
+            for entry in item:
+                see(entry)
+
+    for statement in walk(body):
+        if isinstance(statement, Intrinsic):
+            see((*(place.offset for place in statement.places), *statement.values))
         for part in ("value", "predicate", "condition", "offset", "stride", "extent"):
             see(getattr(statement, part, None))
-    return tuple(buffer for buffer in candidates if buffer.name in names)
+    return found

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from . import folding
-from .atoms import lazy
+from .atoms import NOTHING, lazy, quick
 from .dims import Dim, Opaque, Sum, atoms, opaque, substitute
 from .dtypes import BOOL, F32, F64, I32, I64, DType
 
@@ -61,7 +61,7 @@ class Scalar:
 
     @lazy
     def _contents(self) -> tuple[Any, ...]:
-        """The fields in order; what they were declared as stays in the class."""
+        """The fields in order."""
         return tuple([getattr(self, name) for name in type(self).__dataclass_fields__])
 
     def __eq__(self, other: object) -> bool:
@@ -89,12 +89,11 @@ class Scalar:
     @lazy
     def free(self) -> frozenset[str]:
         """Names of the symbols that the value depends on."""
-        names: set[str] = set()
-        for dim in self.dims:
-            names |= free_symbols(dim)
-        for child in self.children:
-            names |= child.free
-        return frozenset(names)
+        names = NOTHING
+        for part in (*self.dims, *self.children):
+            if not isinstance(part, int) and (more := part.free):
+                names = names | more if names else more
+        return names
 
     def mentions(self, name: str) -> bool:
         return name in self.free
@@ -181,6 +180,7 @@ def free_symbols(dim: Dim) -> frozenset[str]:
     return dim.free if isinstance(dim, Sum) else frozenset()
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Const(Scalar):
     """A literal; integers are kept as Python ints, so 64 bits stay exact."""
@@ -188,19 +188,18 @@ class Const(Scalar):
     value: Number
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Varying(Scalar):
-    """A literal that is another number in each of several kernels which are else alike, `values` in the order of these.
-
-    It stands in kernels that are being made; in finished ones it is read from a table (`passes.literals`)."""
+    """A literal that is another number in each of several kernels, `values` in their order (see `passes.literals`)."""
 
     values: tuple[Number, ...]
 
 
-LITERALS = Const, Varying
-"""What costs no operation."""
+LITERALS = Const, Varying  # no operations
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Index(Scalar):
     """An i64 that is an index or a size."""
@@ -212,11 +211,13 @@ class Index(Scalar):
         return (self.dim,)
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Lanes(Scalar):
     """The i64 vector 0, 1, ..., lanes-1."""
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Load(Scalar):
     """`lanes` elements of a buffer from a flat element offset on, `stride` apart.
@@ -236,6 +237,7 @@ class Load(Scalar):
         return self.offset, self.stride
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Unary(Scalar):
     """One operand: neg abs sqrt floor ceil round trunc not isnan popcount reciprocal_estimate, and MATH functions; of
@@ -245,6 +247,7 @@ class Unary(Scalar):
     operand: Scalar
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Binary(Scalar):
     """Two operands of one type: ARITHMETIC give that type, COMPARISONS bool.
@@ -258,6 +261,7 @@ class Binary(Scalar):
     right: Scalar
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Select(Scalar):
     """`yes` where the condition is true, else `no`; a load that the condition guards is not made where it is false."""
@@ -267,6 +271,7 @@ class Select(Scalar):
     no: Scalar
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Cast(Scalar):
     """Conversion as ONNX's Cast: float to integer truncates, to bool is != 0, between floats rounds to even.
@@ -278,6 +283,7 @@ class Cast(Scalar):
     saturate: bool = False
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Bitcast(Scalar):
     """The same bits as lanes of another type, perhaps wider or narrower ones."""
@@ -285,6 +291,7 @@ class Bitcast(Scalar):
     operand: Scalar
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Fma(Scalar):
     """a*b + c, rounded once where the target can."""
@@ -294,6 +301,7 @@ class Fma(Scalar):
     c: Scalar
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Broadcast(Scalar):
     """A scalar in every lane."""
@@ -301,6 +309,7 @@ class Broadcast(Scalar):
     operand: Scalar
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Vector(Scalar):
     """A vector of the given scalars."""
@@ -308,6 +317,7 @@ class Vector(Scalar):
     elements: tuple[Scalar, ...]
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Shuffle(Scalar):
     """Lanes picked from two vectors laid end to end."""
@@ -317,6 +327,7 @@ class Shuffle(Scalar):
     pick: tuple[int, ...]
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Horizontal(Scalar):
     """All lanes of a vector combined by add, mul, min, max, and, or."""
@@ -325,6 +336,7 @@ class Horizontal(Scalar):
     operand: Scalar
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Call(Scalar):
     """An intrinsic that the target description names: an integer dot product; a look-up of bytes; on a GPU a value of
@@ -334,6 +346,7 @@ class Call(Scalar):
     arguments: tuple[Scalar, ...]
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Reduce(Scalar):
     """The body combined over index ranges; (symbol name, extent) pairs, outermost first. Only in tensor definitions:
@@ -352,6 +365,7 @@ class Reduce(Scalar):
         return super().free - {name for name, _ in self.ranges}
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Element(Scalar):
     """Element [indices] of a tensor that a schedule provides (the anchor of a fused group, a row buffer)."""

@@ -221,10 +221,8 @@ def _with_tables(kernel: Kernel, target: Target) -> tuple[Kernel, dict[DType, li
             found.setdefault(node.values, len(found))
         return None
 
-    loops.rebuild(kernel.body, Rewriter(collect))
-    if not columns:
+    if not any(isinstance(part, s.Varying) for part in loops.parts(kernel.body)):
         return kernel, {}
-    columns.clear()
     kernel = scheduled(kernel, target)
     loops.rebuild(kernel.body, Rewriter(collect))
     buffers = {dtype: Buffer(NAMES[dtype], dtype, len(found)) for dtype, found in columns.items()}

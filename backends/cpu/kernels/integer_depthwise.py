@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
@@ -336,10 +336,14 @@ def _paired(vector: Scalar, dtype: DType) -> Scalar:
 
 def _unpacked(x: Scalar, y: Scalar, dtype: DType, high: int) -> Scalar:
     """The low or high halves of the blocks of two vectors, lane by lane in turn, as wide as they are."""
-    block = BLOCK * 8 // dtype.bits
-    starts = range(high * block // 2, x.lanes, block)
-    pick = [lane for start in starts for at in range(start, start + block // 2) for lane in (at, x.lanes + at)]
-    return s.Shuffle(dtype, x.lanes, x, y, tuple(pick))
+    return s.Shuffle(dtype, x.lanes, x, y, _in_turn(x.lanes, BLOCK * 8 // dtype.bits, high))
+
+
+@cache
+def _in_turn(lanes: int, block: int, high: int) -> tuple[int, ...]:
+    """What `_unpacked` picks of two vectors of so many lanes."""
+    starts = range(high * block // 2, lanes, block)
+    return tuple(lane for start in starts for at in range(start, start + block // 2) for lane in (at, lanes + at))
 
 
 def in_order(vectors: Sequence[Scalar]) -> list[Scalar]:
