@@ -289,6 +289,36 @@ def test_several_filters_for_each_channel(channels: int, times: int, image: Any)
     np.testing.assert_array_equal(found, expected(x, w.astype(np.int64), 9, attributes))
 
 
+@settings(max_examples=8, deadline=None, phases=PHASES)
+@given(data=st.data())
+def test_rows_of_the_kernel_as_one_stretch_of_bytes(data: st.DataObject) -> None:
+    """Of few channels; any padding, stride and zero point, sizes that only the run tells, every level."""
+    draw = data.draw
+    channels, taps = draw(st.sampled_from([1, 1, 2, 3]), "channels"), draw(st.integers(3, 7), "taps")
+    dtype, level = draw(st.sampled_from([np.uint8, np.int8]), "image"), draw(st.sampled_from(LEVELS), "level")
+    height, width = draw(st.integers(taps, 12), "height"), draw(st.integers(taps, 40), "width")
+    x, w = integers(dtype, 2, height, width, channels), integers(np.int8, 20, channels, draw(st.integers(1, 3)), taps)
+    zero, known = integers(dtype), draw(st.booleans(), "sizes known")
+    attributes = {
+        "pads": [draw(st.integers(0, 3), "pad") for _ in range(4)],
+        "strides": [draw(st.integers(1, 3), "stride") for _ in range(2)],
+        "dilations": [draw(st.integers(1, 2), "dilation"), 1],
+        "group": 1,
+        "layout": "channels_last",
+    }
+    if height <= (w.shape[2] - 1) * attributes["dilations"][0]:  # type: ignore[operator]
+        return
+    target = Target.parse(level)
+    shape = x.shape if known else (2, H, W, channels)
+    region = make_region("ConvInteger", [(shape, dtype), w, zero], attributes)
+    lowered = integer_conv.schedule(region, target)
+    assert lowered is not None
+    merged = any("rows_of_bytes" in call.kernel.name for call in lowered.kernel_calls)
+    assert merged or "dot4_u8_i8" not in target.dot_products
+    (found,) = run(region, lowered, target, [x, w, zero], {} if known else {"H": height, "W": width})
+    np.testing.assert_array_equal(found, expected(x, w.astype(np.int64), int(zero), attributes))
+
+
 def test_one_axis() -> None:
     x, w, zero = integers(np.int8, 2, 30, 7), integers(np.int8, 9, 7, 5), np.array(-11, np.int8)
     attributes = {"pads": [2, 1], "strides": [2], "dilations": [1], "group": 1, "layout": "channels_last"}

@@ -168,6 +168,10 @@ class _Conv:
         """What the sums of a tile begin with where that is not 0."""
         return None
 
+    def _element(self, pixels: Buffer, start: Dim, position: Dim) -> Scalar:
+        """The element so many positions behind the start of a pixel."""
+        return self._read(s.load(pixels, start + position))
+
     def _read(self, element: Scalar) -> Scalar:
         """An element of the image as it is multiplied."""
         return s.cast(element, self.found.dtype)
@@ -245,7 +249,7 @@ class _Conv:
                 position, weight = tap_column * spreads[1] * pixel_stride + c, tap_column * channels + c
 
             def left(i: int) -> Scalar:
-                return self._read(s.load(pixels, line + position + i * strides[1] * pixel_stride))
+                return self._element(pixels, line + i * strides[1] * pixel_stride, position)
         else:
             tap_column, c = k.index_symbol("tap_column", self.kernel[1]), k.index_symbol("c", channels)
             taps += [("tap_column", self.kernel[1]), ("c", channels)]
@@ -263,7 +267,7 @@ class _Conv:
                     setup.append(Alias(pointer, found.input, offset, condition, self.zeros))
 
             def left(i: int) -> Scalar:
-                return self._read(s.load(pointers[i], c))
+                return self._element(pointers[i], 0, c)
 
         def right(v: int) -> Scalar:
             inside = (tap * (self.kernel[1] * channels) + weight) * (columns.vectors * lanes)

@@ -29,6 +29,7 @@ from .conv import _Conv
 from .grouped_gemm import divisible
 from .integer_bias import without_bias
 from .integer_convolution import IntegerConvolution, find_integers
+from .merged_rows import merged_rows
 from .packing import Columns, groups_of, known, packed
 from .register_tile import Starts
 
@@ -55,6 +56,11 @@ def _lowered(target: Target, found: IntegerConvolution, outputs: Epilogue) -> Lo
         return widened
     if found.step == 1 and divisible(GROUP, (whole.channels, whole.start, *whole.strides)):
         return _IntegerConv(target, found, outputs).lowered()
+    merged = merged_rows(found)
+    if merged is not None:
+        rows, image, copy = merged
+        convolved = _IntegerConv(target, rows, outputs, anywhere=True).lowered()
+        return replace(convolved, calls=(copy, *convolved.calls), workspaces=(image, *convolved.workspaces))
     image, copy = _padded(found)
     channels = -(-whole.channels // GROUP) * GROUP
     height, width = whole.windows.input
@@ -118,16 +124,18 @@ def _padded(found: IntegerConvolution) -> tuple[Buffer, Call]:
 class _IntegerConv(_Conv):
     """The convolution over groups of four channels."""
 
-    def __init__(self, target: Target, integers: IntegerConvolution, outputs: Epilogue) -> None:
-        whole = integers.whole
+    def __init__(self, target: Target, integers: IntegerConvolution, outputs: Epilogue, anywhere: bool = False) -> None:
+        """`anywhere`: groups begin at any byte."""
+        whole, self.anywhere = integers.whole, anywhere
         self.image, self.integers, self.bias = whole.input, integers, None
         if integers.known_zero is not None:
             outputs, self.bias = without_bias(whole.region, outputs)
-        image, row, pixel = (floordiv(stride, GROUP) for stride in whole.strides)
+        unit = 1 if anywhere else GROUP
+        image, row, pixel = (floordiv(stride, unit) for stride in whole.strides)
         found = replace(
             whole,
-            input=Buffer("words", U32),
-            start=floordiv(whole.start, GROUP),
+            input=Buffer("words", U8 if anywhere else U32),
+            start=floordiv(whole.start, unit),
             strides=(image, row, pixel),
             channels=whole.channels // GROUP,
             dtype=U32,
@@ -135,6 +143,8 @@ class _IntegerConv(_Conv):
         )
         super().__init__(target, found, outputs)
         self.zeros, self.fill, self.rims = integers.rim(self.zeros.name, found.channels)
+        if anywhere:
+            self.zeros = replace(self.zeros, dtype=U8, size=found.channels * GROUP)
         self.rows_inside = self.kernel[0] + 1 if found.windows.padded[0] and integers.known_zero != 0 else 1
         self.each = found.group * known(self.panels.padded)
         self.starts = Buffer("starts", I32, self.rows_inside**2 * self.each)
@@ -158,7 +168,7 @@ class _IntegerConv(_Conv):
         return (self.starts,)
 
     def _rim(self) -> np.ndarray:
-        return self.rims[self.zeros.name]()
+        return self.rims[self.zeros.name]().view(self.zeros.dtype.numpy)
 
     def _pack(self) -> np.ndarray:
         found, taps = self.found, self.kernel[0] * self.kernel[1]
@@ -194,6 +204,11 @@ class _IntegerConv(_Conv):
             return self.integers.started(s.load(self.starts, at + vector * lanes, lanes))
 
         return start
+
+    def _element(self, pixels: Buffer, start: Dim, position: Dim) -> Scalar:
+        if not self.anywhere:
+            return super()._element(pixels, start, position)
+        return self._read(s.Bitcast(U32, 1, s.load(pixels, start + position * GROUP, GROUP)))
 
     def _read(self, element: Scalar) -> Scalar:
         return self.integers.flipped(element)

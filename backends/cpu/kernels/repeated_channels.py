@@ -22,7 +22,8 @@ def repeated(found: IntegerConvolution) -> tuple[IntegerConvolution, Buffer, Cal
     """The convolution with one filter for each channel of a copy of the image, that copy, and the kernel that makes it;
     None where this is none with a power of two of filters for each channel."""
     whole, times = found.whole, found.whole.filters
-    if whole.channels != 1 or times < 2 or times & (times - 1) or times > WIDEST or found.step != 1:
+    alone = whole.channels == 1 and whole.group != 1 and found.step == 1
+    if not alone or times < 2 or times & (times - 1) or times > WIDEST:
         return None
     height, width = whole.windows.input
     channels, dtype = whole.group, whole.input.dtype
