@@ -53,24 +53,52 @@ def as_update(store: Store) -> Update | None:
 class _Guard(Rewriter):
     """Gives loads that only a condition makes safe that condition as a predicate."""
 
-    def __init__(self, step: Step, condition: Scalar | None, sure: set[bytes]):
+    def __init__(
+        self, step: Step, condition: Scalar | None, sure: set[bytes], guarded: dict[bytes, bool] | None = None
+    ):
         super().__init__()
         self.step, self.condition, self.sure = step, condition, sure
+        self._guarded = {} if guarded is None else guarded
+
+    def __call__(self, scalar: Scalar) -> Scalar:
+        return super().__call__(scalar) if self._is_guarded(scalar) else scalar
+
+    def _is_guarded(self, scalar: Scalar) -> bool:
+        """Whether there is a load in it that may need a condition. Without this, a chain of selects whose parts all
+        read the one before (roundings to float8) would be walked once for each path through it."""
+        known = self._guarded.get(scalar.digest)
+        if known is None:
+            inner = [
+                atom.value
+                for dim in scalar.dims
+                if isinstance(dim, Sum)
+                for atom in atoms(dim)
+                if isinstance(atom, Opaque) and isinstance(atom.value, Scalar)
+            ]
+            known = self._unsafe(scalar) or any(map(self._is_guarded, (*scalar.children, *inner)))
+            self._guarded[scalar.digest] = known
+        return known
+
+    def _unsafe(self, scalar: Scalar) -> bool:
+        """Whether it is a load from a place that may not be there."""
+        if not isinstance(scalar, Load) or scalar.digest in self.sure or scalar.buffer.space == "register":
+            return False
+        return not (known_le(0, scalar.offset) and known_le(scalar.offset + 1, scalar.buffer.size))
 
     def rebuild(self, scalar: Scalar) -> Scalar:
         if isinstance(scalar, Select):
             if self.condition is None and not self.step.varies(scalar):
                 return scalar
             condition = self(scalar.condition)
-            yes = _Guard(self.step, self._both(condition), self.sure)(scalar.yes)
-            no = _Guard(self.step, self._both(s.unary("not", condition)), self.sure)(scalar.no)
+            yes, no = (
+                _Guard(self.step, self._both(sign), self.sure, self._guarded)(part)
+                for sign, part in ((condition, scalar.yes), (s.unary("not", condition), scalar.no))
+            )
             return s.select(condition, yes, no)
         guarded = super().rebuild(scalar)
-        if isinstance(guarded, Load) and isinstance(scalar, Load) and self.condition is not None:
-            inside = known_le(0, guarded.offset) and known_le(guarded.offset + 1, guarded.buffer.size)
-            if scalar.digest not in self.sure and not inside and guarded.buffer.space != "register":
-                mine = guarded.predicate
-                return replace(guarded, predicate=self._both(mine) if mine is not None else self.condition)
+        if isinstance(guarded, Load) and self.condition is not None and self._unsafe(scalar):
+            mine = guarded.predicate
+            return replace(guarded, predicate=self._both(mine) if mine is not None else self.condition)
         return guarded
 
     def _both(self, condition: Scalar) -> Scalar:

@@ -313,6 +313,23 @@ def test_compiled(target: Target, at_start: bool) -> None:
 
 
 LEAVES = st.sampled_from(["x", "z", "strided", "index", "uniform", "flipped", "gathered"])
+
+
+def test_a_chain_of_selects_is_walked_once() -> None:
+    """As roundings to float8 make it: by every path through it, this took hours."""
+
+    def chain(x: Scalar) -> Scalar:
+        value = x
+        for limit in range(30):
+            inside = s.binary("and", value < limit, -value < limit)
+            value = s.select(inside, value * 2 - value, s.select(value < 0, value + 1, value - 1))
+        return value
+
+    vectorised = vectorize(elementwise(40, chain), Vectors(256))
+    (store,) = {each for each in loops.walk(vectorised.body) if isinstance(each, Store)}
+    assert 100 < sum(1 for _ in s.walk(store.value)) < 1000
+
+
 OPERATIONS = st.sampled_from(["add", "sub", "mul", "min", "max", "select", "fma"])
 
 
