@@ -46,7 +46,7 @@ def test_taps_become_channels() -> None:
 
 @pytest.mark.parametrize(
     ("weights", "attributes"),
-    [((6, 1, 3, 3, 3), "group=6, pads=[1, 1, 1, 1, 1, 1]"), ((8, 6, 1, 1, 1), "")],  # depthwise; a product of matrices
+    [((6, 3, 3, 3, 3), "group=2, pads=[1, 1, 1, 1, 1, 1]"), ((8, 6, 1, 1, 1), "")],  # few filters; a matrix product
 )
 def test_what_stays(weights: tuple[int, ...], attributes: str) -> None:
     graph = graph_of(weights, attributes)
@@ -60,8 +60,9 @@ def test_the_same_as_the_definition(data: st.DataObject) -> None:
     draw = data.draw
     taps = [draw(st.integers(1, 3), "taps") for _ in range(3)]
     spread = [draw(st.integers(1, 2), "dilation") for _ in range(3)]
-    group = draw(st.sampled_from([1, 2]), "group")
+    alone, group = draw(st.booleans(), "depthwise"), draw(st.sampled_from([1, 2]), "group")
     channels, filters = draw(st.integers(1, 5), "channels"), 4 * draw(st.integers(1, 3), "filters")
+    channels, filters, group = (1, 1, 5) if alone else (channels, filters, group)
     extents = [draw(st.integers((t - 1) * d + 1, 8), "extent") for t, d in zip(taps, spread, strict=True)]
     attributes: dict[str, Any] = {"strides": [draw(st.integers(1, 2), "stride") for _ in range(3)], "group": group}
     attributes |= {"dilations": spread, "pads": [draw(st.integers(0, 2), "pad") for _ in range(6)]}
