@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -14,6 +14,7 @@ import onnx
 from ..ir.dtypes import BOOL
 from ..ir.errors import HostNeeded, LimitError, ModelError, OnnxcError, UnsupportedError, ValueNeeded
 from ..ir.graph import Graph
+from ..ir.loops import Kernel
 from ..ir.program import Program
 from ..ir.target import Target
 from ..ir.text import print_graph
@@ -98,9 +99,14 @@ def passes_of(options: Options) -> tuple[Pass, ...]:
     return tuple(passes)
 
 
-def program_of(graph: Graph, target: Target, hints: Mapping[str, int] | None = None) -> Program:
-    """The program of a graph that all passes have seen."""
-    return lower(graph, schedule_of(target), target, hints)
+def program_of(
+    graph: Graph,
+    target: Target,
+    hints: Mapping[str, int] | None = None,
+    tell: Callable[[str, Kernel], None] | None = None,
+) -> Program:
+    """The program of a graph that all passes have seen; `tell` is given its kernels as they come."""
+    return lower(graph, schedule_of(target), target, hints, tell)
 
 
 def schedule_of(target: Target) -> Schedule:
@@ -221,22 +227,25 @@ def compile_graph(graph: Graph, target: Target, options: Options) -> Interface:
 def compiled_graph(graph: Graph, target: Target, options: Options, texts: Mapping[str, str]) -> Compiled:
     """Code and weights of a graph that all passes have seen; `texts` are the stages before it that are kept."""
     texts = {**texts, "graph": print_graph(graph)}
-    programs = [program_of(graph, target)]
-    check_program(programs[0], limit_of(options.max_memory))
     files = MappedFiles(handle.array for handle in graph.constants.values())
+    graphs, most = [graph], limit_of(options.max_memory)
     del graph
-    bare = replace(programs[0], constants={})
     report = options.progress
     progress = None if report is None else partial(report, "kernels")
     if target.kind == "cuda":
         from ..backends.cuda.build import build as build_for_gpu
 
+        programs = [program_of(graphs.pop(), target)]
+        check_program(programs[0], most)
+        bare = replace(programs[0], constants={})
         _, constants = constants_of(programs.pop(), files=files)
         return Compiled.of_gpu(build_for_gpu(bare, target, progress=progress), constants, texts)
-    from ..backends.cpu.build import build
+    from ..backends.cpu.build import Building
 
     # Packing is numpy's work and the memory's, building the interpreter's and that of other processes.
-    with ThreadPoolExecutor(1) as pool:
-        built = pool.submit(build, bare, target, True, progress)
+    with Building(target, progress=progress) as building, ThreadPoolExecutor(1) as pool:
+        programs = [program_of(graphs.pop(), target, tell=building.add)]
+        check_program(programs[0], most)
+        built = pool.submit(building.finish, replace(programs[0], constants={}))
         _, constants = constants_of(programs.pop(), True, files)
         return Compiled.of(built.result(), constants, texts)

@@ -18,8 +18,7 @@ from ..ir.errors import UnsupportedError
 from ..ir.graph import Graph, Node, TensorType, Value
 from ..ir.guards import Guard
 from ..ir.infer import Inference
-from ..ir.loops import Block, For, Kernel, Let, Store, free_sizes
-from ..ir.loops import walk as walk_statements
+from ..ir.loops import Kernel
 from ..ir.ops import REGISTRY
 from ..ir.program import ALIGNMENTS, MARK, Assign, Bind, Choose, Memory, Place, Program, Repeat, Run, Step, Steps
 from ..ir.scalars import Buffer
@@ -33,9 +32,8 @@ from .control import lower_loop, lower_scan
 from .draws import STATE, advance, has_draws, state_operand
 from .literals import Literals, body_of, with_literals
 from .narrow_types import without_narrow_types
-from .nests import build_nests
 from .plan import plan_arena
-from .regions import BindSymbol, Call, Lowered, Region, Repeated, Schedule, anchor_tensor
+from .regions import BindSymbol, Call, Region, Repeated, Schedule, anchor_tensor
 from .rewriting import substitute_graph, symbol_names, type_symbols
 from .segments import cut, settle
 
@@ -43,50 +41,15 @@ ALIGNED_PORT = 16
 """Bytes to which runtimes of GPUs align what callers pass: the widest access."""
 
 
-def generic(region: Region, target: Target | None = None) -> Lowered | None:
-    """The schedule for whatever has none of its own: a loop nest by definition. None for opaque operators."""
-    if any(tensor.kind == "opaque" for _, tensor in region.outputs):
-        return None
-    buffers, key = region.buffers, region.signature and ("generic", region.signature)
-    kernel = region.kernels.get(key) if key is not None else None
-    if kernel is None:
-        body = build_nests(region.full_outputs())
-        written = [buffer for buffer, _ in region.outputs]
-        aliases = in_place(body, [t.buffer for t in region.inputs if t.buffer is not None], written)
-        names = tuple(buffer.name for buffer in written)
-        kernel = Kernel(region.name, buffers, names, free_sizes(body), body, region.origin, aliases)
-        if key is not None:
-            region.kernels[key] = kernel
-    return Lowered((Call(kernel, tuple(b.name for b in buffers), tuple(symbol(n) for n in kernel.sizes)),))
-
-
-def in_place(body: Block, inputs: Sequence[Buffer], outputs: Sequence[Buffer]) -> tuple[tuple[str, str], ...]:
-    """Pairs (input, output) that may be one memory: every element is read only by the store that replaces it.
-
-    Such a kernel is one loop nest of stores, and the one to that output is the last of them.
-    """
-    stores = [item for item in walk_statements(body) if isinstance(item, Store)]
-    if any(not isinstance(item, Store | For | Let) for item in walk_statements(body)):
-        return ()
-    if len(stores) != len(outputs):
-        return ()
-    last = stores[-1]
-    loads: dict[str, set[Dim]] = {}
-    for store in stores:
-        for node in s.walk(store.value):
-            if isinstance(node, s.Load):
-                loads.setdefault(node.buffer.name, set()).add(node.offset)
-    return tuple(
-        (buffer.name, last.buffer.name)
-        for buffer in inputs
-        if buffer.size == last.buffer.size
-        and buffer.dtype.bytes == last.buffer.dtype.bytes
-        and loads.get(buffer.name) == {last.offset}
-    )[:1]
-
-
-def lower(graph: Graph, schedule: Schedule, target: Target, hints: Mapping[str, int] | None = None) -> Program:
-    """The program of a fused graph; `schedule` makes the kernels of each region, `hints` are sizes to plan memory for.
+def lower(
+    graph: Graph,
+    schedule: Schedule,
+    target: Target,
+    hints: Mapping[str, int] | None = None,
+    tell: Callable[[str, Kernel], None] | None = None,
+) -> Program:
+    """The program of a fused graph; `schedule` makes the kernels of each region, `hints` are sizes to plan memory for,
+    `tell` is given kernels as soon as they are known.
 
     Raises UnsupportedError, with the node, where no schedule applies.
     """
@@ -99,7 +62,9 @@ def lower(graph: Graph, schedule: Schedule, target: Target, hints: Mapping[str, 
     marked = substitute_graph(
         graph, {name: symbol(f"{MARK}{name}", lower[name], limits.get(name)) for name in open_ended}
     )
-    return Lowering(marked, schedule, target).program({f"{MARK}{name}": size for name, size in (hints or {}).items()})
+    return Lowering(marked, schedule, target, tell).program(
+        {f"{MARK}{name}": size for name, size in (hints or {}).items()}
+    )
 
 
 def _values(graph: Graph) -> Iterator[Value]:
@@ -118,6 +83,7 @@ class Lowering:
     graph: Graph
     schedule: Schedule
     target: Target
+    tell: Callable[[str, Kernel], None] | None = None
     inference: Inference = field(default_factory=lambda: Inference(MARK))
     memories: dict[str, Memory] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
@@ -575,6 +541,8 @@ class Lowering:
         if found is None:
             found = self.digests[digest] = f"{kernel.name}_{digest}"
             self.kernels[found] = replace(kernel, name=found)
+            if self.tell is not None:
+                self.tell(found, self.kernels[found])
         return found
 
     def in_place(self, region: Region, place: Place) -> list[Step]:

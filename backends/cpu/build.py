@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from ...ir.loops import Kernel
 from ...ir.program import Program
@@ -15,7 +16,10 @@ from ...passes.vectorize import Vectors, vectorize
 from . import bounds
 from .entry import render_entry
 from .llvm import render_kernel
-from .objects import compile_objects
+from .objects import Compilation
+
+ENTRY = "entry"
+"""The name of the module that calls the kernels."""
 
 
 @dataclass(frozen=True)
@@ -33,34 +37,69 @@ def scheduled(kernel: Kernel, target: Target) -> Kernel:
     return expand_kernel(round_in_steps(kernel, target.fma))
 
 
-def modules(program: Program, target: Target, threaded: bool = True) -> Iterator[tuple[str, str]]:
-    """(name, LLVM IR text) of the entry functions and of every kernel."""
+def modules(
+    program: Program, target: Target, threaded: bool = True, known: Mapping[str, Kernel] = MappingProxyType({})
+) -> Iterator[tuple[str, str]]:
+    """(name, LLVM IR text) of the entry functions and of every kernel that is not `known`."""
     checked = bounds.wanted()
     if checked:
         program = bounds.with_buffer_sizes(program)
-    yield "entry", render_entry(program, target, checked)
+    yield ENTRY, render_entry(program, target, checked)
     for name, kernel in program.kernels.items():
-        yield name, render_kernel(scheduled(kernel, target), target, threaded, checked)
+        if known.get(name) is not kernel:
+            yield name, render_kernel(scheduled(kernel, target), target, threaded, checked)
+
+
+class Building:
+    """Compiles a program while it is still being lowered: LLVM works on its kernels in other processes meanwhile.
+
+    `progress(done, total)` is told how far it is, of what is known by then; a text is half of a module's way.
+    """
+
+    def __init__(
+        self, target: Target, threaded: bool = True, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        self.target, self.threaded, self.checked = target, threaded, bounds.wanted()
+        self._tell = progress or (lambda done, total: None)
+        self._texts = self._objects = 0
+        self._rendered: dict[str, Kernel] = {}
+        self._work = Compilation(target, progress=self._compiled)
+
+    def __enter__(self) -> Building:
+        self._work.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._work.__exit__(*error)
+
+    def _compiled(self, objects: int, known: int) -> None:
+        self._objects = objects
+        self._tell(self._texts + objects, 2 * max(self._texts, known))
+
+    def add(self, name: str, kernel: Kernel) -> None:
+        """One more kernel that the program will have."""
+        if not self.checked:  # else it gets sizes that only the whole program tells
+            text = render_kernel(scheduled(kernel, self.target), self.target, self.threaded)
+            self._rendered[name] = kernel
+            self._add(name, text)
+
+    def _add(self, name: str, text: str) -> None:
+        self._work.add(name, text)
+        self._texts += 1
+        self._tell(self._texts + self._objects, 2 * self._texts)
+
+    def finish(self, program: Program) -> Built:
+        """The program, when all is known of it."""
+        for name, text in modules(program, self.target, self.threaded, self._rendered):
+            self._add(name, text)
+        objects = dict(self._work.finish())
+        self._tell(2 * self._texts, 2 * self._texts)
+        return Built(program, self.target, tuple(objects[name] for name in (ENTRY, *program.kernels)))
 
 
 def build(
     program: Program, target: Target, threaded: bool = True, progress: Callable[[int, int], None] | None = None
 ) -> Built:
-    """Compiles a program; `progress(done, total)` is told how far it is: half of the way when all IR is written."""
-    tell = progress or (lambda done, total: None)
-    count = 1 + len(program.kernels)
-    done = [0, 0]  # texts, objects
-
-    def texts() -> Iterator[tuple[str, str]]:
-        for module in modules(program, target, threaded):
-            yield module
-            done[0] += 1
-            tell(sum(done), 2 * count)
-
-    def compiled(objects: int, known: int) -> None:
-        done[1] = objects
-        tell(sum(done), 2 * count)
-
-    objects = compile_objects(texts(), target, progress=compiled)
-    tell(2 * count, 2 * count)
-    return Built(program, target, tuple(objects))
+    """Compiles a program."""
+    with Building(target, threaded, progress) as building:
+        return building.finish(program)

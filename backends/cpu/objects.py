@@ -50,33 +50,62 @@ def compile_objects(
     still being made. `progress` is told how many modules are done, of how many that are known by then. Raises
     RuntimeError, naming the module, where LLVM rejects one.
     """
-    cache = cache or ObjectCache.default()
-    machine = target_machine(target)
-    # Besides the text, an object depends on LLVM, on what the worker asks of it, and on the target.
-    recipe = (llvmlite.__version__, Path(worker.__file__).read_text(), target.triple, target.cpu, target.features)
-    keys: list[str] = []
-    found: dict[str, bytes] = {}
-
-    def finish(key: str, content: bytes) -> None:
-        found[key] = content
-        cache.store(key, content)
-        if progress is not None:
-            progress(len(found), len(set(keys)))
-
-    with _Work(target, finish, jobs or usable_processors()) as work:
+    with Compilation(target, jobs, progress, cache) as work:
         for name, text in modules:
-            key = key_of(*recipe, text)
-            if key not in keys:
-                content = cache.load(key)
-                if content is not None:
-                    found[key] = content
-                else:
-                    work.add(key, name, text)
-            keys.append(key)
-        missing = work.finish(machine)
-    if missing:
-        cache.keep_within_limit()
-    return [found[key] for key in keys]
+            work.add(name, text)
+        return [content for _, content in work.finish()]
+
+
+class Compilation:
+    """Modules that are compiled while more are being made; arguments as of `compile_objects`."""
+
+    def __init__(
+        self,
+        target: Target,
+        jobs: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        cache: ObjectCache | None = None,
+    ) -> None:
+        self._cache = cache or ObjectCache.default()
+        self._machine = target_machine(target)
+        # Besides the text, an object depends on LLVM, on what the worker asks of it, and on the target.
+        recipe = (llvmlite.__version__, Path(worker.__file__).read_text(), target.triple, target.cpu, target.features)
+        self._recipe, self._progress = recipe, progress
+        self._keys: list[tuple[str, str]] = []
+        self._found: dict[str, bytes] = {}
+        self._known: set[str] = set()
+        self._work = _Work(target, self._finished, jobs or usable_processors())
+
+    def __enter__(self) -> Compilation:
+        self._work.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._work.__exit__(*error)
+
+    def _finished(self, key: str, content: bytes) -> None:
+        self._found[key] = content
+        self._cache.store(key, content)
+        if self._progress is not None:
+            self._progress(len(self._found), len(self._known))
+
+    def add(self, name: str, text: str) -> None:
+        """One more module."""
+        key = key_of(*self._recipe, text)
+        if key not in self._known:
+            self._known.add(key)
+            content = self._cache.load(key)
+            if content is not None:
+                self._found[key] = content
+            else:
+                self._work.add(key, name, text)
+        self._keys.append((name, key))
+
+    def finish(self) -> list[tuple[str, bytes]]:
+        """The name and object file of each, in order. RuntimeError, naming the module, where LLVM rejects one."""
+        if self._work.finish(self._machine):
+            self._cache.keep_within_limit()
+        return [(name, self._found[key]) for name, key in self._keys]
 
 
 class _Work:

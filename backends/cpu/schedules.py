@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ...ir.errors import UnsupportedError
 from ...ir.target import Target
-from ...passes.lower import generic
+from ...passes.generic import generic
 from ...passes.regions import Lowered, Region, Schedule
 from ..kernels import append, checks, detection, determinant, fourier, scan, scatter, selection, trees
 from .kernels import (

@@ -22,7 +22,7 @@ from ....ir.loops import Define, For, If, Let, Statement, Store
 from ....ir.scalars import Buffer, Scalar, const, load
 from ....ir.target import Target
 from ....ir.tensors import Tensor, compute
-from ....passes.lower import generic
+from ....passes.generic import generic
 from ....passes.nests import build_nests
 from ....passes.regions import Lowered, Region
 from ...kernels.calls import call

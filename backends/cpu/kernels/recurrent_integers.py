@@ -24,7 +24,7 @@ from ....ir.ops.quantization import dynamic_scale, dynamic_zero, saturated
 from ....ir.scalars import Buffer, Scalar, const, load
 from ....ir.target import Target
 from ....ir.tensors import Tensor, buffer_tensor, compute, flat_offset, view
-from ....passes.lower import generic
+from ....passes.generic import generic
 from ....passes.nests import build_nests
 from ....passes.regions import Lowered, Region, anchor_tensor
 from ...kernels.calls import call, operand, present

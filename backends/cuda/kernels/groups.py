@@ -15,7 +15,7 @@ from ....ir.intrinsics import WARP
 from ....ir.loops import Block, For, If, Kernel, Statement, Store, free_sizes
 from ....ir.scalars import Buffer, Scalar
 from ....ir.tensors import Tensor, flat_offset
-from ....passes.lower import in_place
+from ....passes.generic import in_place
 from ....passes.nests import Axis, Output, all_reductions, collapse
 from ....passes.regions import Call, Region
 from ....passes.threads import BLOCK, THREAD
