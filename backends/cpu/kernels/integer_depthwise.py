@@ -127,7 +127,7 @@ class _IntegerDepthwise(_Depthwise):
         stride = f"s{self.found.windows.strides[1]}" if self.found.windows.strides[1] != 1 else ""
         size = f"{self.kernel[0]}x{self.kernel[1]}{stride}"
         name = f"{self.found.input.dtype}_depthwise{size}_{self.pixels}x{self.lanes}_zero{self.integers.known_zero}"
-        scratch = (self.packed, self.starts, self.rim)
+        scratch: tuple[Buffer, ...] = (self.packed, self.starts, self.rim)
         made = {self.packed.name: self._pack, self.starts.name: self._start, **self.made}
         if self.bytes is not None:
             name += "_limited" if self.bytes.limited else "_packed"

@@ -62,11 +62,18 @@ def merged_rows(found: IntegerConvolution) -> tuple[IntegerConvolution, Buffer, 
     weights = np.zeros((len(whole.weights), words * GROUP, whole.weights.shape[2], 1), whole.weights.dtype)
     flat = whole.weights.transpose(0, 3, 1, 2).reshape(len(weights), taps * channels, -1, 1)
     weights[:, : taps * channels] = flat
-    across = {"kernel": 1, "before": 0, "after": 0, "input": width + before + after - taps + 1}
-    moved = {name: (getattr(windows, name)[0], value) for name, value in across.items()}
+    across = Windows(
+        (windows.input[0], width + before + after - taps + 1),
+        (windows.kernel[0], 1),
+        windows.strides,
+        windows.dilations,
+        (windows.before[0], 0),
+        (windows.after[0], 0),
+        windows.output,
+    )
     changed = replace(
         whole,
-        windows=replace(windows, **moved) if isinstance(windows, Windows) else windows,
+        windows=across,
         region=replace(whole.region, inputs=(*whole.region.inputs, buffer_tensor(image.name, U8, (image.size,)))),
         input=image,
         start=0,

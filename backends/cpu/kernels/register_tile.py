@@ -169,11 +169,11 @@ def multiply_accumulate(
         if early is None:
             yield from _nested(loops[:-1], [*setup, For(name, depth, (*beside, *step))])
             return
-        count, what = early
-        later = s.Rewriter(dims={name: symbol(name, 0, depth - count - 1) + count})
+        some, what = early
+        later = s.Rewriter(dims={name: symbol(name, 0, depth - some - 1) + some})
         after = _step(tile, sums, dot, lambda i: later(left(i)), lambda v: later(right(v)), copy=1)
-        first = For(name, count, (*what(symbol(name, 0, count - 1)), *step))
-        yield from _nested(loops[:-1], [*setup, first, For(name, depth - count, tuple(after))])
+        begin = For(name, some, (*what(symbol(name, 0, some - 1)), *step))
+        yield from _nested(loops[:-1], [*setup, begin, For(name, depth - some, tuple(after))])
         return
     extra = Buffer("more", dtype, (sets - 1) * count, "register", tile.lanes)
     yield Alloc(extra)
