@@ -147,3 +147,31 @@ def test_tables_have_a_scale_for_each_row(how: dict[str, Any], kind: Any) -> Non
         assert own.dtype == truth.dtype
         assert all(decibels(a.astype(float), b.astype(float)) > 38 for a, b in zip(truth[0], own[0], strict=True))
         assert decibels(other.astype(float), own.astype(float)) > 60
+
+
+def test_lstm_at_run_time_beside_what_is_calibrated() -> None:
+    """Also inside a branch."""
+    text = """speech (float[1, 3, 40] x, bool flag) => (float[38, 1, 1, 16] y) {
+        c = Conv (x, w1)
+        r = Relu (c)
+        t = Transpose <perm = [2, 0, 1]> (r)
+        y = If (flag) <
+            then_branch = yes () => (float[38, 1, 1, 16] a) { a = LSTM <hidden_size = 16> (t, w, rec) },
+            else_branch = no () => (float[38, 1, 1, 16] b) { u = MatMul (t, m) b = LSTM <hidden_size = 16> (u, w, rec) }
+        >
+    }"""
+    floats = model_of_text(
+        text, w1=normal(8, 3, 3), w=normal(1, 64, 8) / 4, rec=normal(1, 64, 16) / 4, m=normal(8, 8) / 3
+    )
+    data = [{"x": normal(1, 3, 40), "flag": np.array(flag)} for flag in (True, False)]
+    draft, summary = quantised_draft(floats, data, Settings(dynamic=True))
+    assert summary.quantised == {"Conv": 1, "MatMul": 1, "LSTM": 2} and not summary.left
+    model = draft.embedded()
+    assert not named(model, "ConvInteger") and named(model, "QuantizeLinear")
+    for inputs in data:
+        (truth,), (other,) = by_onnxruntime(floats, inputs), by_onnxruntime(model, inputs)
+        assert decibels(truth, other) > 25 and decibels(other, onnxc.compile(model).run(inputs)["y"]) > 35
+    _, summary = quantised_draft(floats, data, Settings())
+    assert [reason for _, operator, reason in summary.left if operator == "LSTM"] == [
+        "its ranges are only known at run time: --dynamic"
+    ] * 2

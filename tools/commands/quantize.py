@@ -74,7 +74,7 @@ SHOWN = 10
     "--dynamic",
     is_flag=True,
     help="Ranges found at run time: MatMulInteger, ConvInteger (images), DynamicQuantizeLSTM. ONNX Runtime is slow at "
-    "ConvInteger: --keep Conv for it.",
+    "ConvInteger: --keep Conv for it. With --data too, all is calibrated but LSTM.",
 )
 @click.option(
     "--keep",
@@ -120,6 +120,7 @@ def command(
     onnxc quantize model.onnx --data images/ --samples 200 --method entropy
     onnxc quantize model.onnx --data mydata:batches --keep Gemm --keep "/head/*"
     onnxc quantize bert.onnx --dynamic                  no data; matrix products, convolutions and LSTM
+    onnxc quantize speech.onnx --data s.npz --dynamic   calibrated, but LSTM, whose ranges are found at run time
     onnxc quantize llm.onnx --weights-only int4         blocks of 32 weights along the sums
     onnxc check small.onnx --baseline model.onnx --data calibration.npz      what it costs, value by value
     """

@@ -38,7 +38,8 @@ def quantize(
     `data` is what the model is calibrated on: a file (.npz with arrays by the inputs' names, .npy), a folder of such
     files, "module:function", or a dict of arrays or an iterable of such dicts; a first axis that an input does not have
     is one of samples. It is needed unless `dynamic=True` or `weights_only="int4"` or "int8" is among the settings; the
-    others are those of `tools.quantize.settings.Settings`.
+    others are those of `tools.quantize.settings.Settings`. With data and `dynamic=True` all is calibrated but LSTM, whose
+    ranges are only known at run time.
     Raises QuantizationError, an OnnxcError, for data that does not suit the model, and a model in which there is
     nothing to quantise; ModelError where it cannot be read.
     """
@@ -66,18 +67,21 @@ def quantised_draft(
             f'the model is quantised already: node "{stored.name}" is a {stored.op_type}; give the float model'
         )
     draft.fold_constants()
-    if settings.kind == "static":
+    if data is not None and not settings.weights_only:
+        summary.kind = "static"
         _static(draft, data, settings, summary)
+        if settings.dynamic:
+            Dynamic(draft, settings, summary, ("LSTM",)).run()
     else:
         settings.progress("quantising", 0, None)
         (Dynamic if settings.dynamic else WeightsOnly)(draft, settings, summary).run()
-        _check(summary)
+    _check(summary)
     draft.clean()
     summary.bytes_after = draft.size()
     return draft, summary
 
 
-def _static(draft: Draft, data: Data | None, settings: Settings, summary: Summary) -> None:
+def _static(draft: Draft, data: Data, settings: Settings, summary: Summary) -> None:
     draft.open_inner()
     graphs = list(draft.graphs())
     for graph in graphs:
@@ -94,8 +98,7 @@ def _static(draft: Draft, data: Data | None, settings: Settings, summary: Summar
 
     places = found()
     if not any(part.anchors for part in places.values()):
-        _check(summary)
-    assert data is not None
+        return
     samples = Samples(
         data, ports_of(draft.graph, draft.constants), settings.samples, settings.seed, settings.batch or 1
     )
@@ -115,7 +118,6 @@ def _static(draft: Draft, data: Data | None, settings: Settings, summary: Summar
     for graph, part in places.items():
         Rewriter(graph, part, grids_of(graph, part, known[graph], settings), known[graph], settings, summary).run()
     draft.attach()
-    _check(summary)
 
 
 def _check(summary: Summary) -> None:

@@ -7,7 +7,7 @@ others stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,14 +26,17 @@ Add: TypeAlias = Callable[..., str]
 SIGNAL = "8 bits hold too little of signals and spectra, unless calibration data says how to smooth them"
 """Said of convolutions over one axis. One range for all of a spectrum, silence included, leaves 15 dB of Silero VAD;
 with these convolutions in float it is 35."""
-CONSIDERED = ("MatMul", "Gemm", "LSTM", "GRU", "RNN", "Conv")
+CONSIDERED = ("MatMul", "Gemm", "LSTM", "GRU", "RNN", "Conv", "Gather")
 
 
 class Dynamic:
     """Rewrites the nodes of a model; integer weights are made once for all nodes that share them."""
 
-    def __init__(self, draft: Draft, settings: Settings, summary: Summary) -> None:
-        self.draft, self.settings, self.summary = draft, settings, summary
+    def __init__(
+        self, draft: Draft, settings: Settings, summary: Summary, operators: Collection[str] = CONSIDERED
+    ) -> None:
+        """`operators` are looked at, others left as they are."""
+        self.draft, self.settings, self.summary, self.operators = draft, settings, summary, operators
         self.microsoft = False
 
     def run(self) -> None:
@@ -42,10 +45,12 @@ class Dynamic:
             self.draft.proto.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
     def _rewritten(self, node: NodeProto, scope: Scope) -> list[NodeProto] | None:
-        if is_table(node, scope) and not self.settings.kept(node):
+        if "Gather" in self.operators and is_table(node, scope) and not self.settings.kept(node):
             self.summary.count(node)
             return looked_up(node, scope)
-        if node.domain not in ("", "ai.onnx") or node.op_type not in CONSIDERED:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in self.operators:
+            return None
+        if node.op_type == "Gather":
             return None
         reason = "it is to be kept" if self.settings.kept(node) else self._refusal(node, scope)
         if reason is not None:

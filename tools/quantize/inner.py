@@ -28,7 +28,8 @@ Rewrite = Callable[[NodeProto, Scope], "list[NodeProto] | None"]
 
 def rewrite_graphs(draft: Draft, rewrite: Rewrite) -> None:
     """Rewrites the nodes of all graphs of a model."""
-    draft.open_inner()
+    if not draft.inner:
+        draft.open_inner()
     for graph in draft.graphs():
         scope, nodes = Scope(graph), list[NodeProto]()
         for node in graph.graph.node:

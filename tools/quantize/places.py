@@ -103,6 +103,8 @@ def anchors_of(
     for node in draft.graph.node:
         if node.domain not in ("", "ai.onnx") or node.op_type not in (*ANCHORS, *WITHOUT):
             continue
+        if node.op_type == "LSTM" and settings.dynamic:
+            continue
         reason = "it is to be kept" if settings.kept(node) else WITHOUT.get(node.op_type)
         reason = reason or refused.get(node.name) or refusal(node, draft, types)
         if reason is None:
