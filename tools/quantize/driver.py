@@ -38,8 +38,8 @@ def quantize(
     `data` is what the model is calibrated on: a file (.npz with arrays by the inputs' names, .npy), a folder of such
     files, "module:function", or a dict of arrays or an iterable of such dicts; a first axis that an input does not have
     is one of samples. It is needed unless `dynamic=True` or `weights_only="int4"` or "int8" is among the settings; the
-    others are those of `tools.quantize.settings.Settings`. With data and `dynamic=True` all is calibrated but LSTM, whose
-    ranges are only known at run time.
+    others are those of `tools.quantize.settings.Settings`. With data and `dynamic=True` all is calibrated but LSTM,
+    whose ranges are only known at run time.
     Raises QuantizationError, an OnnxcError, for data that does not suit the model, and a model in which there is
     nothing to quantise; ModelError where it cannot be read.
     """
