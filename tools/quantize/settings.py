@@ -36,8 +36,8 @@ class Settings:
     Runtime computes no others with integers.
     `weights_only` ("int4", "int8") quantises nothing but weights, 4-bit ones in blocks of `block` along the sums;
     `dynamic` finds the ranges of activations at run time, with calibration data only those of LSTM. `keep` are patterns
-    of nodes' names or operators that stay in float. `samples` limits the samples that are used, chosen by `seed` where their number is known; `batch` is how many
-    run at once (None: as many as take some 256 MB).
+    of nodes' names or operators that stay in float. `samples` limits the samples that are used, chosen by `seed` where
+    their number is known; `batch` is how many run at once (None: as many as take some 256 MB).
     """
 
     method: str = "mse"
