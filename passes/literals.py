@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -127,8 +128,8 @@ class Literals:
         """The tables, when all kernels are finished."""
         for dtype, rows in self.rows.items():
             if rows:
-                array = np.array(rows, dtype.numpy)
-                yield Memory(f"{MARK}{NAMES[dtype]}", dtype, array.size, "constant"), lambda array=array: array
+                make = partial(np.array, rows, dtype.numpy)
+                yield Memory(f"{MARK}{NAMES[dtype]}", dtype, len(rows), "constant"), make
 
 
 def body_of(node: Node) -> tuple[Node, ...]:

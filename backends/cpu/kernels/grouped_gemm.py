@@ -131,11 +131,12 @@ class GroupedGemm(_Gemm):
         element = s.load(source, offset)
         statements: list[Statement] = [Store(copy, at, self._bits(element, 0))]
         for place, (name, extent) in reversed(list(enumerate(loops))):
-            statements = [For(name, extent, tuple(statements), *(["vector"] if place == len(loops) - 1 else []))]
+            kind = "vector" if place == len(loops) - 1 else "serial"
+            statements = [For(name, extent, tuple(statements), kind)]
         if not divisible(self.dot.group, [depth]):
             missing = groups * self.dot.group - depth
-            place = depth + k.index_symbol("missing", missing)
-            statements.append(For("missing", missing, (Store(copy, place, s.const(0, copy.dtype)),)))
+            beyond = depth + k.index_symbol("missing", missing)
+            statements.append(For("missing", missing, (Store(copy, beyond, s.const(0, copy.dtype)),)))
         task = k.index_symbol("task", tasks)
         body: tuple[Statement, ...] = (
             Let("batch", task // self.rows),
