@@ -121,6 +121,13 @@ def test_bodies_become_integers(text: str) -> None:
         assert decibels(truth, other) > 25 and decibels(other, own) > 40
 
 
+def test_a_body_that_is_quantised_already_is_refused() -> None:
+    inputs = {"x": normal(2, 8), "extra": normal(2, 8), "count": np.array(2)}
+    model = onnxc.quantize(steps(LOOP), inputs)
+    with pytest.raises(QuantizationError, match="quantised already"):
+        onnxc.quantize(model, inputs)
+
+
 def test_ranges_are_those_of_all_iterations() -> None:
     """A state that doubles each time is 16 times as large in the end."""
     text = """grow (float[2, 4] x) => (float[2, 4] y) {

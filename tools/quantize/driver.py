@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto, NodeProto
 
+from ...compiler.nodes import graphs_in
 from ..check.inputs import ports_of
 from .calibrate import calibrate
 from .data import Data, Samples
@@ -61,7 +63,7 @@ def quantised_draft(
     halves = HALF_SCALES if settings.weights_only else None
     draft, summary = Draft(model, OPSETS[settings.kind], settings.folder, halves), Summary(settings.kind)
     summary.widened, summary.bytes_before = draft.widened, draft.original_size
-    stored = next((node for node in draft.graph.node if node.op_type in STORED), None)
+    stored = next((node for node in _nodes(draft.graph) if node.op_type in STORED), None)
     if stored is not None:
         raise QuantizationError(
             f'the model is quantised already: node "{stored.name}" is a {stored.op_type}; give the float model'
@@ -79,6 +81,14 @@ def quantised_draft(
     draft.clean()
     summary.bytes_after = draft.size()
     return draft, summary
+
+
+def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """The nodes of a graph and of those inside it."""
+    for node in graph.node:
+        yield node
+        for inner in graphs_in(node):
+            yield from _nodes(inner)
 
 
 def _static(draft: Draft, data: Data, settings: Settings, summary: Summary) -> None:
