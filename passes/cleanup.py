@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from ..ir.graph import Attribute, Constant, Graph, Node, Value, unite
 from .fold import RANDOM
 from .pipeline import Pass, register
@@ -77,7 +75,7 @@ def node_key(node: Node, local: Mapping[Value, int]) -> Hashable:
     if node.op == "Constant":
         handle = node.attributes["value"]
         assert isinstance(handle, Constant)
-        return "Constant", array_key(handle.array)
+        return "Constant", handle_key(handle)
     inputs = tuple(None if value is None else local.get(value, value.name) for value in node.inputs)
     attributes = tuple(sorted((name, attribute_key(value)) for name, value in node.attributes.items()))
     regions = tuple(sorted((name, region_key(region, local)) for name, region in node.regions.items()))
@@ -100,17 +98,18 @@ def region_key(region: Graph, local: Mapping[Value, int]) -> str:
 def attribute_key(attribute: Attribute) -> str:
     """An attribute as text that equal ones share, and only they: 1, 1.0 and True differ, so do 0.0 and -0.0."""
     if isinstance(attribute, Constant):
-        return repr(array_key(attribute.array))
+        return repr(handle_key(attribute))
     if isinstance(attribute, tuple):
         return f"({', '.join(map(attribute_key, attribute))})"
     return f"{attribute.__class__.__name__} {attribute!r}"
 
 
-def array_key(array: np.ndarray) -> Hashable:
-    """Equal for equal content; large arrays are equal to themselves only."""
+def handle_key(handle: Constant) -> Hashable:
+    """Equal for arrays of equal content; large ones are equal to themselves only. A handle keeps its digest."""
+    array = handle.array
     if array.nbytes > DIGEST_LIMIT:
         return array.__array_interface__["data"], str(array.dtype), array.shape, array.strides
-    return Constant("", array).digest
+    return handle.digest
 
 
 # Dead code.
