@@ -325,6 +325,7 @@ def test_command(pairs: onnx.ModelProto, tmp_path: Path) -> None:
     assert first["clipped"] > 0.1
     made_up = CliRunner().invoke(cli.cli, [*arguments, "--seeds", "2", "--json"])
     assert json.loads(made_up.output)["samples"] == 2
+    assert "made up" in CliRunner().invoke(cli.cli, arguments).output and "made up" not in shown.output
 
 
 def test_refusals(pairs: onnx.ModelProto, tmp_path: Path) -> None:

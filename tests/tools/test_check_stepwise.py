@@ -13,6 +13,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from onnxc.compiler.options import Options
 from onnxc.ir.errors import UnsupportedError
+from onnxc.tools.check.measured import Reference
 from onnxc.tools.check.stepwise import Step, Stepwise
 from onnxc.tools.check.subject import subject_of
 from onnxc.tools.check.windows import factors
@@ -104,3 +105,18 @@ def test_what_cannot_be_run_is_told_with_its_shapes() -> None:
     steps, nodes = stepwise(model)
     with pytest.raises(UnsupportedError, match=r"\(Conv\) cannot be run on operands of shapes .*: .*see --input"):
         values(steps, nodes, {"x": np.ones((1, 1, 3), np.float64)})
+
+
+def test_axes_that_were_alike_need_not_stay_so() -> None:
+    """Code for open sizes takes two axes for one that were alike for both sizes seen before."""
+    steps, nodes = stepwise(model_of_text("plain (float[n, m] x) => (float[n, m] y) { y = Neg (x) }"))
+    for shape in ((4, 4), (6, 6), (6, 9), (5, 7), (8, 8)):
+        x = np.random.default_rng(0).standard_normal(shape, np.float32)
+        np.testing.assert_array_equal(values(steps, nodes, {"x": x})["y"], -x)
+    ((first, square, both),) = steps.made.values()
+    assert first.fits(((4, 4),)) and square.fits(((8, 8),)) and not square.fits(((5, 7),)) and both.fits(((5, 7),))
+
+
+def test_numbers_without_axes() -> None:
+    found = Reference.of(np.array(2.0, np.float32), None)
+    assert found.signal == 4 and found.noise(np.array(1.5, np.float32)) == 0.25

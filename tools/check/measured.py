@@ -99,7 +99,7 @@ def _squares(array: NDArray[np.float64], axis: int | None, kept: NDArray[np.bool
     if kept is not None:
         array = np.where(kept, array, 0.0)
     axes = tuple(i for i in range(array.ndim) if axis is None or i != axis % array.ndim)
-    return np.asarray(np.sum(np.square(array, out=array), axes)).reshape(-1)
+    return np.asarray(np.sum(np.square(array), axes)).reshape(-1)
 
 
 @dataclass

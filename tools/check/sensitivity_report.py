@@ -17,12 +17,14 @@ NAMED, WIDTH = 8, 36
 
 @dataclass(frozen=True)
 class SensitivityReport:
-    """What was measured of a model beside its baseline. `least` is the ratio in dB that every output must have."""
+    """What was measured of a model beside its baseline. `least` is the ratio in dB that every output must have;
+    `made_up` tells that nobody gave inputs."""
 
     model: str
     baseline: str
     found: Sensitivities
     least: float | None = None
+    made_up: bool = False
 
     @property
     def good(self) -> bool:
@@ -99,6 +101,8 @@ def lines(report: SensitivityReport) -> Iterator[Any]:
     if found.unknown:
         more = f" and {len(found.unknown) - NAMED} more" if len(found.unknown) > NAMED else ""
         yield f"not found in the float model: {', '.join(found.unknown[:NAMED])}{more}"
+    if report.made_up:
+        yield "inputs were made up, and may lie outside the ranges of real ones: --data takes samples"
     yield ""
     for name, power in found.outputs.items():
         enough = report.least is None or power.plain >= report.least

@@ -8,10 +8,10 @@ looked at; a model compiled whole, with all its values as outputs, takes minutes
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -68,25 +68,34 @@ class Step:
 
     @cached_property
     def text(self) -> bytes:
-        return self.kind.SerializeToString(deterministic=True)
+        return bytes(self.kind.SerializeToString(deterministic=True))
 
 
 PRODUCT = Step(helper.make_node("MatMul", ["filters", "columns"], ["sums"]))
 
 
+Sizes: TypeAlias = tuple[tuple[int | str, ...], ...]
+
+
 @dataclass
 class _Code:
-    """Code for the nodes of a kind whose operands have these sizes, None where they may have any."""
+    """Code for the nodes of a kind whose operands have these sizes; names stand for any, the same one each time."""
 
-    sizes: tuple[tuple[int | None, ...], ...]
+    sizes: Sizes
     run: Callable[[Mapping[str, Any]], Sequence[Any]]
     constants: Mapping[str, Any]
 
-    def fits(self, shapes: Sequence[Sequence[int]]) -> bool:
-        return len(shapes) == len(self.sizes) and all(
-            len(own) == len(shape) and all(a is None or a == b for a, b in zip(own, shape, strict=True))
-            for own, shape in zip(self.sizes, shapes, strict=True)
+    def fits(self, shapes: Sizes) -> bool:
+        found: dict[int | str, int | str] = {}
+        return [len(own) for own in self.sizes] == [len(shape) for shape in shapes] and all(
+            a == b if isinstance(a, int) else found.setdefault(a, b) == b for a, b in _axes(self.sizes, shapes)
         )
+
+
+def _axes(sizes: Sizes, others: Sizes) -> Iterator[tuple[int | str, int | str]]:
+    """Both sizes of each axis."""
+    for own, other in zip(sizes, others, strict=True):
+        yield from zip(own, other, strict=True)
 
 
 @dataclass
@@ -137,7 +146,7 @@ class Stepwise:
         }  # fmt: skip
         told = [(name, array.tobytes() if array.size <= SMALL else id(array)) for name, array in fixed.items()]
         key = step.text, tuple(told), tuple((name, _type(array)) for name, array in arrays.items())
-        shapes = [np.shape(array) for name, array in arrays.items() if name not in fixed]
+        shapes = tuple(np.shape(array) for name, array in arrays.items() if name not in fixed)
         codes = self.made.setdefault(key, [])
         code = next((code for code in codes if code.fits(shapes)), None)
         if code is None:
@@ -146,15 +155,16 @@ class Stepwise:
         return code.run(arrays)
 
     def _code(
-        self, step: Step, arrays: Mapping[str, Any], fixed: Mapping[str, Any], shapes: Sequence[tuple[int, ...]],
-        before: _Code | None,
-    ) -> _Code:  # fmt: skip
+        self, step: Step, arrays: Mapping[str, Any], fixed: Mapping[str, Any], exact: Sizes, before: _Code | None
+    ) -> _Code:
         """Code for these shapes; where there is some for others, code that leaves open what differs."""
-        exact = tuple(tuple(shape) for shape in shapes)
-        if before is not None and [len(sizes) for sizes in before.sizes] == [len(shape) for shape in shapes]:
+        if before is not None and [len(sizes) for sizes in before.sizes] == [len(shape) for shape in exact]:
+            names: dict[tuple[int | str, int | str], int | str] = {}
+            for a, b in _axes(before.sizes, exact):  # axes that were alike both times share a name
+                names.setdefault((a, b), a if a == b else f"size{len(names)}")
             sizes = tuple(
-                tuple(a if a == b else None for a, b in zip(own, shape, strict=True))
-                for own, shape in zip(before.sizes, shapes, strict=True)
+                tuple(names[pair] for pair in zip(own, shape, strict=True))
+                for own, shape in zip(before.sizes, exact, strict=True)
             )
             try:
                 return _Code(sizes, self._compiled(step, arrays, fixed, sizes), fixed)
@@ -179,15 +189,15 @@ class Stepwise:
             return _Code(exact, run, fixed)
 
     def _compiled(
-        self, step: Step, arrays: Mapping[str, Any], fixed: Mapping[str, Any], sizes: tuple[tuple[int | None, ...], ...]
+        self, step: Step, arrays: Mapping[str, Any], fixed: Mapping[str, Any], sizes: Sizes
     ) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
         outputs = list(filter(None, step.kind.output))
         model = replace(self.subject, constants=fixed).model([step.kind], arrays, outputs)
         open_ = dict(zip((name for name in arrays if name not in fixed), sizes, strict=True))
         for value in model.graph.input:
             for axis, size in enumerate(open_.get(value.name, ())):
-                if size is None:  # axes that are alike now share a symbol
-                    value.type.tensor_type.shape.dim[axis].dim_param = f"size{np.shape(arrays[value.name])[axis]}"
+                if isinstance(size, str):
+                    value.type.tensor_type.shape.dim[axis].dim_param = size
         code = compile_model(model, self.options)
         taken = [port.name for port in code.inputs]
         return lambda feeds: list(code.run({name: feeds[name] for name in taken}).values())

@@ -146,7 +146,7 @@ def compare(
         tell("pairing")
         comparison = Comparison(request.path, baseline, options)
         found = comparison.run(samples_of(baseline, data, inputs, options, min(seeds, samples), samples), tell)
-    report = SensitivityReport(request.path, baseline, found, least)
+    report = SensitivityReport(request.path, baseline, found, least, made_up=data is None and not inputs)
     return shown(report.good, report.record, lines(report), as_json)
 
 
