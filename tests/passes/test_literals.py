@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnxc import Target
+from onnxc.backends.cpu.build import Building, build
 from onnxc.compiler.driver import graph_of, program_of
 from onnxc.compiler.options import Options, target_of
 from onnxc.ir import scalars as s
@@ -135,6 +137,26 @@ def test_what_differs_is_read_from_a_table() -> None:
 def test_numbers_that_make_code_simpler_stay_in_it(odd: Layer) -> None:
     usual = len(lowered(chain("softmax", ASYMMETRIC)).kernels)
     assert len(lowered(chain("softmax", [*ASYMMETRIC[:2], odd, *ASYMMETRIC[2:]])).kernels) > usual
+
+
+def test_kernels_are_compiled_as_they_come() -> None:
+    """One that the finished program has no more, or another one of the name, is left out."""
+    model, target = chain("product", ASYMMETRIC), Target.host()
+    told: list[str] = []
+    with Building(target) as building:
+
+        def tell(name: str, kernel: Kernel) -> None:
+            told.append(name)
+            building.add(name, kernel)
+
+        program = program_of(graph_of(model, Options()), target, tell=tell)
+        found = building.finish(program)
+    assert told == list(program.kernels)
+    assert found.objects == build(program, target).objects
+    with Building(target) as building:
+        for name, kernel in program.kernels.items():
+            building.add(f"old_{name}", kernel)
+        assert building.finish(program).objects == found.objects
 
 
 def test_one_layer_keeps_its_numbers() -> None:
