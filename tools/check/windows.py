@@ -28,7 +28,7 @@ def factors(node: NodeProto, x: Array, w: Array) -> tuple[Array, Array, tuple[in
     reach = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
     before, after = _pads(attributes, x.shape[2:], reach, strides)
     padded = np.pad(x, [(0, 0), (0, 0), *zip(before, after, strict=True)])
-    windows: Array = np.lib.stride_tricks.sliding_window_view(padded, reach, tuple(range(2, x.ndim)))  # type: ignore[call-overload]
+    windows: Array = np.lib.stride_tricks.sliding_window_view(padded, reach, tuple(range(2, x.ndim)))
     steps = [slice(None, None, step) for step in (*strides, *dilations)]
     windows = windows[(slice(None), slice(None), *steps)]
     if windows.size * windows.itemsize > LARGEST:
