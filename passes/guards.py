@@ -8,6 +8,7 @@ from dataclasses import replace
 from ..ir import scalars as s
 from ..ir.dims import Opaque, Sum, atoms
 from ..ir.dtypes import BOOL
+from ..ir.intrinsics import LOOKUP
 from ..ir.scalars import Scalar
 
 
@@ -119,9 +120,20 @@ class _Guard(s.Rewriter):
         else:
             none = s.widen(s.const(False, BOOL), guard.lanes)
             guard = s.Shuffle(BOOL, count, guard, none, tuple(place.get(lane, guard.lanes) for lane in range(count)))
-        return _Guard(
-            guard, {digest: owner for digest, owner in self._owners.items() if owner is not self}, self._selects
-        )
+        return self._instead(guard)
+
+    def _instead(self, guard: Scalar) -> _Guard:
+        """A rewriter under another guard than this one's, for what this one owns too."""
+        owners = {digest: owner for digest, owner in self._owners.items() if owner is not self}
+        return _Guard(guard, owners, self._selects)
+
+    def _look_up(self, call: s.Call) -> Scalar:
+        """A look-up's guard is that of its bytes; each may ask for any element of the tables: they are read whole."""
+        assert self._guard is not None
+        guard = self._guard.operand if isinstance(self._guard, s.Broadcast) else self._guard
+        whole = self._instead(s.Horizontal(BOOL, 1, "or", guard) if guard.lanes > 1 else guard)
+        numbers, *tables = call.arguments
+        return replace(call, arguments=(self(numbers), *map(whole, tables)))
 
     def rebuild(self, scalar: Scalar) -> Scalar:
         if isinstance(scalar, s.Select):
@@ -131,6 +143,8 @@ class _Guard(s.Rewriter):
         if isinstance(scalar, s.Shuffle) and self._guard is not None and self._guard.lanes > 1:
             left, right = self._before(scalar, 0), self._before(scalar, scalar.left.lanes)
             return replace(scalar, left=left(scalar.left), right=right(scalar.right))
+        if isinstance(scalar, s.Call) and scalar.name == LOOKUP and self._guard is not None:
+            return self._look_up(scalar)
         if not isinstance(scalar, s.Load):
             return super().rebuild(scalar)
         predicate = None if scalar.predicate is None else self(scalar.predicate)
