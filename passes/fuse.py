@@ -199,7 +199,8 @@ class _Fusion:
                 continue
             if operator.movement and not source.affine:
                 continue
-            if not operator.movement and (access.kind == "heavy" or not self._is_repeated(node, source)):
+            taken = self._is_repeated(node, source) or (access.kind == "window" and self._widens(node, source))
+            if not operator.movement and (access.kind == "heavy" or not taken):
                 continue
             if len(self.group_of[producer].members) > 1 or not node.operands:
                 continue

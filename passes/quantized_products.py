@@ -22,6 +22,8 @@ from .quantized_values import Quantized, QuantizedRewriter, byte_type, is_real, 
 
 MOST_ONES = 25
 """Elements of a window from which on the average of bytes is no convolution: that has schedules for small windows."""
+MOST_TIES = 1 / 2000
+"""The share of sums that may lie between two steps of what they are quantized to."""
 
 
 class Unfit(Exception):
@@ -215,6 +217,8 @@ def _average(sweep: Products, node: Node) -> None:
             places = first[:, None] + np.arange(extents[axis]) * windows.dilations[axis]
             inside = np.count_nonzero((places >= 0) & (places < extent), axis=1)
             counts = counts[..., None] * inside.astype(np.float32)
+    if _has_ties(sweep, node, x, counts):
+        raise Unfit("averages often lie between two steps of its result, and which is taken the order of sums decides")
     origin, stem = node.origin, node.output.name
     ones = sweep.constant(np.ones((channels, 1, *extents), np.int8), f"{stem}.ones", origin)
     image, zero = sweep.as_bytes(x, origin)
@@ -224,6 +228,23 @@ def _average(sweep: Products, node: Node) -> None:
     )  # fmt: skip
     shares = sweep.constant(np.float32(1) / counts, f"{stem}.share", origin)
     sweep.finished(node, total, sweep.product(shares, sweep.scalar_of(x.scale, origin), origin), None, 1, origin)
+
+
+def _has_ties(sweep: Products, node: Node, x: Quantized, counts: np.ndarray) -> bool:
+    """Whether a QuantizeLinear of averages of bytes finds many of them halfway between two steps, as it does where the
+    scale stays the same: what rounding makes of the definition's sums of reals is then seen."""
+    own = sweep.array(x.scale)
+    for user in sweep.graph.users.get(node.output, ()):
+        scale = sweep.array(user.inputs[1]) if user.op == "QuantizeLinear" else None
+        if scale is None or own is None or scale.size != 1:
+            continue
+        for count in np.unique(counts):
+            sums = np.arange(int(count) * 255 + 1) * (
+                float(own.reshape(-1)[0]) / (float(count) * float(scale.reshape(-1)[0]))
+            )
+            if np.mean(np.abs(sums % 1 - 0.5) < 1e-4) > MOST_TIES:
+                return True
+    return False
 
 
 def _other(sweep: Products, node: Node) -> None:
