@@ -1,5 +1,5 @@
 """An AveragePool whose result has the scale of its image: a quarter of the averages lie halfway between two steps, and
-what the definition's sums of reals are rounded to decides. As exact sums of integers 5 % of the bytes were other ones."""
+what the definition rounds its sums of reals to decides. As exact sums of integers 5 % of the bytes were others."""
 
 from __future__ import annotations
 
