@@ -46,8 +46,9 @@ class _Sweep(Rewriter):
         if (window is not None and shown is None) or stride is None or signal.shape[2:] not in ((), (1,)):
             return False
         length = shown.size if shown is not None else points
-        if length is None or not 2 <= length <= LONGEST:
-            return False
+        given = node.attributes.get("frame_length") or (len(node.inputs) > 3 and node.inputs[3])
+        if length is None or not 2 <= length <= LONGEST or (given and points != length):
+            return False  # a length that only the run tells is the size of an axis, too
         matrix = frequencies(length, bool(node.attributes.get("onesided", 1)))
         if shown is not None:
             matrix = matrix * shown.astype(np.float64).reshape(-1)

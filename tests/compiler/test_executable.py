@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import onnxc
 import pytest
-from onnxc.backends.cpu import build, objects
+from onnxc.backends.cpu import objects
 from onnxc.compiler import executable as executable_module
 from small_models import Array, image, model_of_text, small_cnn
 
@@ -175,8 +175,7 @@ def test_many_sizes_cost_neither_memory_nor_compiling(cnn: onnxc.Executable, mon
     def refuse(*arguments: Any, **named: Any) -> Any:
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr(objects, "compile_objects", refuse)
-    monkeypatch.setattr(build, "compile_objects", refuse)
+    monkeypatch.setattr(objects.Compilation, "__init__", refuse)
     expected = cnn(image(1, 3, 16, 16))
     cnn(np.zeros((200, 3, 16, 16), np.float32))
     before = resident_bytes()

@@ -7,6 +7,7 @@ import onnxc
 import pytest
 from onnx import helper, numpy_helper
 from pass_checks import parsed, transformed
+from single_node import model_of
 
 RANDOM = np.random.default_rng(0)
 
@@ -47,6 +48,18 @@ def test_a_constant_signal_has_a_phase() -> None:
     (found,) = model(20, 5, 1, window, True).run({"x": np.full((1, 90), -0.04061246, np.float32)}).values()
     assert found.any(-1).all()
     np.testing.assert_allclose(found[0, 0, 2:], 0, atol=1e-6)
+
+
+def test_a_length_that_only_the_run_tells() -> None:
+    """It must be the window's, which is known, and is the size of an axis by its own name."""
+    window, x = np.hanning(7).astype(np.float32), RANDOM.standard_normal((3, 20, 1)).astype(np.float32)
+    inputs = {"x": x, "length": np.array(7)}
+    node = helper.make_node("STFT", ["x", "step", "window", "length"], ["y"], onesided=1)
+    found = model_of([node], inputs, {"step": np.array(4), "window": window}, ["y"])
+    (result,) = onnxc.compile(found).run(inputs).values()
+    cut = np.lib.stride_tricks.sliding_window_view(x[..., 0], 7, 1)[:, ::4] * window
+    wanted = np.fft.rfft(cut)
+    np.testing.assert_allclose(result, np.stack((wanted.real, wanted.imag), -1), atol=1e-5)
 
 
 GRAPH = """

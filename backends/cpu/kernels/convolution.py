@@ -53,14 +53,15 @@ class Convolution:
         return self.dtype if self.dot is None else self.dot.sums
 
 
-def find_convolution(region: Region) -> Convolution | None:
-    """The region's anchor as a convolution over one or two spatial axes with constant weights; None where it is not."""
+def find_convolution(region: Region, turns: bool = True) -> Convolution | None:
+    """The region's anchor as a convolution over one or two spatial axes with constant weights; None where it is not. An
+    image of one column becomes one of one row, if it `turns`."""
 
     def find(region: Region) -> list[convolution.Convolution] | None:
         found = convolution.find_convolution(region)
         return None if found is None else [found]
 
-    found = channels_last(region, find)
+    found = channels_last(region, find, turns=turns)
     return None if found is None else found[0]
 
 
@@ -73,6 +74,7 @@ def channels_last(
     region: Region,
     find: Callable[[Region], Sequence[convolution.Convolution] | None],
     dtypes: Sequence[DType] = (F32, F64),
+    turns: bool = True,
 ) -> list[Convolution] | None:
     """What `find` makes of a channels-last region; None where sums are of another type, or weights are not known."""
     parts = find(region)
@@ -88,10 +90,10 @@ def channels_last(
         assert parts is not None
         image = affine(parts[0].image)
     assert image is not None
-    return [lifted(part, image, copies) for part in parts]
+    return [lifted(part, image, copies, turns) for part in parts]
 
 
-def lifted(found: convolution.Convolution, image: Affine, copies: Lowered) -> Convolution:
+def lifted(found: convolution.Convolution, image: Affine, copies: Lowered, turns: bool = True) -> Convolution:
     """A convolution over two axes, of which the first has one element where there is none: pixels that share registers
     follow one another along the second, which is why an image of one column becomes one of one row."""
     windows, weights, strides = found.windows, found.array, list(image.strides)
@@ -104,13 +106,18 @@ def lifted(found: convolution.Convolution, image: Affine, copies: Lowered) -> Co
         weights = weights[:, :, None, :]
         strides.insert(1, 0)
     fields = _fields(windows)
-    turned = not one_axis and tuple(field[1] for field in fields) == (
-        1,
-        1,
-        *(entry[1] for entry in fields[2:4]),
-        0,
-        0,
-        1,
+    turned = (
+        turns
+        and not one_axis
+        and tuple(field[1] for field in fields)
+        == (
+            1,
+            1,
+            *(entry[1] for entry in fields[2:4]),
+            0,
+            0,
+            1,
+        )
     )
     if turned:
         windows = Windows(*((second, first) for first, second in fields))  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ LANES = (4, 8, 16)
 def schedule(region: Region, target: Target) -> Lowered | None:
     """The kernel of a depthwise convolution of bf16 over an image of known width, where pairs are multiplied by one
     instruction; None for others."""
-    found = find_convolution(region)
+    found = find_convolution(region, turns=False)  # pairs are of neighbours in a column
     if found is None or found.channels != 1 or found.filters != 1 or PAIRS.name not in target.dot_products:
         return None
     if found.input.dtype != BF16 or found.dtype != F32 or found.windows.kernel[0] == 1:
