@@ -158,7 +158,7 @@ def run(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> list[np.ndarra
     return list(compile_model(model, Options(Target.host(), pipeline=PIPELINE)).run(inputs).values())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.one_of(products(), convolutions()))
 def test_any_zero_points(example: Example) -> None:
     """Run on a CPU, whose kernels the pass is not made for: it is right by itself."""
