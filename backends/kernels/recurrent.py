@@ -18,7 +18,7 @@ from ...ir.graph import Node
 from ...ir.loops import Let, Statement
 from ...ir.ops import REGISTRY
 from ...ir.scalars import Buffer, Scalar, const, load
-from ...ir.tensors import Tensor, buffer_tensor, compute, flat_offset
+from ...ir.tensors import Indices, Tensor, buffer_tensor, compute, flat_offset
 from ...passes.regions import Lowered, Region, anchor_tensor
 from .recurrent_cells import Cells, Unit
 
@@ -59,31 +59,42 @@ class Layer(Cells):
             w = buffer_tensor("weights", self.dtype, w.shape)
             region = replace(region, inputs=(*region.inputs, w), constants={"weights": self.w.floats()})
         node = Node("Einsum", (), (), {"equation": "abi,dni->dabn"})
-        (products,) = REGISTRY[node.op]((x, w), node.attributes)
-        assert isinstance(products, Tensor)
-        shape = products.shape
-
-        def biased(sums: Tensor) -> list[Definition]:
-            def element(*i: Dim) -> Scalar:
-                total, bias = sums.at(i), self.input_bias(i[0], i[3])
-                return total if bias is None else total + bias
-
-            return [(self.projection, compute(shape, self.dtype, element, sums))]
-
-        part = replace(
-            region,
-            name=f"{region.name}_input",
-            outputs=tuple(biased(anchor_tensor(shape, products))),
-            anchor=node,
-            operands=(x, w),
-            anchor_output=products,
-            inline=lambda: biased(products),
-        )
+        part = self.input_region(region, node, (x, w), lambda total, _: total)
         found = schedule(part)
         assert found is not None
         if any("weights" in getattr(item, "arguments", ()) for item in found.calls):
             found = replace(found, packed={**found.packed, "weights": self.w.floats})
         return found
+
+    def input_region(
+        self,
+        region: Region,
+        node: Node,
+        operands: Sequence[Tensor | None],
+        real: Callable[[Scalar, Indices], Scalar],
+    ) -> Region:
+        """The part of a region that multiplies inputs by weights, [directions, *axes of the input, columns]: of a sum
+        and its indices `real` makes the product that it stands for, to which the biases are added."""
+        (products,) = REGISTRY[node.op](operands, node.attributes)
+        assert isinstance(products, Tensor)
+        shape = products.shape
+
+        def biased(sums: Tensor) -> list[Definition]:
+            def element(*i: Dim) -> Scalar:
+                total, bias = real(sums.at(i), i), self.input_bias(i[0], i[3])
+                return total if bias is None else total + bias
+
+            return [(self.projection, compute(shape, self.dtype, element, sums))]
+
+        return replace(
+            region,
+            name=f"{self.region.name}_input",
+            outputs=tuple(biased(anchor_tensor(shape, products))),
+            anchor=node,
+            operands=tuple(operands),
+            anchor_output=products,
+            inline=lambda: biased(products),
+        )
 
     def input_bias(self, direction: Dim, column: Dim) -> Scalar | None:
         """What is added to a product with the input: the biases, but for a GRU's that its reset gate multiplies."""

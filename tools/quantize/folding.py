@@ -3,6 +3,7 @@ normalisation, Gemm's factors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,20 @@ Array = NDArray[Any]
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
+def _followed(draft: GraphDraft) -> Iterator[tuple[NodeProto, NodeProto]]:
+    """The convolutions whose results one node alone reads, each with that node."""
+    readers, fixed = draft.readers(), draft.fixed()
+    for node in list(draft.graph.node):
+        following = readers.get(node.output[0], []) if node.output else []
+        if node.op_type in CONVOLUTIONS and not node.domain and node.output[0] not in fixed and len(following) == 1:
+            yield node, following[0]
+
+
 def fold_biases(draft: GraphDraft) -> None:
     """Adds constants for each channel to the biases of convolutions whose results nobody else reads."""
-    readers, fixed, gone = draft.readers(), draft.fixed(), set[str]()
+    gone = set[str]()
     nodes = list(draft.graph.node)
-    for node in nodes:
-        following = readers.get(node.output[0], []) if node.output else []
-        if node.op_type not in CONVOLUTIONS or node.domain or node.output[0] in fixed or len(following) != 1:
-            continue
-        add = following[0]
+    for node, add in _followed(draft):
         other = next((name for name in add.input if name != node.output[0]), "")
         if add.op_type != "Add" or add.domain or not (_is_conv(node, draft) and draft.is_float(other)):
             continue
@@ -61,13 +67,9 @@ def _by_filter(node: NodeProto, factor: Array, weights: Array) -> Array:
 def fold_batch_norms(draft: GraphDraft) -> int:
     """Multiplies BatchNormalization into the convolutions whose results nobody else reads (Jacob et al. 2018, 3.2); how
     many there were."""
-    readers, fixed, gone = draft.readers(), draft.fixed(), dict[str, str]()
+    gone = dict[str, str]()
     nodes = list(draft.graph.node)
-    for node in nodes:
-        following = readers.get(node.output[0], []) if node.output else []
-        if node.op_type not in CONVOLUTIONS or node.domain or node.output[0] in fixed or len(following) != 1:
-            continue
-        norm = following[0]
+    for node, norm in _followed(draft):
         if not (_is_conv(node, draft) and _is_norm(norm, node, draft)):
             continue
         scale, shift, mean, variance = (draft.array(name).astype(np.float64) for name in norm.input[1:5])

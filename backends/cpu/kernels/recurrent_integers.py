@@ -23,12 +23,11 @@ from ....ir.ops import REGISTRY
 from ....ir.ops.quantization import dynamic_scale, dynamic_zero, saturated
 from ....ir.scalars import Buffer, Scalar, const, load
 from ....ir.target import Target
-from ....ir.tensors import Tensor, buffer_tensor, compute, flat_offset, view
+from ....ir.tensors import Indices, Tensor, buffer_tensor, flat_offset, view
 from ....passes.generic import generic
 from ....passes.nests import build_nests
-from ....passes.regions import Lowered, Region, anchor_tensor
+from ....passes.regions import Lowered, Region
 from ...kernels.calls import call, operand, present
-from ...kernels.recurrent import Definition
 from ...kernels.recurrent_cells import Unit
 from ..dot_products import DOTS, Dot
 from . import integer_gemm
@@ -132,30 +131,14 @@ class IntegerWalk(Walk):
 
         weights = view(w, (directions, 1, depth, columns), lambda *i: (i[0], i[2], i[3]))
         operands = x, weights, zero, None if w_zero is None else spread(w_zero)
-        node = Node("MatMulInteger", (), (), {})
-        (products,) = REGISTRY[node.op](operands, node.attributes)
-        assert isinstance(products, Tensor)
-        shape, scales = products.shape, spread(w_scale)
+        scales = spread(w_scale)
 
-        def finished(sums: Tensor) -> list[Definition]:
-            def element(*i: Dim) -> Scalar:
-                column = (i[0], 0, 0, i[3] if scales.shape[3] != 1 else 0)
-                total = s.cast(sums.at(i), F32) * (scale.at(()) * scales.at(column))
-                bias = self.input_bias(i[0], i[3])
-                return total if bias is None else total + bias
+        def real(total: Scalar, i: Indices) -> Scalar:
+            column = (i[0], 0, 0, i[3] if scales.shape[3] != 1 else 0)
+            return s.cast(total, F32) * (scale.at(()) * scales.at(column))
 
-            return [(self.projection, compute(shape, F32, element, sums))]
-
-        part = replace(
-            region,
-            name=f"{region.name}_input",
-            inputs=(*region.inputs, x, scale, zero),
-            outputs=tuple(finished(anchor_tensor(shape, products))),
-            anchor=node,
-            operands=operands,
-            anchor_output=products,
-            inline=lambda: finished(products),
-        )
+        given = replace(region, inputs=(*region.inputs, x, scale, zero))
+        part = self.input_region(given, Node("MatMulInteger", (), (), {}), operands, real)
         found = integer_gemm.schedule(part, self.target) or generic(part, self.target)
         assert found is not None
         return replace(found, calls=(first, *found.calls), workspaces=(*quantized, *found.workspaces))

@@ -19,16 +19,14 @@ from ....ir.dtypes import F32, I32, U8, DType, of_numpy
 from ....ir.graph import Node
 from ....ir.intrinsics import WARP
 from ....ir.loops import Define, For, Let, Statement, Store
-from ....ir.ops import REGISTRY
 from ....ir.ops.quantization import dynamic_scale, dynamic_zero, saturated
 from ....ir.ops.reduction import reduce_max, reduce_min
 from ....ir.scalars import Buffer, Scalar, const, load
 from ....ir.target import Target
-from ....ir.tensors import Tensor, buffer_tensor, compute, elementwise, flat_offset, view
-from ....passes.regions import Lowered, Region, anchor_tensor
+from ....ir.tensors import Indices, Tensor, buffer_tensor, elementwise, flat_offset, view
+from ....passes.regions import Lowered, Region
 from ....passes.threads import THREAD, warp_reduction
 from ...kernels.operands import joined
-from ...kernels.recurrent import Definition
 from ...kernels.recurrent_cells import Unit
 from . import gemm, general
 from .groups import where
@@ -75,32 +73,18 @@ class IntegerLayer(GpuLayer):
         }
         tensors = [buffer_tensor(name, dtype, held.shape) for name, (dtype, held) in constants.items()]
         turned = view(tensors[0], (directions, 1, depth, columns), lambda d, _, i, n: (d, n, i))
-        node = Node("MatMulInteger", (), (), {})
-        (sums,) = REGISTRY[node.op]((x, turned), node.attributes)
-        assert isinstance(sums, Tensor)
-        shape = sums.shape
 
-        def finished(sums: Tensor) -> list[Definition]:
-            def element(*i: Dim) -> Scalar:
-                own = (i[0], i[3])
-                total = sums.at(i) - s.cast(zero.at(()), I32) * tensors[1].at(own)
-                real = s.cast(total, F32) * (scale.at(()) * tensors[2].at(own))
-                bias = self.input_bias(*own)
-                return real if bias is None else real + bias
+        def real(total: Scalar, i: Indices) -> Scalar:
+            own = (i[0], i[3])
+            total = total - s.cast(zero.at(()), I32) * tensors[1].at(own)
+            return s.cast(total, F32) * (scale.at(()) * tensors[2].at(own))
 
-            return [(self.projection, compute(shape, F32, element, sums))]
-
-        part = replace(
+        region = replace(
             self.region,
-            name=f"{self.region.name}_input",
             inputs=(*self.region.inputs, x, scale, zero, *tensors),
             constants={"input_weights": array},
-            outputs=tuple(finished(anchor_tensor(shape, sums))),
-            anchor=node,
-            operands=(x, turned),
-            anchor_output=sums,
-            inline=lambda: finished(sums),
         )
+        part = self.input_region(region, Node("MatMulInteger", (), (), {}), (x, turned), real)
         found = products(part)
         assert found is not None
         used = {name for call in found.kernel_calls for name in call.arguments}
